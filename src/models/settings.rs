@@ -1,0 +1,105 @@
+//! Settings of the store and of one model: the server's sections, and what a model's own `model.toml` overrides.
+
+use crate::runtime::{DeviceSettings, DeviceType, OptimizationLevel};
+use serde::Deserialize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// `[store]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StoreSettings {
+    pub models_dir: PathBuf,
+    /// Whether models are loaded when the server starts and on their first request.
+    pub autoload: bool,
+    /// How often the folder is read again; `None` = only when asked.
+    pub poll_interval: Option<Duration>,
+    /// Largest graph file, external data not counted, in bytes.
+    pub max_model_bytes: u64,
+}
+
+/// `[device] [optimization] [batch] [performance]` in force for one model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelSettings {
+    pub device: DeviceSettings,
+    pub optimization_level: OptimizationLevel,
+    /// Loaded copies; `None` = chosen for the machine.
+    pub instances: Option<usize>,
+    /// Threads of one run; `None` = chosen for the machine.
+    pub intra_threads: Option<usize>,
+    /// Requests that may wait for an instance.
+    pub max_queue: usize,
+    /// Runs with made-up input before a version is ready.
+    pub warmup_iterations: usize,
+}
+
+impl Default for ModelSettings {
+    fn default() -> ModelSettings {
+        ModelSettings {
+            device: DeviceSettings::default(),
+            optimization_level: OptimizationLevel::Aggressive,
+            instances: None,
+            intra_threads: None,
+            max_queue: 256,
+            warmup_iterations: 1,
+        }
+    }
+}
+
+/// The sections that `ortus.toml` and `model.toml` share, as written: every key optional, unknown keys refused.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelOverrides {
+    pub device: DeviceOverrides,
+    pub optimization: OptimizationOverrides,
+    pub batch: BatchOverrides,
+    pub performance: PerformanceOverrides,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DeviceOverrides {
+    pub device_type: Option<DeviceType>,
+    pub device_index: Option<u32>,
+    pub allow_fallback: Option<bool>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OptimizationOverrides {
+    /// `false` is the same as the level `none`.
+    pub enable_optimization: Option<bool>,
+    pub optimization_level: Option<OptimizationLevel>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BatchOverrides {
+    pub instances: Option<usize>,
+    pub intra_threads: Option<usize>,
+    pub max_queue: Option<usize>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PerformanceOverrides {
+    pub warmup_iterations: Option<usize>,
+}
+
+impl ModelOverrides {
+    /// `base` with every key that is set here in its place.
+    pub fn apply(&self, base: &ModelSettings) -> ModelSettings {
+        let level = self.optimization.optimization_level.unwrap_or(base.optimization_level);
+        ModelSettings {
+            device: DeviceSettings {
+                device_type: self.device.device_type.unwrap_or(base.device.device_type),
+                device_index: self.device.device_index.unwrap_or(base.device.device_index),
+                allow_fallback: self.device.allow_fallback.unwrap_or(base.device.allow_fallback),
+            },
+            optimization_level: if self.optimization.enable_optimization == Some(false) { OptimizationLevel::None } else { level },
+            instances: self.batch.instances.or(base.instances),
+            intra_threads: self.batch.intra_threads.or(base.intra_threads),
+            max_queue: self.batch.max_queue.unwrap_or(base.max_queue),
+            warmup_iterations: self.performance.warmup_iterations.unwrap_or(base.warmup_iterations),
+        }
+    }
+}

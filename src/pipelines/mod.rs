@@ -1,0 +1,48 @@
+//! What a task does before and after the graph: typed input to tensors, tensors to a typed prediction.
+//!
+//! One folder for each kind of input. Knows no protocol, no store and no runtime: a [`Pipeline`] is made from the files
+//! beside the model (see [`detect`]) and the graph's declared inputs and outputs.
+
+pub mod detect;
+mod error;
+pub mod image;
+mod pool;
+mod prediction;
+mod settings;
+
+pub use detect::{Detected, detect};
+pub use error::PipelineError;
+pub use pool::Pool;
+pub use prediction::{ClassScore, Item, Parameters, Prediction};
+pub use settings::{ImageOverrides, LabelsSource, PipelineLimits, PipelineManifest};
+
+use crate::tensor::{Tensor, Value};
+
+/// Preprocessing and postprocessing of one model's task. Blocking and computing: runs on the [`Pool`] only.
+pub trait Pipeline: Send + Sync {
+    /// HuggingFace's name of the task, such as `image-classification`.
+    fn task(&self) -> &'static str;
+
+    /// The class names by index; empty where the task has none.
+    fn labels(&self) -> &[String] {
+        &[]
+    }
+
+    /// Items to the graph's inputs, dim 0 being the items in their order.
+    ///
+    /// # Errors
+    /// Names the index of the item that cannot be used and why.
+    fn preprocess(&self, items: &[Item], parameters: &Parameters) -> Result<Vec<(String, Tensor)>, PipelineError>;
+
+    /// The graph's outputs, by name, to one prediction for each item, in order.
+    ///
+    /// # Errors
+    /// Where the outputs are not what the task needs, or a parameter is wrong.
+    fn postprocess(&self, outputs: &[(String, Value)], items: usize, parameters: &Parameters) -> Result<Vec<Prediction>, PipelineError>;
+
+    /// Checks the parameters before any work is done.
+    ///
+    /// # Errors
+    /// Names the parameter, what it may be and what came.
+    fn check_parameters(&self, parameters: &Parameters) -> Result<(), PipelineError>;
+}

@@ -1,0 +1,61 @@
+//! What a model's manifest may say of its pipeline: the `[pipeline]` table of `model.toml`.
+
+use serde::Deserialize;
+
+/// `[pipeline]`: every key optional, each overriding what the files beside the model say.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PipelineManifest {
+    /// HuggingFace's name of the task, or `raw` for tensors as they are.
+    pub task: Option<String>,
+    /// The graph file to serve, relative to the version's folder.
+    pub file: Option<String>,
+    pub labels: Option<LabelsSource>,
+    /// Raw detection head, for `object-detection`.
+    pub decoder: Option<String>,
+    /// Record fields in the order of the input's columns.
+    pub columns: Option<Vec<String>>,
+    pub image: Option<ImageOverrides>,
+}
+
+/// A file with one label a line, or the labels themselves.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(untagged)]
+pub enum LabelsSource {
+    File(String),
+    List(Vec<String>),
+}
+
+/// `[pipeline.image]`: overrides of `preprocessor_config.json`.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageOverrides {
+    pub size: Option<SizeOverride>,
+    /// `exact`, `shortest_edge` or `letterbox`.
+    pub resize: Option<String>,
+    /// `nearest`, `bilinear`, `bicubic`, `lanczos`, `box` or `hamming`.
+    pub resample: Option<String>,
+    /// Side of the centre crop; none where absent.
+    pub crop_size: Option<SizeOverride>,
+    /// `RGB`, `BGR` or `L` (one grey channel).
+    pub channel_order: Option<String>,
+    pub rescale_factor: Option<f64>,
+    /// Grey value (0 to 255) that fills a letterbox.
+    pub pad_value: Option<u8>,
+    pub mean: Option<Vec<f64>>,
+    pub std: Option<Vec<f64>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SizeOverride {
+    pub height: u32,
+    pub width: u32,
+}
+
+/// Bounds on what a pipeline decodes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PipelineLimits {
+    /// Pixels of one picture, read from its header before decoding.
+    pub max_pixels: u64,
+}

@@ -1,0 +1,24 @@
+//! What can go wrong below: loading a library, loading a graph, running it.
+//!
+//! Texts are safe to show to a client: ONNX Runtime's own messages go through `onnx::clean_message` first.
+
+use std::path::PathBuf;
+
+#[derive(Debug, thiserror::Error)]
+pub enum RuntimeError {
+    #[error("{0}")]
+    Library(String),
+    /// The file is not a graph that can be run: the text says why.
+    #[error("{0}")]
+    Graph(String),
+    /// The device or execution provider that the settings ask for is not there.
+    #[error("{0}")]
+    Device(String),
+    /// The graph refused this input or failed on it.
+    #[error("{0}")]
+    Run(String),
+    #[error("the run was stopped")]
+    Interrupted,
+    #[error("the model file could not be read: {source}")]
+    Io { path: PathBuf, source: std::io::Error },
+}

@@ -1,0 +1,122 @@
+//! Who runs what: the only place that spawns tasks and threads, each with a name and an end.
+//!
+//! Everything started here is awaited or joined by [`Tasks::close`]. Endless work watches [`Tasks::stopping`].
+
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// The owner of all tasks and threads of the process. Clones are the same owner.
+#[derive(Clone, Default)]
+pub struct Tasks(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    tracker: TaskTracker,
+    stop: CancellationToken,
+    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+}
+
+impl Tasks {
+    pub fn new() -> Tasks {
+        Tasks::default()
+    }
+
+    /// Fires when the process has been asked to stop.
+    pub fn stopping(&self) -> &CancellationToken {
+        &self.0.stop
+    }
+
+    /// Asks everything that watches [`Tasks::stopping`] to end.
+    pub fn stop(&self) {
+        self.0.stop.cancel();
+    }
+
+    /// Runs `future` to its end in the background.
+    #[expect(clippy::disallowed_methods, reason = "the one place that spawns")]
+    pub fn spawn<T: Send + 'static>(&self, name: &'static str, future: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+        use tracing::Instrument;
+        tokio::spawn(self.0.tracker.track_future(future.instrument(tracing::debug_span!("task", name))))
+    }
+
+    /// Runs blocking or computing work off the async threads.
+    #[expect(clippy::disallowed_methods, reason = "the one place that spawns")]
+    pub fn spawn_blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+        let token = self.0.tracker.token();
+        tokio::task::spawn_blocking(move || {
+            let _token = token;
+            work()
+        })
+    }
+
+    /// Starts a named thread that lives until `work` returns.
+    ///
+    /// # Errors
+    /// Where the system has no thread left.
+    #[expect(clippy::disallowed_methods, reason = "the one place that spawns")]
+    pub fn thread(&self, name: &str, work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+        // Linux shows the first 15 bytes.
+        let handle = std::thread::Builder::new().name(name.to_owned()).spawn(work)?;
+        let mut threads = self.0.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        threads.retain(|thread| !thread.is_finished());
+        threads.push(handle);
+        Ok(())
+    }
+
+    /// Stops, then waits for all tasks and threads, `grace` at most. Gives whether all ended in time.
+    pub async fn close(&self, grace: Duration) -> bool {
+        self.stop();
+        self.0.tracker.close();
+        let deadline = tokio::time::Instant::now() + grace;
+        if tokio::time::timeout_at(deadline, self.0.tracker.wait()).await.is_err() {
+            return false;
+        }
+        // Joining blocks, and a thread inside a long run cannot be woken: poll instead, within the grace.
+        loop {
+            let finished = {
+                let mut threads = self.0.threads.lock().unwrap_or_else(PoisonError::into_inner);
+                threads.retain(|thread| !thread.is_finished());
+                threads.is_empty()
+            };
+            if finished {
+                return true;
+            }
+            if tokio::time::Instant::now() >= deadline {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn close_waits_for_tasks_and_threads() {
+        let tasks = Tasks::new();
+        let stop = tasks.stopping().clone();
+        let task = tasks.spawn("waits", async move { stop.cancelled().await });
+        let stop = tasks.stopping().clone();
+        tasks
+            .thread("waits", move || {
+                while !stop.is_cancelled() {
+                    std::thread::yield_now();
+                }
+            })
+            .unwrap();
+        assert!(tasks.close(Duration::from_secs(10)).await);
+        assert!(task.is_finished());
+    }
+
+    #[tokio::test]
+    async fn close_gives_up_on_what_does_not_end() {
+        let tasks = Tasks::new();
+        tasks.spawn("never ends", std::future::pending::<()>());
+        assert!(!tasks.close(Duration::from_millis(20)).await);
+    }
+}

@@ -1,0 +1,245 @@
+//! A tensor and the other values that ONNX graphs take and give: sequences, maps and absent optionals.
+//!
+//! Invariant: a [`Tensor`]'s data holds exactly as many bytes (or strings) as its shape and type ask for, every
+//! `BOOL` byte is 0 or 1, and no string has a NUL character (ONNX Runtime cuts strings there). Cloning shares the bytes.
+
+use super::dtype::DType;
+use bytes::Bytes;
+use std::sync::Arc;
+
+/// What one input takes or one output gives.
+#[derive(Debug, Clone)]
+pub enum Value {
+    Tensor(Tensor),
+    Sequence(Vec<Value>),
+    /// A map from text or integers to numbers; keys and values are tensors of equal length.
+    Map { keys: Tensor, values: Tensor },
+    /// An optional value that is not there.
+    None,
+}
+
+/// A typed array of any rank; rank 0 is a scalar, and any dimension may be 0.
+#[derive(Debug, Clone)]
+pub struct Tensor {
+    dtype: DType,
+    shape: Vec<usize>,
+    data: Data,
+}
+
+/// The elements of a tensor.
+#[derive(Debug, Clone)]
+pub enum Data {
+    /// Little-endian elements, row-major, packed for types smaller than a byte. May be unaligned.
+    Bytes(Bytes),
+    Strings(Arc<[String]>),
+}
+
+/// Why data does not make a tensor.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum TensorError {
+    #[error("shape {shape:?} has more elements than a tensor can hold")]
+    TooManyElements { shape: Vec<usize> },
+    #[error("shape {shape:?} of {dtype} needs {expected} {unit}, got {got}")]
+    Length { dtype: DType, shape: Vec<usize>, expected: usize, got: usize, unit: &'static str },
+    #[error("a BOOL element is the byte {0}; only 0 and 1 are allowed")]
+    NotBool(u8),
+    #[error("string element {0} holds a NUL character, which ONNX Runtime cannot take")]
+    NulInString(usize),
+    #[error("{0} tensors cannot be made from {1}")]
+    WrongData(DType, &'static str),
+}
+
+/// The number of elements of `shape`; `None` where it does not fit `usize`.
+pub fn element_count(shape: &[usize]) -> Option<usize> {
+    // A zero dimension makes the tensor empty however large the others are; without it every factor counts.
+    if shape.contains(&0) {
+        return Some(0);
+    }
+    shape.iter().try_fold(1usize, |product, &dim| product.checked_mul(dim))
+}
+
+/// The bytes that `count` elements take; `None` for strings and on overflow.
+pub fn byte_len(dtype: DType, count: usize) -> Option<usize> {
+    match dtype.bits() {
+        0 => None,
+        bits => Some(count.checked_mul(bits)?.div_ceil(8)),
+    }
+}
+
+impl Tensor {
+    /// A tensor of any type but strings over `bytes`, without copying.
+    ///
+    /// # Errors
+    /// Where the bytes do not match shape and type, or a `BOOL` byte is neither 0 nor 1.
+    pub fn from_bytes(dtype: DType, shape: Vec<usize>, bytes: impl Into<Bytes>) -> Result<Tensor, TensorError> {
+        let bytes = bytes.into();
+        let count = element_count(&shape).ok_or_else(|| TensorError::TooManyElements { shape: shape.clone() })?;
+        if dtype == DType::String {
+            return Err(TensorError::WrongData(dtype, "raw bytes"));
+        }
+        let expected = byte_len(dtype, count).ok_or_else(|| TensorError::TooManyElements { shape: shape.clone() })?;
+        if bytes.len() != expected {
+            return Err(TensorError::Length { dtype, shape, expected, got: bytes.len(), unit: "bytes" });
+        }
+        if dtype == DType::Bool
+            && let Some(&bad) = bytes.iter().find(|&&byte| byte > 1)
+        {
+            return Err(TensorError::NotBool(bad));
+        }
+        Ok(Tensor { dtype, shape, data: Data::Bytes(bytes) })
+    }
+
+    /// A tensor over a vector of numbers, without copying.
+    ///
+    /// # Errors
+    /// Where the number of elements does not match the shape, or `T` is not what `dtype` stores.
+    pub fn from_vec<T: bytemuck::Pod + Send + Sync>(dtype: DType, shape: Vec<usize>, data: Vec<T>) -> Result<Tensor, TensorError> {
+        struct Owner<T>(Vec<T>);
+        impl<T: bytemuck::Pod> AsRef<[u8]> for Owner<T> {
+            fn as_ref(&self) -> &[u8] {
+                bytemuck::cast_slice(&self.0)
+            }
+        }
+        if dtype.size().is_some_and(|size| size != size_of::<T>()) {
+            return Err(TensorError::WrongData(dtype, std::any::type_name::<T>()));
+        }
+        Tensor::from_bytes(dtype, shape, Bytes::from_owner(Owner(data)))
+    }
+
+    /// A tensor of strings.
+    ///
+    /// # Errors
+    /// Where their number does not match the shape or one holds a NUL character.
+    pub fn from_strings(shape: Vec<usize>, strings: Vec<String>) -> Result<Tensor, TensorError> {
+        let expected = element_count(&shape).ok_or_else(|| TensorError::TooManyElements { shape: shape.clone() })?;
+        if strings.len() != expected {
+            return Err(TensorError::Length { dtype: DType::String, shape, expected, got: strings.len(), unit: "strings" });
+        }
+        if let Some(index) = strings.iter().position(|text| text.as_bytes().contains(&0)) {
+            return Err(TensorError::NulInString(index));
+        }
+        Ok(Tensor { dtype: DType::String, shape, data: Data::Strings(strings.into()) })
+    }
+
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    pub fn data(&self) -> &Data {
+        &self.data
+    }
+
+    /// The number of elements.
+    pub fn len(&self) -> usize {
+        // The constructors refused shapes that overflow.
+        element_count(&self.shape).unwrap_or(0)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The raw elements; empty for strings.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.data {
+            Data::Bytes(bytes) => bytes,
+            Data::Strings(_) => &[],
+        }
+    }
+
+    /// The strings; empty for other types.
+    pub fn strings(&self) -> &[String] {
+        match &self.data {
+            Data::Bytes(_) => &[],
+            Data::Strings(strings) => strings,
+        }
+    }
+
+    /// The elements as `T`, copied only where the bytes are not aligned; `None` where `T` is not what the type stores.
+    pub fn elements<T: bytemuck::Pod>(&self) -> Option<std::borrow::Cow<'_, [T]>> {
+        if self.dtype.size() != Some(size_of::<T>()) {
+            return None;
+        }
+        Some(match bytemuck::try_cast_slice(self.bytes()) {
+            Ok(slice) => std::borrow::Cow::Borrowed(slice),
+            Err(_) => std::borrow::Cow::Owned(bytemuck::pod_collect_to_vec(self.bytes())),
+        })
+    }
+
+    /// The elements of a float tensor as `f32`, whatever its precision; `None` for other types.
+    pub fn to_f32(&self) -> Option<Vec<f32>> {
+        Some(match self.dtype {
+            DType::Fp32 => self.elements::<f32>()?.into_owned(),
+            DType::Fp64 => self.elements::<f64>()?.iter().map(|&x| x as f32).collect(),
+            DType::Fp16 => self.elements::<half::f16>()?.iter().map(|x| x.to_f32()).collect(),
+            DType::Bf16 => self.elements::<half::bf16>()?.iter().map(|x| x.to_f32()).collect(),
+            _ => return None,
+        })
+    }
+
+    /// The same elements under another shape of equal size.
+    ///
+    /// # Errors
+    /// Where the number of elements differs.
+    pub fn reshape(&self, shape: Vec<usize>) -> Result<Tensor, TensorError> {
+        let expected = element_count(&shape).ok_or_else(|| TensorError::TooManyElements { shape: shape.clone() })?;
+        if expected != self.len() {
+            return Err(TensorError::Length { dtype: self.dtype, shape, expected, got: self.len(), unit: "elements" });
+        }
+        Ok(Tensor { dtype: self.dtype, shape, data: self.data.clone() })
+    }
+}
+
+impl Value {
+    pub fn as_tensor(&self) -> Option<&Tensor> {
+        match self {
+            Value::Tensor(tensor) => Some(tensor),
+            Value::Sequence(_) | Value::Map { .. } | Value::None => None,
+        }
+    }
+}
+
+impl From<Tensor> for Value {
+    fn from(tensor: Tensor) -> Value {
+        Value::Tensor(tensor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shapes_that_overflow_are_refused_before_anything_is_allocated() {
+        let shape = vec![1 << 40, 1 << 40];
+        assert_eq!(
+            Tensor::from_bytes(DType::Fp32, shape.clone(), Bytes::new()).unwrap_err(),
+            TensorError::TooManyElements { shape }
+        );
+        let empty = Tensor::from_bytes(DType::Fp32, vec![usize::MAX, 0, usize::MAX], Bytes::new()).unwrap();
+        assert_eq!(empty.len(), 0);
+    }
+
+    #[test]
+    fn packed_types_round_up_to_whole_bytes() {
+        assert_eq!(byte_len(DType::Int4, 7), Some(4));
+        assert_eq!(byte_len(DType::Uint2, 5), Some(2));
+        assert_eq!(byte_len(DType::Fp64, usize::MAX), None);
+    }
+
+    #[test]
+    fn a_bool_byte_is_zero_or_one() {
+        assert_eq!(Tensor::from_bytes(DType::Bool, vec![2], vec![1, 2]).unwrap_err(), TensorError::NotBool(2));
+    }
+
+    #[test]
+    fn unaligned_elements_are_copied() {
+        let bytes = Bytes::from(vec![0u8, 0, 0, 128, 63, 0, 0, 0, 64]).slice(1..);
+        let tensor = Tensor::from_bytes(DType::Fp32, vec![2], bytes).unwrap();
+        assert_eq!(tensor.elements::<f32>().unwrap().as_ref(), &[1.0, 2.0]);
+    }
+}
