@@ -1,0 +1,91 @@
+//! What the server does, in one entrance for all doors: predict, infer, load, unload, list.
+//!
+//! A door resolves a model once ([`InferenceEngine::model`]), reads the request with the model's declared inputs at
+//! hand, and hands it to [`InferenceEngine::infer`] (tensors) or [`InferenceEngine::predict`] (the task's own input).
+//! Knows no protocol and no status code: errors carry an [`ErrorKind`], which each door maps once.
+
+mod check;
+mod error;
+mod infer;
+mod predict;
+mod request;
+
+pub use error::{EngineError, ErrorKind};
+pub use request::{InferRequest, InferResponse, PredictRequest, PredictResponse, Timing};
+
+pub use crate::models::{LoadOverrides, LoadedModel, ModelName, ModelState, ModelStatus, NameError, Version, VersionStatus};
+pub use crate::pipelines::{ClassScore, Item, Parameters, Prediction};
+
+use crate::models::ModelManager;
+use crate::pipelines::Pool;
+use crate::tasks::Tasks;
+use std::sync::Arc;
+
+/// The engine. Clones are the same engine.
+#[derive(Clone)]
+pub struct InferenceEngine(Arc<Inner>);
+
+struct Inner {
+    models: ModelManager,
+    pool: Pool,
+    tasks: Tasks,
+}
+
+impl InferenceEngine {
+    /// An engine over `models`, with `pool` for preprocessing and postprocessing.
+    pub fn new(models: ModelManager, pool: Pool, tasks: Tasks) -> InferenceEngine {
+        InferenceEngine(Arc::new(Inner { models, pool, tasks }))
+    }
+
+    /// The ready model to use for a request: the default version where none is named. Loads it where `autoload` is on
+    /// and it is not loaded.
+    ///
+    /// # Errors
+    /// `NotFound`, or `NotReady` where it is being loaded or failed to load.
+    pub async fn model(&self, name: &ModelName, version: Option<Version>) -> Result<Arc<LoadedModel>, EngineError> {
+        Ok(self.0.models.get_or_load(name, version).await?)
+    }
+
+    /// All models of the store with their states, by name.
+    pub fn models(&self) -> Vec<ModelStatus> {
+        self.0.models.list()
+    }
+
+    /// One model of the store.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn status(&self, name: &ModelName) -> Result<ModelStatus, EngineError> {
+        Ok(self.0.models.status(name)?)
+    }
+
+    /// Reads the model's folder again and loads the versions that its policy asks for; returns when they are ready.
+    /// A version that is ready and unchanged stays; one that fails to load leaves the old one serving.
+    ///
+    /// # Errors
+    /// `NotFound`, or `InvalidInput` with the reason where a version could not be loaded.
+    pub async fn load(&self, name: &ModelName, overrides: LoadOverrides) -> Result<ModelStatus, EngineError> {
+        self.0.models.load(name, overrides).await?;
+        self.status(name)
+    }
+
+    /// Unloads all versions; returns when their runs have ended and their memory is free.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn unload(&self, name: &ModelName) -> Result<ModelStatus, EngineError> {
+        self.0.models.unload(name).await?;
+        self.status(name)
+    }
+
+    /// Whether a balancer may send requests: every model meant to be loaded at start has been tried, and the process is
+    /// not stopping.
+    pub fn is_ready(&self) -> bool {
+        self.0.models.is_started() && !self.0.tasks.stopping().is_cancelled()
+    }
+
+    /// Name and version of the library that runs the graphs.
+    pub fn runtime_version(&self) -> String {
+        self.0.models.runtime_version()
+    }
+}

@@ -1,0 +1,64 @@
+//! Settings of the REST door: `[server]` and the bounds of `[limits]` that guard it.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// `[server]`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HttpSettings {
+    pub listen: SocketAddr,
+    /// Deadline of a request that names none, from its arrival.
+    pub request_timeout: Duration,
+    pub max_body_bytes: usize,
+    pub max_connections: usize,
+    /// How long a drain may take, from the signal to the exit.
+    pub shutdown_grace: Duration,
+    /// Origins that browsers may call from; empty = none (no CORS headers at all).
+    pub cors_origins: Vec<String>,
+    /// Names accepted in the `Host` header besides loopback names and the listen address; `*` = any.
+    pub allowed_hosts: Vec<String>,
+    pub limits: HttpLimits,
+}
+
+/// The keys of `[limits]` that belong to this door.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HttpLimits {
+    /// Time for a request's head to arrive.
+    pub header_read_timeout: Duration,
+    /// Time for a request's body to arrive.
+    pub body_read_timeout: Duration,
+    /// Bytes of a request's head.
+    pub max_header_bytes: usize,
+    pub max_headers: usize,
+    pub max_json_depth: usize,
+    /// Elements of one tensor.
+    pub max_tensor_elements: usize,
+    /// Items of one request to a task, and parts of a multipart body.
+    pub max_items: usize,
+    /// How long a stopping server goes on accepting, so that balancers notice that it is not ready.
+    pub drain_delay: Duration,
+}
+
+impl Default for HttpSettings {
+    fn default() -> HttpSettings {
+        HttpSettings {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
+            request_timeout: Duration::from_secs(30),
+            max_body_bytes: 64 << 20,
+            max_connections: 4096,
+            shutdown_grace: Duration::from_secs(20),
+            cors_origins: Vec::new(),
+            allowed_hosts: Vec::new(),
+            limits: HttpLimits {
+                header_read_timeout: Duration::from_secs(10),
+                body_read_timeout: Duration::from_secs(30),
+                max_header_bytes: 32 << 10,
+                max_headers: 100,
+                max_json_depth: 64,
+                max_tensor_elements: 1 << 28,
+                max_items: 256,
+                drain_delay: Duration::from_millis(200),
+            },
+        }
+    }
+}
