@@ -1,0 +1,154 @@
+//! The composition root: builds every room from the configuration, runs the server, drains it.
+//!
+//! The only place that knows all rooms. A stop is: not ready → accepted requests finish → models close → exit.
+
+use crate::config::Config;
+use crate::engine::InferenceEngine;
+use crate::http::Server;
+use crate::models::ModelManager;
+use crate::pipelines::Pool;
+use crate::runtime::onnx::{LibraryError, OnnxRuntime};
+use crate::tasks::Tasks;
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+/// Why the server could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    #[error(transparent)]
+    Library(#[from] LibraryError),
+    #[error("cannot listen on {address}: {source}; is another server running there? choose another with --listen")]
+    Listen { address: std::net::SocketAddr, source: std::io::Error },
+    #[error("the async runtime or its signals could not be set up: {0}")]
+    Runtime(#[from] std::io::Error),
+}
+
+/// Runs the server until SIGTERM or SIGINT, then drains it. A second signal ends the process at once.
+///
+/// # Errors
+/// Where ONNX Runtime's library is missing or the address is taken.
+pub fn serve(config: Config) -> Result<(), AppError> {
+    let runtime = async_runtime()?;
+    let result = runtime.block_on(run(config));
+    // A run that ignores its stop signal (one long operator) must not hold the exit.
+    runtime.shutdown_background();
+    result
+}
+
+/// An engine without doors, for the commands that need no server. Nothing is loaded until asked.
+pub struct Offline {
+    pub engine: InferenceEngine,
+    pub runtime: tokio::runtime::Runtime,
+}
+
+/// Opens the store of `config` without serving it.
+///
+/// # Errors
+/// Where ONNX Runtime's library is missing.
+pub fn open_store(config: &Config) -> Result<Offline, AppError> {
+    let runtime = async_runtime()?;
+    let mut config = config.clone();
+    config.store.autoload = false;
+    config.store.poll_interval = None;
+    let engine = runtime.block_on(async {
+        let rooms = Rooms::build(&config, Tasks::new())?;
+        rooms.models.start().await;
+        Ok::<_, AppError>(rooms.engine)
+    })?;
+    Ok(Offline { engine, runtime })
+}
+
+fn async_runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    // The doors' own work is small; the cores belong to the models.
+    tokio::runtime::Builder::new_multi_thread().worker_threads(cores().clamp(1, 8)).thread_name("door").enable_all().build()
+}
+
+/// Cores this process may use: affinity and the cgroup's quota count.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+struct Rooms {
+    models: ModelManager,
+    engine: InferenceEngine,
+    tasks: Tasks,
+}
+
+impl Rooms {
+    fn build(config: &Config, tasks: Tasks) -> Result<Rooms, AppError> {
+        let runtime = Arc::new(OnnxRuntime::open()?);
+        let models = ModelManager::new(
+            runtime,
+            tasks.clone(),
+            config.store.clone(),
+            config.models.clone(),
+            config.pipelines.clone(),
+        );
+        let engine = InferenceEngine::new(models.clone(), Pool::new(tasks.clone(), cores()), tasks.clone());
+        Ok(Rooms { models, engine, tasks })
+    }
+}
+
+async fn run(config: Config) -> Result<(), AppError> {
+    let mut signals = Signals::new()?;
+    let rooms = Rooms::build(&config, Tasks::new())?;
+    let (tasks, grace) = (rooms.tasks.clone(), config.http.shutdown_grace);
+    let address = config.http.listen;
+    let server = Server::bind(config.http, rooms.engine, tasks.clone())
+        .await
+        .map_err(|source| AppError::Listen { address, source })?;
+    announce(server.local_addr());
+    let models = rooms.models.clone();
+    tasks.spawn("load models", async move { models.start().await });
+    let serving = tasks.spawn("serve", server.serve());
+
+    signals.next().await;
+    tracing::info!("stopping: accepted requests are finished");
+    tasks.stop();
+    let drain = async {
+        if let Err(error) = serving.await {
+            tracing::error!(%error, "the server ended abnormally");
+        }
+        rooms.models.close().await;
+        tasks.close(grace).await
+    };
+    tokio::select! {
+        biased;
+        // Whoever signals twice does not want to wait.
+        () = signals.next() => tracing::warn!("stopped at once by a second signal"),
+        // The grace bounds the whole drain; what is left then is given up.
+        ended = tokio::time::timeout(grace + Duration::from_secs(1), drain) => match ended {
+            Ok(true) => tracing::info!("stopped"),
+            Ok(false) | Err(_) => tracing::warn!("stopped with work left after shutdown_grace_ms"),
+        },
+    }
+    Ok(())
+}
+
+/// One line on stdout, for people and for programs that started us on port 0.
+fn announce(address: std::net::SocketAddr) {
+    let mut stdout = std::io::stdout().lock();
+    // A closed stdout is no reason not to serve.
+    let _ = writeln!(stdout, "Ortus {} listening on http://{address}", env!("CARGO_PKG_VERSION"));
+    let _ = stdout.flush();
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Signals> {
+        Ok(Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => (),
+            _ = self.interrupt.recv() => (),
+        }
+    }
+}

@@ -1,0 +1,87 @@
+//! Makes ONNX Runtime's error texts fit for a client: no paths, no source lines, bounded length.
+
+/// Longest text passed on, in characters.
+const LONGEST: usize = 400;
+
+/// The readable part of one of ONNX Runtime's messages.
+pub(super) fn clean(text: &str) -> String {
+    // Everything up to a source location is the library's own bookkeeping: "…Status Message: /src/gather.cc:12 Func(...)".
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let after_location = words.iter().rposition(|word| is_source_location(word)).map_or(0, |index| index + 1);
+    let mut kept: Vec<String> = Vec::new();
+    for word in words.get(after_location..).unwrap_or_default() {
+        kept.push(hide_path(word));
+    }
+    let mut cleaned = skip_signature(&kept.join(" ")).to_owned();
+    if cleaned.is_empty() {
+        "the graph failed".clone_into(&mut cleaned);
+    }
+    if cleaned.chars().count() > LONGEST {
+        cleaned = cleaned.chars().take(LONGEST).collect::<String>() + "…";
+    }
+    // Control characters have no place in a log line or an answer.
+    cleaned.replace(|c: char| c.is_control(), " ")
+}
+
+/// `/onnxruntime_src/.../gather.cc:123` and the like.
+fn is_source_location(word: &str) -> bool {
+    [".cc:", ".h:", ".cpp:", ".cu:", ".cuh:", ".inc:"].iter().any(|mark| word.contains(mark))
+}
+
+/// After a source location comes the C++ function: `void ns::F(args) [with T = float] the condition was false. text`.
+fn skip_signature(text: &str) -> &str {
+    let mut rest = text;
+    if let Some((before, after)) = rest.split_once("[with ")
+        && before.contains("::")
+        && let Some((_, after)) = after.split_once("] ")
+    {
+        rest = after;
+    }
+    if rest.contains("::")
+        && let Some(close) = rest.find(") const ").map(|at| at + 8).or_else(|| rest.find(") ").map(|at| at + 2))
+        && rest.get(..close).is_some_and(|before| before.contains("::"))
+        && let Some(after) = rest.get(close..)
+        && !after.trim().is_empty()
+    {
+        rest = after;
+    }
+    rest.trim()
+}
+
+fn hide_path(word: &str) -> String {
+    let bare = word.trim_matches(|c: char| "\"'()[],;:".contains(c));
+    let is_path = bare.starts_with('/') && bare.get(1..).is_some_and(|rest| rest.contains('/'));
+    if is_path { word.replace(bare, "(path)") } else { word.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, expected: &str) {
+        assert_eq!(clean(text), expected);
+    }
+
+    #[test]
+    fn paths_and_source_lines_are_removed() {
+        check(
+            "Non-zero status code returned while running Gather node. Name:'' Status Message: \
+             /onnxruntime_src/onnxruntime/core/providers/cpu/tensor/gather.cc:10 indices element out of data bounds, idx=7",
+            "indices element out of data bounds, idx=7",
+        );
+        check(
+            "/src/include/op_kernel_context.h:42 const T* onnxruntime::OpKernelContext::Input(int) const \
+             [with T = onnxruntime::Tensor] Missing Input: x",
+            "Missing Input: x",
+        );
+        check("Load model from /var/lib/models/a/1/model.onnx failed: bad", "Load model from (path) failed: bad");
+        check("Invalid input name: nope", "Invalid input name: nope");
+        check("", "the graph failed");
+    }
+
+    #[test]
+    fn long_texts_are_cut() {
+        assert_eq!(clean(&"x".repeat(100_000)).chars().count(), LONGEST + 1);
+    }
+}

@@ -1,0 +1,200 @@
+//! One ONNX Runtime session: building it on a device, and running it.
+
+use super::{convert, graph, memory, message, provider};
+use crate::runtime::{
+    DeviceType, GraphFacts, GraphSource, Input, Interrupt, OptimizationLevel, RuntimeError, Session, SessionSettings,
+};
+use crate::tensor::{Spec, Value, ValueType};
+use ort::environment::Environment;
+use ort::session::builder::GraphOptimizationLevel;
+use ort::session::{HasSelectedOutputs, OutputSelector, RunOptions, SessionInputValue};
+use std::borrow::Cow;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Reads, checks and builds; tries the devices of the settings in their order.
+pub(super) fn load(
+    environment: &Environment,
+    source: &GraphSource,
+    settings: &SessionSettings,
+) -> Result<Box<dyn Session>, RuntimeError> {
+    let graph = graph::read(source)?;
+    let mut problems: Vec<String> = Vec::new();
+    let mut graph_problem = None;
+    for candidate in provider::candidates(&settings.device) {
+        let on_cpu = candidate.device == "cpu";
+        // Under `auto` a library without CUDA is the normal case, not a problem to report.
+        if !on_cpu && settings.device.device_type == DeviceType::Auto && !provider::has_cuda() {
+            continue;
+        }
+        match build(environment, &source.file, settings, &candidate) {
+            Ok(session) => {
+                for problem in &problems {
+                    tracing::warn!(device = candidate.device, problem, "a better device was not used");
+                }
+                return OnnxSession::new(session, &graph, &candidate).map(|session| Box::new(session) as Box<dyn Session>);
+            }
+            Err(error) => {
+                tracing::debug!(device = candidate.device, %error, "ONNX Runtime refused the graph");
+                let text = message::clean(&error.to_string());
+                if on_cpu {
+                    graph_problem = Some(text);
+                } else {
+                    problems.push(format!("{}: {text}", candidate.device));
+                }
+            }
+        }
+    }
+    Err(match graph_problem {
+        Some(problem) => RuntimeError::Graph(format!("ONNX Runtime cannot load the graph: {problem}")),
+        None => RuntimeError::Device(format!(
+            "the device that was asked for does not work ({}); set device_type = \"auto\" or allow_fallback = true to use another",
+            problems.join("; ")
+        )),
+    })
+}
+
+// The crate's builder errors do not convert to boxed errors; a function that returns its own result type keeps `?`.
+fn build(
+    environment: &Environment,
+    file: &Path,
+    settings: &SessionSettings,
+    candidate: &provider::Candidate,
+) -> ort::Result<ort::session::Session> {
+    let level = match settings.optimization_level {
+        OptimizationLevel::None => GraphOptimizationLevel::Disable,
+        OptimizationLevel::Basic => GraphOptimizationLevel::Level1,
+        OptimizationLevel::Balanced => GraphOptimizationLevel::Level2,
+        OptimizationLevel::Aggressive => GraphOptimizationLevel::All,
+    };
+    // Spinning threads would take the cores from the requests' own work.
+    let mut builder = ort::session::Session::builder(environment)?
+        .with_intra_threads(settings.intra_threads)?
+        .with_inter_threads(1)?
+        .with_intra_op_spinning(false)?
+        .with_inter_op_spinning(false)?
+        .with_optimization_level(level)?;
+    let providers = candidate.dispatch(&settings.device);
+    if !providers.is_empty() {
+        builder = builder.with_execution_providers(providers)?;
+    }
+    builder.commit_from_file(file)
+}
+
+struct OnnxSession {
+    /// `None` only while being dropped, so that the memory is given back after the session is gone.
+    session: Option<ort::session::Session>,
+    inputs: Vec<Spec>,
+    outputs: Vec<Spec>,
+    facts: GraphFacts,
+}
+
+impl OnnxSession {
+    fn new(
+        session: ort::session::Session,
+        graph: &graph::Graph,
+        candidate: &provider::Candidate,
+    ) -> Result<OnnxSession, RuntimeError> {
+        let spec = |name: &str, ty: &ort::value::ValueType, has_default: bool| -> Result<Spec, RuntimeError> {
+            let ty = convert::value_type(ty, graph.unshaped.contains(name))?;
+            let optional = has_default || matches!(ty, ValueType::Optional(_));
+            Ok(Spec { name: name.to_owned(), ty, optional })
+        };
+        let mut inputs = Vec::new();
+        for input in session.inputs() {
+            inputs.push(spec(input.name(), input.dtype(), false)?);
+        }
+        // Inputs that the graph gives a default for.
+        for input in session.overridable_initializers() {
+            inputs.push(spec(input.name(), input.dtype(), true)?);
+        }
+        let mut outputs = Vec::new();
+        for output in session.outputs() {
+            outputs.push(spec(output.name(), output.dtype(), false)?);
+        }
+        let facts = GraphFacts {
+            providers: candidate.names.iter().map(|name| (*name).to_owned()).collect(),
+            device: candidate.device.clone(),
+            ..graph.facts.clone()
+        };
+        Ok(OnnxSession { session: Some(session), inputs, outputs, facts })
+    }
+}
+
+/// Run options that another thread may terminate.
+struct SharedOptions(RunOptions<HasSelectedOutputs>);
+
+#[expect(unsafe_code, reason = "terminate() is the only call from another thread")]
+// SAFETY: the crate withholds Sync because of pre-allocated outputs, which are never used here; ONNX Runtime documents
+// setting the terminate flag as safe while a run uses the options.
+unsafe impl Sync for SharedOptions {}
+
+impl Session for OnnxSession {
+    fn inputs(&self) -> &[Spec] {
+        &self.inputs
+    }
+
+    fn outputs(&self) -> &[Spec] {
+        &self.outputs
+    }
+
+    fn facts(&self) -> &GraphFacts {
+        &self.facts
+    }
+
+    fn run(&mut self, inputs: &[Input], outputs: &[usize], interrupt: &Interrupt) -> Result<Vec<Value>, RuntimeError> {
+        let failed = |error: ort::Error| {
+            if interrupt.is_fired() {
+                return RuntimeError::Interrupted;
+            }
+            tracing::debug!(%error, "a run failed");
+            RuntimeError::Run(message::clean(&error.to_string()))
+        };
+        let mut values: Vec<(Cow<'_, str>, SessionInputValue<'_>)> = Vec::with_capacity(inputs.len());
+        for (index, value) in inputs {
+            // An absent optional is an input that is not given.
+            if matches!(value, Value::None) {
+                continue;
+            }
+            let Some(spec) = self.inputs.get(*index) else {
+                return Err(RuntimeError::Run(format!("there is no input {index}")));
+            };
+            values.push((Cow::Borrowed(&spec.name), convert::to_input(value)?));
+        }
+        let mut selector = OutputSelector::no_default();
+        let mut names = Vec::with_capacity(outputs.len());
+        for &index in outputs {
+            let Some(spec) = self.outputs.get(index) else {
+                return Err(RuntimeError::Run(format!("there is no output {index}")));
+            };
+            selector = selector.with(&*spec.name);
+            names.push(&*spec.name);
+        }
+        let options = RunOptions::new().map_err(failed)?.with_outputs(selector);
+        let options = Arc::new(SharedOptions(options));
+        let terminate = options.clone();
+        let _hook = interrupt.on_fire(move || {
+            if let Err(error) = terminate.0.terminate() {
+                tracing::warn!(%error, "a run could not be stopped");
+            }
+        });
+        let Some(session) = self.session.as_mut() else {
+            return Err(RuntimeError::Run("the session is closed".to_owned()));
+        };
+        let mut results = session.run_with_options(values, &options.0).map_err(failed)?;
+        names
+            .iter()
+            .map(|name| match results.remove(name) {
+                Some(value) => convert::from_output(value),
+                None => Err(RuntimeError::Run(format!("the graph gave no output '{name}'"))),
+            })
+            .collect()
+    }
+}
+
+impl Drop for OnnxSession {
+    fn drop(&mut self) {
+        drop(self.session.take());
+        memory::give_back();
+    }
+}
