@@ -1,0 +1,62 @@
+# The server as an image, for CPU (default) or NVIDIA GPU:
+#
+#   docker build -t ortus .
+#   docker build -t ortus:cuda --target cuda .
+#   docker run --rm -p 127.0.0.1:8080:8080 ortus
+#   docker run --rm --gpus all -p 127.0.0.1:8080:8080 ortus:cuda
+#
+# The root file system may be read-only (--read-only --tmpfs /tmp): the server writes to the volume
+# /models alone, which starts with the models of this repository. Mount a folder of your own there,
+# writable by uid 10001, to serve other models.
+
+FROM rust:1.95-slim-bookworm AS build
+WORKDIR /src
+COPY . .
+# The caches stay out of the layer, so the binary is copied from them in the same step.
+RUN --mount=type=cache,target=/usr/local/cargo/registry \
+    --mount=type=cache,target=/src/target \
+    cargo build --release --locked --bin ortus \
+    && cp target/release/ortus /usr/local/bin/ortus
+
+# ONNX Runtime comes from its Python wheel; Python itself stays in this stage.
+FROM python:3.12-slim-bookworm AS library-cpu
+COPY tools/install_onnxruntime.py /tools/
+RUN python3 /tools/install_onnxruntime.py --dir /lib-onnxruntime
+
+FROM python:3.12-slim-bookworm AS library-cuda
+COPY tools/install_onnxruntime.py /tools/
+RUN python3 /tools/install_onnxruntime.py --cuda --dir /lib-onnxruntime \
+    # One folder for the loader path, wherever each wheel puts its libraries.
+    && mkdir /lib-onnxruntime/cuda \
+    && find /lib-onnxruntime/python/nvidia -name '*.so*' -exec mv -t /lib-onnxruntime/cuda {} + \
+    && rm -rf /lib-onnxruntime/python /lib-onnxruntime/env.sh
+
+FROM debian:bookworm-slim AS runtime
+# libstdc++ is what ONNX Runtime links; the certificates are for downloads from model hubs.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends ca-certificates libstdc++6 \
+    && rm -rf /var/lib/apt/lists/* \
+    && groupadd --gid 10001 ortus \
+    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /models --shell /usr/sbin/nologin ortus
+COPY --from=build /usr/local/bin/ortus /usr/local/bin/ortus
+COPY --chown=10001:10001 models /models
+ENV ORT_DYLIB_PATH=/opt/onnxruntime/libonnxruntime.so.1
+USER 10001:10001
+WORKDIR /models
+VOLUME ["/models"]
+EXPOSE 8080 8081
+# The image has no HTTP client; bash opens the connection itself.
+HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 \
+    CMD ["/bin/bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/8080 && printf 'GET /livez HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n' >&3 && read -r -t 4 status <&3 && [[ $status == *' 200 '* ]]"]
+ENTRYPOINT ["/usr/local/bin/ortus"]
+CMD ["serve", "--models", "/models", "--listen", "0.0.0.0:8080", "--grpc", "0.0.0.0:8081"]
+
+FROM runtime AS cuda
+COPY --from=library-cuda /lib-onnxruntime /opt/onnxruntime
+ENV LD_LIBRARY_PATH=/opt/onnxruntime:/opt/onnxruntime/cuda \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
+# Last, so that a build without --target makes it.
+FROM runtime AS cpu
+COPY --from=library-cpu /lib-onnxruntime /opt/onnxruntime

@@ -1,0 +1,104 @@
+# Everything a developer or a newcomer runs, each as one word. `make run` is the quickest way to a serving server.
+#
+# The server loads ONNX Runtime at run time from ORT_DYLIB_PATH. Where that is not set, the pinned
+# library is installed into lib/ first (tools/install_onnxruntime.py); where it is set, nothing is downloaded.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-builtin-rules
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+VENV := .venv
+# Options for `ortus serve`, as in: make run ARGS="--listen 127.0.0.1:9000"
+ARGS ?=
+
+# The loader looks for a relative path beside the executable first, so ours is absolute.
+ifdef ORT_DYLIB_PATH
+LIBRARY :=
+GPU_ENV := :
+else
+export ORT_DYLIB_PATH := $(CURDIR)/lib/libonnxruntime.so.1
+LIBRARY := library
+GPU_ENV := source lib-cuda/env.sh
+endif
+
+.PHONY: help run test check gpu-run gpu-check clients models fixtures bench clean library gpu-library fmt-check lint docs openapi-check deny
+
+help:  ## List these commands
+	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## */\1\t/' | column -t -s $$'\t'
+
+library:
+	@$(PYTHON) tools/install_onnxruntime.py
+
+# Nothing to install where the user brought a library.
+gpu-library:
+ifeq ($(LIBRARY),library)
+	@$(PYTHON) tools/install_onnxruntime.py --cuda
+endif
+
+run: $(LIBRARY)  ## Build the server and serve models/ on 127.0.0.1:8080 (options in ARGS)
+	$(CARGO) build --release --locked
+	exec $(TARGET)/release/ortus serve $(ARGS)
+
+test: $(LIBRARY)  ## Run all tests
+	$(CARGO) test --locked
+
+check: fmt-check lint test docs openapi-check deny  ## What has to pass before a change is handed in
+
+fmt-check:
+	$(CARGO) fmt --check
+
+lint:
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+
+docs:
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+
+# openapi.yaml is a golden file; after a wanted change: ortus openapi > openapi.yaml
+openapi-check: $(LIBRARY)
+	$(CARGO) build --locked
+	$(TARGET)/debug/ortus openapi | diff openapi.yaml -
+
+deny:
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --all-features check bans licenses sources; \
+	else echo "SKIPPED: cargo-deny is not installed (cargo install --locked cargo-deny)"; fi
+
+gpu-run: gpu-library  ## Like run, on an NVIDIA GPU (driver for CUDA 13 needed)
+	$(CARGO) build --release --locked
+	$(GPU_ENV); ORTUS_DEVICE__DEVICE_TYPE=cuda exec $(TARGET)/release/ortus serve $(ARGS)
+
+# ORTUS names a binary built elsewhere, for a GPU machine without a Rust toolchain.
+gpu-check: gpu-library  ## Check on a GPU machine that the models run on the GPU
+ifndef ORTUS
+	$(CARGO) build --release --locked
+endif
+	$(GPU_ENV); $(PYTHON) tools/gpu_check.py $(or $(ORTUS),$(TARGET)/release/ortus)
+
+$(VENV)/.installed: tests/clients/requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+clients: $(LIBRARY) $(VENV)/.installed  ## Run unmodified Python clients against the server
+	$(CARGO) build --locked
+	@for script in tests/clients/[!_]*.py; do \
+	    [ -e "$$script" ] || { echo "no client tests in tests/clients"; exit 1; }; \
+	    echo "== $$script"; ORTUS=$(abspath $(TARGET))/debug/ortus $(VENV)/bin/python "$$script"; \
+	done
+
+models: $(VENV)/.installed  ## Train models/digits again and write its golden answers (needs PyTorch, scikit-learn)
+	$(PYTHON) tools/make_models.py
+	$(VENV)/bin/python tools/make_models.py --golden
+
+fixtures: $(VENV)/.installed  ## Write the test models and their golden answers again
+	$(VENV)/bin/python tools/make_fixtures.py
+
+bench: $(LIBRARY)  ## Run the benchmarks
+	$(CARGO) bench --locked
+
+clean:  ## Remove what was built and installed here
+	$(CARGO) clean
+	rm -rf lib lib-cuda $(VENV)
