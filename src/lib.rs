@@ -1,5 +1,4 @@
 //! Ortus serves ONNX models over HTTP; see ARCHITECTURE.md for the map of the rooms.
-#![deny(unsafe_code)]
 pub mod batching;
 pub mod runtime;
 pub mod tasks;

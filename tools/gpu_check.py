@@ -50,10 +50,10 @@ def inspect(binary, environment):
 
 
 def serve(binary, environment):
-    address, grpc_address = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+    address = f"127.0.0.1:{free_port()}"
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         server = subprocess.Popen(
-            [binary, "serve", "--models", str(ROOT / "models"), "--listen", address, "--grpc", grpc_address],
+            [binary, "serve", "--models", str(ROOT / "models"), "--listen", address],
             env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT,
         )
         try:

@@ -1,0 +1,227 @@
+//! What the server adds to a bare ONNX Runtime session, one request at a time: small JSON, a 600 KB binary tensor, a JPEG.
+//!
+//! Rounds alternate between a bare `session.run` loop in this process and the release server over one kept-alive
+//! loopback connection, so that both see the same machine. Printed are medians of all rounds. The client is a plain
+//! socket; what it costs itself shows in the `/livez` row, which reaches no model. `make bench` runs it.
+
+#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a measurement that cannot go on says so")]
+
+use ort::session::Session;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const ROUNDS: usize = 7;
+
+fn main() {
+    // `cargo test --benches` and `--list` pass arguments of the test harness; there is nothing to list.
+    if std::env::args().any(|argument| argument == "--list" || argument == "--test") {
+        return;
+    }
+    let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let store = tempfile::tempdir().unwrap();
+    let fixtures = root.join("tests/fixtures/store");
+    for (name, from) in [("mlp", fixtures.join("mlp")), ("echo", fixtures.join("echo")), ("digits", root.join("models/digits"))] {
+        std::os::unix::fs::symlink(from, store.path().join(name)).unwrap();
+    }
+    let library = ortus::runtime::onnx::find_library().unwrap();
+    let environment = ort::init_from(library).unwrap().with_telemetry(false).build().unwrap();
+    let server = Server::start(store.path());
+    let mut client = Client::connect(&server.address);
+    let open = |name: &str| bare_session(&environment, &store.path().join(name).join("1/model.onnx"));
+
+    let row: Vec<f32> = (0..32).map(|i| i as f32 / 32.0).collect();
+    let json = format!(r#"{{"inputs": {{"x": [{row:?}]}}}}"#);
+    let big: Vec<f32> = (0..150_528).map(|i| i as f32).collect();
+    let head = r#"{"inputs":[{"name":"x","shape":[1,150528],"datatype":"FP32","parameters":{"binary_data_size":602112}}],"parameters":{"binary_data_output":true}}"#;
+    let binary = [head.as_bytes(), &big.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>()].concat();
+    let binary_headers = format!("Content-Type: application/octet-stream\r\nInference-Header-Content-Length: {}\r\n", head.len());
+    let jpeg = jpeg_640x480();
+
+    println!("{:<34} {:>9} {:>9} {:>9}   {}", "one request at a time", "bare µs", "Ortus µs", "added µs", "stages (ms)");
+    let floor = median_of(3000, || client.request("GET", "/livez", "", b""));
+    println!("{:<34} {:>9} {:>9.1} {:>9}", "GET /livez (client + HTTP alone)", "", micros(floor), "");
+
+    let mut session = open("mlp");
+    let mut bare = || run(&mut session, "x", &[1, 32], &row);
+    let path = "/v1/models/mlp/predict";
+    let json_type = "Content-Type: application/json\r\n";
+    report("MLP, 32 numbers as JSON", 3000, &mut bare, &mut || client.request("POST", path, json_type, json.as_bytes()));
+
+    let mut session = open("echo");
+    let mut bare = || run(&mut session, "x", &[1, 150_528], &big);
+    let path = "/v2/models/echo/infer";
+    report("echo, 602 KB binary tensor", 400, &mut bare, &mut || client.request("POST", path, &binary_headers, &binary));
+    let mut copy = vec![0u8; binary.len()];
+    let one_copy = median_of(2000, || {
+        copy.copy_from_slice(&binary);
+        std::hint::black_box(&copy);
+        String::new()
+    });
+    println!("{:<34} {:>9} {:>9.1} {:>9}", "  (one copy of those bytes)", "", micros(one_copy), "");
+
+    let mut session = open("digits");
+    let pixels = vec![0f32; 32 * 32];
+    let mut bare = || run(&mut session, "pixel_values", &[1, 1, 32, 32], &pixels);
+    let path = "/v1/models/digits/predict";
+    let jpeg_type = "Content-Type: image/jpeg\r\n";
+    report("digits, JPEG 640x480", 200, &mut bare, &mut || client.request("POST", path, jpeg_type, &jpeg));
+}
+
+fn report(name: &str, count: usize, bare: &mut dyn FnMut(), ortus: &mut dyn FnMut() -> String) {
+    let (mut bare_times, mut ortus_times) = (Vec::new(), Vec::new());
+    let mut timing = String::new();
+    for _ in 0..ROUNDS {
+        bare_times.push(median_of(count, || {
+            bare();
+            String::new()
+        }));
+        ortus_times.push(median_of(count, || {
+            timing = ortus();
+            String::new()
+        }));
+    }
+    let (bare, ortus) = (median(&mut bare_times), median(&mut ortus_times));
+    let stages = timing.replace(";dur=", " ");
+    println!("{name:<34} {:>9.1} {:>9.1} {:>9.1}   {stages}", micros(bare), micros(ortus), micros(ortus.saturating_sub(bare)));
+}
+
+fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}
+
+fn median_of(count: usize, mut work: impl FnMut() -> String) -> Duration {
+    for _ in 0..count / 10 {
+        work();
+    }
+    let mut times: Vec<Duration> = (0..count)
+        .map(|_| {
+            let started = Instant::now();
+            work();
+            started.elapsed()
+        })
+        .collect();
+    median(&mut times)
+}
+
+fn median(times: &mut [Duration]) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+/// A session with the server's own settings: all cores, no spinning.
+fn bare_session(environment: &ort::environment::Environment, file: &Path) -> Session {
+    let build = || -> ort::Result<Session> {
+        Session::builder(environment)?
+            .with_intra_threads(std::thread::available_parallelism().map_or(1, std::num::NonZero::get))?
+            .with_inter_threads(1)?
+            .with_intra_op_spinning(false)?
+            .commit_from_file(file)
+    };
+    build().unwrap()
+}
+
+fn run(session: &mut Session, input: &str, shape: &[usize], data: &[f32]) {
+    let tensor = ort::value::TensorRef::from_array_view((shape, data)).unwrap();
+    let outputs = session.run(ort::inputs![input => tensor]).unwrap();
+    std::hint::black_box(&outputs);
+}
+
+struct Server {
+    child: Child,
+    address: String,
+}
+
+impl Server {
+    fn start(store: &Path) -> Server {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_ortus"))
+            .args(["serve", "--listen", "127.0.0.1:0", "--models"])
+            .arg(store)
+            .env("ORTUS_TELEMETRY__LOG_LEVEL", "warn")
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let line = BufReader::new(child.stdout.take().unwrap()).lines().next().unwrap().unwrap();
+        let address = line.rsplit("http://").next().unwrap().to_owned();
+        let server = Server { child, address };
+        let mut client = Client::connect(&server.address);
+        for _ in 0..2000 {
+            client.request("GET", "/readyz", "", b"");
+            if client.status == 200 {
+                return server;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        panic!("the server did not become ready");
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One kept-alive connection.
+struct Client {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+    status: u16,
+}
+
+impl Client {
+    fn connect(address: &str) -> Client {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_nodelay(true).unwrap();
+        Client { stream, buffer: Vec::new(), status: 0 }
+    }
+
+    /// Sends a request, reads the whole answer, gives its `Server-Timing`.
+    fn request(&mut self, method: &str, path: &str, headers: &str, body: &[u8]) -> String {
+        let head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n{headers}Content-Length: {}\r\n\r\n", body.len());
+        if body.len() < 16_384 {
+            self.stream.write_all(&[head.as_bytes(), body].concat()).unwrap();
+        } else {
+            self.stream.write_all(head.as_bytes()).unwrap();
+            self.stream.write_all(body).unwrap();
+        }
+        self.buffer.clear();
+        let mut chunk = [0u8; 65_536];
+        let end = loop {
+            let count = self.stream.read(&mut chunk).unwrap();
+            assert!(count > 0, "the server closed the connection");
+            self.buffer.extend_from_slice(&chunk[..count]);
+            if let Some(at) = self.buffer.windows(4).position(|window| window == b"\r\n\r\n") {
+                break at + 4;
+            }
+        };
+        let head = String::from_utf8_lossy(&self.buffer[..end]).into_owned();
+        let header = |name: &str| {
+            head.lines().find_map(|line| line.to_ascii_lowercase().starts_with(name).then(|| line[name.len()..].trim().to_owned()))
+        };
+        self.status = head[9..12].parse().unwrap();
+        let length: usize = header("content-length:").map_or(0, |text| text.parse().unwrap());
+        let mut have = self.buffer.len() - end;
+        while have < length {
+            let count = self.stream.read(&mut chunk).unwrap();
+            assert!(count > 0, "the answer was cut off");
+            have += count;
+        }
+        assert!(self.status == 200 || path == "/readyz", "{head}");
+        header("server-timing:").unwrap_or_default()
+    }
+}
+
+/// A picture with some detail, so that decoding costs what photographs cost.
+fn jpeg_640x480() -> Vec<u8> {
+    let picture = image::RgbImage::from_fn(640, 480, |x, y| {
+        let wave = ((x as f32 / 9.0).sin() * (y as f32 / 7.0).cos() * 90.0 + 128.0) as u8;
+        image::Rgb([wave, (x * 255 / 640) as u8, (y * 255 / 480) as u8 ^ (wave >> 3)])
+    });
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    picture.write_to(&mut bytes, image::ImageFormat::Jpeg).unwrap();
+    bytes.into_inner()
+}

@@ -1,0 +1,26 @@
+//! Integration tests: the real `ortus` binary on a port of its own, real models, real HTTP.
+//!
+//! Needs ONNX Runtime's library, which `make test` installs. Models are those of `models/` and `tests/fixtures/`; tests
+//! on `../shared/models` say so loudly where it is absent.
+
+#![expect(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic, reason = "a test says what it expects by panicking")]
+
+/// Starts and stops servers; the HTTP client.
+mod server;
+
+/// Requests that must be refused, and the sentence they get.
+mod bad_input;
+/// The commands that need no server.
+mod cli;
+/// Answers of the fixtures against Python ONNX Runtime's.
+mod golden;
+/// Pictures: the embedded digits and the shared classifiers.
+mod image;
+/// Start, readiness, drain, connections that misbehave.
+mod lifecycle;
+/// `/v1/models/{name}/predict`: every request and response form.
+mod predict;
+/// Versions, policies, loading, swapping, failing.
+mod store;
+/// The Open Inference Protocol.
+mod v2;
