@@ -23,3 +23,138 @@ mod proto {
     )]
     include!(concat!(env!("OUT_DIR"), "/onnx.rs"));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::{
+        DeviceSettings, DeviceType, GraphSource, Interrupt, OptimizationLevel, Runtime, RuntimeError, Session,
+        SessionSettings,
+    };
+    use crate::tensor::{DType, Tensor, Value};
+    use std::path::{Path, PathBuf};
+    use std::time::{Duration, Instant};
+
+    fn load_file(file: PathBuf) -> Result<Box<dyn Session>, RuntimeError> {
+        let folder = file.parent().unwrap().to_owned();
+        let settings = SessionSettings {
+            device: DeviceSettings { device_type: DeviceType::Cpu, ..DeviceSettings::default() },
+            optimization_level: OptimizationLevel::Aggressive,
+            intra_threads: 1,
+        };
+        let runtime = OnnxRuntime::open().expect("ONNX Runtime's library; `make test` installs it");
+        runtime.load(&GraphSource { file, folder, max_file_bytes: 1 << 30 }, &settings)
+    }
+
+    fn load(name: &str) -> Box<dyn Session> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/store");
+        load_file(root.join(name).join("1/model.onnx")).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    #[track_caller]
+    fn run(name: &str, inputs: &[Value]) -> Vec<Value> {
+        let mut session = load(name);
+        let inputs: Vec<_> = inputs.iter().cloned().enumerate().collect();
+        let outputs: Vec<usize> = (0..session.outputs().len()).collect();
+        session.run(&inputs, &outputs, &Interrupt::new()).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    fn f32s(shape: &[usize], data: &[f32]) -> Value {
+        Tensor::from_vec(DType::Fp32, shape.to_vec(), data.to_vec()).unwrap().into()
+    }
+
+    #[test]
+    fn sequences_and_maps_come_out_as_such() {
+        let outputs = run("sequence", &[f32s(&[2], &[1.0, 2.0]), f32s(&[1, 2], &[3.0, 4.0])]);
+        let Value::Sequence(items) = &outputs[0] else { panic!("{outputs:?}") };
+        assert_eq!(items.len(), 2);
+        let outputs = run("zipmap", &[f32s(&[1, 3], &[0.1, 0.7, 0.2])]);
+        let Value::Sequence(items) = &outputs[0] else { panic!("{outputs:?}") };
+        let Value::Map { keys, values } = &items[0] else { panic!("{items:?}") };
+        let index = keys.strings().iter().position(|key| key == "versicolor").unwrap();
+        assert_eq!(values.to_f32().unwrap()[index], 0.7);
+    }
+
+    #[test]
+    fn unaligned_and_empty_inputs_run() {
+        let mut session = load("echo");
+        let data: Vec<u8> = [7u8].into_iter().chain([1f32, 2.0].iter().flat_map(|x| x.to_le_bytes())).collect();
+        let unaligned = bytes::Bytes::from(data).slice(1..);
+        let tensor = Tensor::from_bytes(DType::Fp32, vec![1, 2], unaligned).unwrap();
+        let outputs = session.run(&[(0, tensor.into())], &[0], &Interrupt::new()).unwrap();
+        assert_eq!(outputs[0].as_tensor().unwrap().to_f32().unwrap(), [1.0, 2.0]);
+        let outputs = session.run(&[(0, f32s(&[0, 5], &[]))], &[0], &Interrupt::new()).unwrap();
+        assert_eq!(outputs[0].as_tensor().unwrap().shape(), [0, 5]);
+    }
+
+    #[test]
+    fn large_outputs_outlive_their_session() {
+        let mut session = load("echo");
+        let data: Vec<f32> = (0..20_000).map(|i| i as f32).collect();
+        let mut outputs = session.run(&[(0, f32s(&[1, 20_000], &data))], &[0], &Interrupt::new()).unwrap();
+        let first = outputs.remove(0);
+        session.run(&[(0, f32s(&[1, 20_000], &vec![0.0; 20_000]))], &[0], &Interrupt::new()).unwrap();
+        drop(session);
+        assert_eq!(first.as_tensor().unwrap().to_f32().unwrap(), data);
+    }
+
+    #[test]
+    fn an_interrupt_stops_a_run() {
+        let mut session = load("slow");
+        let inputs: Vec<_> = session
+            .inputs()
+            .iter()
+            .enumerate()
+            .map(|(index, spec)| {
+                let shape: Vec<usize> =
+                    spec.ty.shape().unwrap().iter().map(|dim| usize::try_from(dim.to_wire()).unwrap_or(1)).collect();
+                let count = shape.iter().product();
+                let tensor = match spec.ty.dtype().unwrap() {
+                    DType::Int64 => Tensor::from_vec(DType::Int64, shape, vec![1_000_000_000_000i64; count]),
+                    _ => Tensor::from_vec(DType::Fp32, shape, vec![0.5f32; count]),
+                };
+                (index, tensor.unwrap().into())
+            })
+            .collect();
+        let interrupt = Interrupt::new();
+        let (other, started) = (interrupt.clone(), Instant::now());
+        let result = std::thread::scope(|scope| {
+            scope.spawn(move || {
+                std::thread::sleep(Duration::from_millis(50));
+                other.fire();
+            });
+            session.run(&inputs, &[0], &interrupt)
+        });
+        assert!(matches!(result, Err(RuntimeError::Interrupted)), "{result:?}");
+        assert!(started.elapsed() < Duration::from_secs(20));
+    }
+
+    #[test]
+    fn a_graph_without_a_declared_shape_takes_any() {
+        assert_eq!(load("no-shape").inputs()[0].ty.shape(), None);
+        assert_eq!(load("scalar").inputs()[0].ty.shape(), Some(&[][..]));
+    }
+
+    #[test]
+    fn a_default_makes_an_input_optional() {
+        let session = load("multi");
+        let optional: Vec<_> = session.inputs().iter().map(|spec| (spec.name.as_str(), spec.optional)).collect();
+        assert!(optional.contains(&("scale", true)) && optional.contains(&("a", false)), "{optional:?}");
+    }
+
+    #[test]
+    fn hostile_files_are_refused_with_a_clean_reason() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/hostile");
+        let mut count = 0;
+        for entry in std::fs::read_dir(&root).unwrap() {
+            let file = entry.unwrap().path().join("1/model.onnx");
+            if file.is_file() {
+                let text = load_file(file.clone()).err().unwrap_or_else(|| panic!("{file:?} was loaded")).to_string();
+                assert!(!text.contains(root.to_str().unwrap()) && !text.contains(".cc:"), "{text}");
+                println!("{:?}: {text}", file.parent().unwrap().parent().unwrap().file_name().unwrap());
+                count += 1;
+            }
+        }
+        assert!(count > 10);
+    }
+}
