@@ -44,7 +44,7 @@ def main():
     GOLDEN.mkdir(parents=True, exist_ok=True)
     for make in (
         mlp, echo, alltypes, strings, scalar, multi, sequence, zipmap, int4, float8, empty, fixed_batch,
-        external_data, no_shape, slow, fails, nonfinite, versions, triton_layout, hf_snapshot, hostile,
+        external_data, ort_format, no_shape, slow, fails, nonfinite, versions, triton_layout, hf_snapshot, hostile,
     ):
         make()
     files = [path for folder in (STORE, HOSTILE, GOLDEN) for path in folder.rglob("*") if path.is_file()]
@@ -303,6 +303,20 @@ def external(name, shape, location, offset=None, length=None):
         if text is not None:
             weight.external_data.add(key=key, value=str(text))
     return weight
+
+
+def ort_format():
+    """The MLP in ONNX Runtime's own file form."""
+    folder = STORE / "ort-format" / "1"
+    folder.mkdir(parents=True, exist_ok=True)
+    options = onnxruntime.SessionOptions()
+    # Basic optimisation only: what later levels write depends on the machine.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(folder / "model.ort")
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    onnxruntime.InferenceSession(str(STORE / "mlp" / "1" / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    path = folder / "model.ort"
+    golden("ort-format", [case(path, "two-rows", {"x": random(5, 2, 32)})], rtol=1e-5, atol=1e-6)
 
 
 def no_shape():
