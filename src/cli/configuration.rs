@@ -27,10 +27,8 @@ pub(super) fn show(args: ConfigArgs) -> Result<String, CliError> {
 fn as_text(config: &Config) -> String {
     let mut table = Table::new(["KEY", "VALUE", "ORIGIN"]);
     for entry in config.effective() {
-        let value = match entry.value {
-            Setting::Unset => "(chosen for the machine)".to_owned(),
-            value => value.to_string(),
-        };
+        let is_unset = entry.value == Setting::Unset;
+        let value = if is_unset { "(chosen for the machine)".to_owned() } else { entry.value.to_string() };
         table.row([entry.key, value, entry.origin.to_string()]);
     }
     table.finish()

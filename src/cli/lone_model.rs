@@ -67,7 +67,7 @@ fn file(path: &Path, config: &mut Config) -> Result<Target, CliError> {
         return Err(wrong("the file's name is not UTF-8; rename it"));
     };
     let failed = |source| CliError::File { path: path.to_owned(), source };
-    let name = name_from(stem);
+    let name = name_from(stem).ok_or_else(|| wrong("the file's name cannot be a model's name; rename it"))?;
     let store = tempfile::tempdir().map_err(failed)?;
     let version = store.path().join(name.as_str()).join("1");
     std::fs::create_dir_all(&version).map_err(failed)?;
@@ -104,11 +104,11 @@ fn place(from: &Path, to: &Path) -> std::io::Result<()> {
     std::fs::copy(&from, to).map(|_| ())
 }
 
-/// A name like the file's.
-fn name_from(stem: &str) -> ModelName {
-    let allowed = |c: char| if c.is_ascii_alphanumeric() || c == '_' || c == '-' { c } else { '-' };
+/// A name like the file's, `model` where nothing of it can be kept.
+fn name_from(stem: &str) -> Option<ModelName> {
+    let allowed = |c: char| if c.is_ascii_alphanumeric() || c == '_' { c } else { '-' };
     let text: String = stem.chars().map(allowed).skip_while(|c| !c.is_ascii_alphanumeric()).take(100).collect();
-    ModelName::parse(&text).or_else(|_| ModelName::parse("model")).unwrap_or_else(|_| unreachable!("`model` is a name"))
+    ModelName::parse(if text.is_empty() { "model" } else { &text }).ok()
 }
 
 #[cfg(test)]
@@ -180,8 +180,8 @@ mod tests {
         for (stem, name) in
             [("model", "model"), ("a b", "a-b"), ("..x", "x"), ("日本", "model"), ("", "model"), ("v1.2", "v1-2")]
         {
-            assert_eq!(name_from(stem).as_str(), name);
+            assert_eq!(name_from(stem).unwrap().as_str(), name);
         }
-        assert_eq!(name_from(&"x".repeat(300)).as_str().len(), 100);
+        assert_eq!(name_from(&"x".repeat(300)).unwrap().as_str().len(), 100);
     }
 }

@@ -15,7 +15,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) if error.use_stderr() => {
-            print_error(&usage_error(&error.render().to_string()));
+            print_error(&usage_error(&error));
             return ExitCode::from(2);
         }
         // Help and version: clap knows whether the terminal has colours.
@@ -64,7 +64,12 @@ fn print_error(text: &str) {
 }
 
 /// The parser's several lines in one, without the usage.
-fn usage_error(rendered: &str) -> String {
+fn usage_error(error: &clap::Error) -> String {
+    // For this one the parser would print the whole help.
+    if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        return "a command is missing; try --help".to_owned();
+    }
+    let rendered = error.render().to_string();
     let mut text = String::new();
     let lines = rendered.lines().map(str::trim).take_while(|line| !line.starts_with("Usage:"));
     for line in lines.filter(|line| !line.is_empty() && !line.starts_with("For more information")) {
@@ -109,7 +114,7 @@ mod tests {
             let arguments = std::iter::once(&"ortus").chain(arguments);
             let error = Cli::try_parse_from(arguments).unwrap_err();
             assert!(error.use_stderr());
-            let line = usage_error(&error.render().to_string());
+            let line = usage_error(&error);
             assert!(!line.contains('\n') && line.ends_with("; try --help"), "{line}");
             for part in parts {
                 assert!(line.contains(part), "{line}");
@@ -119,6 +124,7 @@ mod tests {
         check(&["inspect"], &["required", "<NAME|FILE>"]);
         check(&["liste"], &["liste", "list"]);
         check(&[], &["subcommand"]);
+        check(&["config"], &["a command is missing"]);
         check(&["predict", "m", "--top-k", "0"], &["--top-k", "0"]);
         check(&["predict", "m", "a.jpg", "--json", "1"], &["cannot be used with"]);
         check(&["serve", "\u{1b}[2J\nx"], &["unexpected"]);

@@ -459,8 +459,8 @@ pub(super) fn nearest_section(name: &str) -> &'static str {
 }
 
 /// The key that was probably meant: the same name in another section, else the name spelt most alike in this section,
-/// or in any where the section is unknown too.
-pub(super) fn nearest(section: &str, name: &str) -> &'static Key {
+/// or in any where the section is unknown too. One is always found: every section has keys.
+pub(super) fn nearest(section: &str, name: &str) -> Option<&'static Key> {
     let name = start(name);
     let in_section = |key: &&Key| !is_section(section) || key.section == section;
     let distance = |key: &&Key| {
@@ -472,9 +472,7 @@ pub(super) fn nearest(section: &str, name: &str) -> &'static Key {
         strsim::damerau_levenshtein(key.name, name) + of_section
     };
     let same_name = KEYS.iter().filter(|key| key.name == name).min_by_key(distance);
-    let nearest = same_name.or_else(|| KEYS.iter().filter(in_section).min_by_key(distance));
-    // Every section has keys, so one is always found.
-    nearest.unwrap_or(&KEYS[0])
+    same_name.or_else(|| KEYS.iter().filter(in_section).min_by_key(distance))
 }
 
 /// Enough of a name to compare: comparing takes time with the square of its length.

@@ -103,15 +103,10 @@ fn given(value: &DeValue<'_>) -> Given {
         DeValue::Integer(value) => Given::Integer { digits: value.as_str().to_owned(), radix: value.radix() },
         DeValue::String(text) => Given::Text(text.clone().into_owned()),
         // No key takes a list in a list, so that is not followed further.
-        DeValue::Array(items) => Given::List(
-            items
-                .iter()
-                .map(|item| match item.get_ref() {
-                    DeValue::Array(_) => Given::Other("list"),
-                    item => given(item),
-                })
-                .collect(),
-        ),
+        DeValue::Array(items) => {
+            let item = |value: &DeValue<'_>| if value.is_array() { Given::Other("list") } else { given(value) };
+            Given::List(items.iter().map(|value| item(value.get_ref())).collect())
+        }
         DeValue::Float(_) => Given::Other("number with a fraction"),
         DeValue::Datetime(_) => Given::Other("date or time"),
         DeValue::Table(_) => Given::Other("table"),
@@ -127,13 +122,13 @@ pub(super) fn from_environment(variables: impl Iterator<Item = (String, String)>
         let rest = variable.strip_prefix(PREFIX).unwrap_or_default();
         // One underscore where two belong is the mistake to expect; passing over it would hide it.
         if let Some(key) = catalogue::KEYS.iter().find(|key| variable_of(key).replacen("__", "_", 1) == variable) {
-            return Err(unknown_variable(variable, key));
+            return Err(unknown_variable(&variable, Some(key)));
         }
         let Some((section, name)) = rest.split_once("__") else { continue };
         let upper = rest.bytes().all(|byte| !byte.is_ascii_lowercase());
         let (section, name) = (section.to_ascii_lowercase(), name.to_ascii_lowercase());
         let key = if upper { catalogue::find(&section, &name) } else { None };
-        let Some(key) = key else { return Err(unknown_variable(variable, catalogue::nearest(&section, &name))) };
+        let Some(key) = key else { return Err(unknown_variable(&variable, catalogue::nearest(&section, &name))) };
         written.push(Written { key, given: Given::Plain(value), origin: Origin::Environment { variable } });
     }
     Ok(written)
@@ -161,11 +156,11 @@ pub(super) fn from_flags(flags: Flags) -> Vec<Written> {
 
 fn unknown(origin: Origin, section: &str, name: &str, spell: impl Fn(&Key) -> String) -> ConfigError {
     let key = if section.is_empty() { shown(name) } else { format!("{section}.{}", shown(name)) };
-    ConfigError::UnknownKey { origin, key, nearest: spell(catalogue::nearest(section, name)) }
+    ConfigError::UnknownKey { origin, key, nearest: catalogue::nearest(section, name).map(spell).unwrap_or_default() }
 }
 
-fn unknown_variable(variable: String, nearest: &Key) -> ConfigError {
-    ConfigError::UnknownVariable { variable: shown(&variable), nearest: variable_of(nearest) }
+fn unknown_variable(variable: &str, nearest: Option<&Key>) -> ConfigError {
+    ConfigError::UnknownVariable { variable: shown(variable), nearest: nearest.map(variable_of).unwrap_or_default() }
 }
 
 /// A name as the user wrote it, where it is one; otherwise quoted.
