@@ -127,3 +127,122 @@ fn spec_json(spec: &Spec) -> Value {
         "optional": spec.optional,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batching::Handle;
+    use crate::engine::{Item, ModelName, Parameters, Prediction};
+    use crate::models::ModelSettings;
+    use crate::pipelines::{Pipeline, PipelineError};
+    use crate::runtime::GraphFacts;
+    use crate::tasks::Tasks;
+    use crate::tensor::{DType, Tensor, ValueType};
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+    use std::time::{Duration, SystemTime};
+
+    struct Classes(Vec<String>);
+
+    impl Pipeline for Classes {
+        fn task(&self) -> &'static str {
+            "image-classification"
+        }
+
+        fn labels(&self) -> &[String] {
+            &self.0
+        }
+
+        fn preprocess(&self, _: &[Item], _: &Parameters) -> Result<Vec<(String, Tensor)>, PipelineError> {
+            Ok(vec![])
+        }
+
+        fn postprocess(
+            &self,
+            _: &[(String, crate::tensor::Value)],
+            _: usize,
+            _: &Parameters,
+        ) -> Result<Vec<Prediction>, PipelineError> {
+            Ok(vec![])
+        }
+
+        fn check_parameters(&self, _: &Parameters) -> Result<(), PipelineError> {
+            Ok(())
+        }
+    }
+
+    fn model(pipeline: Option<Arc<dyn Pipeline>>) -> LoadedModel {
+        let tensor = |dtype, shape| ValueType::Tensor { dtype, shape };
+        let shape = vec![Dim::Dynamic(Some("N\u{1b}[2J".to_owned())), Dim::Fixed(3)];
+        let spec = |name: &str, ty, optional| Spec { name: name.to_owned(), ty, optional };
+        LoadedModel {
+            name: ModelName::parse("m").unwrap(),
+            version: Version(2),
+            inputs: vec![
+                spec("x", tensor(DType::Fp32, Some(shape)), false),
+                spec("s", tensor(DType::Int64, None), true),
+            ],
+            outputs: vec![spec("y\n", ValueType::Sequence(Box::new(tensor(DType::Fp32, None))), false)],
+            facts: GraphFacts {
+                format: "onnx",
+                opset: Some(17),
+                producer: Some("evil\u{1b}]0;title\u{7}".to_owned()),
+                num_parameters: Some(1_235_496),
+                size_bytes: 4_956_208,
+                providers: vec!["CPUExecutionProvider".to_owned()],
+                device: "cpu".to_owned(),
+                custom: BTreeMap::from([("author".to_owned(), "a\nb".to_owned())]),
+                ..GraphFacts::default()
+            },
+            pipeline,
+            task_evidence: "config.json".to_owned(),
+            settings: ModelSettings::default(),
+            instances: 1,
+            intra_threads: 2,
+            output_labels: BTreeMap::new(),
+            max_batch_size: 0,
+            config_json: Value::Null,
+            handle: Handle::start("m", vec![], 1, &Tasks::new()).unwrap(),
+            loaded_at: SystemTime::UNIX_EPOCH,
+            load_time: Duration::from_millis(12),
+        }
+    }
+
+    #[test]
+    fn what_a_model_file_says_of_itself_cannot_touch_the_terminal() {
+        let model = model(None);
+        for text in [as_text(&model, &[Version(2)]), pretty(&as_json(&model, &[Version(2)]))] {
+            assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
+            assert!(text.contains("]0;title"), "{text}");
+        }
+        assert!(!as_text(&model, &[]).lines().any(|line| line.starts_with('b')));
+    }
+
+    #[test]
+    fn text_and_json_say_what_the_model_takes_and_gives() {
+        let model = model(None);
+        let text = as_text(&model, &[Version(1), Version(2)]);
+        for part in
+            ["2 (in the store: 1, 2)", "1 235 496", "4.7 MiB", "CPUExecutionProvider", "17", "12 ms", "(optional)"]
+        {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        let json = as_json(&model, &[Version(1), Version(2)]);
+        assert_eq!(json["inputs"][0], json!({ "name": "x", "dtype": "FP32", "shape": [-1, 3], "optional": false }));
+        assert_eq!(json["inputs"][1]["shape"], Value::Null);
+        assert_eq!(json["versions"], json!(["1", "2"]));
+        assert_eq!(json["task"], Value::Null);
+    }
+
+    #[test]
+    fn what_is_missing_to_serve_the_task_is_said() {
+        let check = |pipeline: Option<Arc<dyn Pipeline>>, expected: Option<&str>| {
+            let missing = missing(&model(pipeline));
+            assert_eq!(missing.len(), usize::from(expected.is_some()));
+            assert!(missing.iter().zip(expected).all(|(text, start)| text.starts_with(start)), "{missing:?}");
+        };
+        check(None, Some("a task"));
+        check(Some(Arc::new(Classes(vec![]))), Some("labels"));
+        check(Some(Arc::new(Classes(vec!["cat".to_owned()]))), None);
+    }
+}
