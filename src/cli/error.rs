@@ -15,8 +15,9 @@ pub(super) enum CliError {
     Logging(#[from] LogError),
     #[error(transparent)]
     App(#[from] AppError),
-    #[error(transparent)]
-    Engine(#[from] EngineError),
+    /// The text of an [`EngineError`] for whoever runs the command.
+    #[error("{0}")]
+    Engine(String),
     #[error("{0:?} is neither a model's name nor a file; see `ortus list` for the names in the store")]
     NoModel(String),
     #[error("{}: {problem}", path.display())]
@@ -35,6 +36,13 @@ pub(super) enum CliError {
     Predict(String),
     #[error("the result could not be printed: {0}")]
     Output(std::io::Error),
+}
+
+impl From<EngineError> for CliError {
+    /// Whoever runs a command is not a client: internal detail is for them.
+    fn from(error: EngineError) -> CliError {
+        CliError::Engine(if let EngineError::Internal { detail } = error { detail } else { one_line(&error) })
+    }
 }
 
 /// The error and, where its text leaves them out, its causes, in one line for a terminal.
@@ -62,5 +70,7 @@ mod tests {
         let source = std::io::Error::other("a\nb\u{1b}");
         let error = CliError::File { path: "f".into(), source };
         assert_eq!(one_line(&error), "f: a\\nb\\u{1b}");
+        let error = CliError::from(EngineError::Internal { detail: "the reason".to_owned() });
+        assert_eq!(one_line(&error), "the reason");
     }
 }
