@@ -1,0 +1,146 @@
+//! Commands, arguments and help texts.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Inference server for ONNX models.
+#[derive(Debug, Parser)]
+#[command(name = "ortus", version, arg_required_else_help = false, disable_help_subcommand = true)]
+#[command(after_help = "Example: ortus serve --models ./models --listen 127.0.0.1:8080")]
+pub struct Cli {
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Run the server until it is asked to stop (SIGINT, SIGTERM)
+    #[command(after_help = "Example: ortus serve --models ./models --listen 127.0.0.1:8080\n\n\
+        Every setting can also be a variable (ORTUS_SERVER__LISTEN) or stand in ortus.toml; see `ortus config show`.")]
+    Serve(ServeArgs),
+    /// List the models of the store
+    #[command(after_help = "Example: ortus list --models ./models")]
+    List(ListArgs),
+    /// Load a model and print what it takes, what it gives, and what is missing to serve it
+    #[command(
+        after_help = "Examples: ortus inspect resnet50\n          ortus inspect ./downloads/model.onnx --json\n\n\
+        Of the files beside a lone file only those named after it and the usual HuggingFace files are used; name the\n\
+        folder for all of them."
+    )]
+    Inspect(InspectArgs),
+    /// Make one prediction without a server and print the answer as JSON
+    #[command(after_help = "Examples: ortus predict resnet50 cat.jpg --top-k 3\n          \
+        ortus predict iris --json '{\"inputs\": [[5.1, 3.5, 1.4, 0.2]]}'")]
+    Predict(PredictArgs),
+    /// Print the OpenAPI document of the server
+    #[command(after_help = "Example: ortus openapi > openapi.yaml")]
+    Openapi(OpenapiArgs),
+    /// Check or show the configuration
+    #[command(
+        subcommand,
+        after_help = "Example: ortus config show --config ortus.toml",
+        disable_help_subcommand = true
+    )]
+    Config(ConfigCommand),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ServeArgs {
+    #[command(flatten)]
+    pub(super) store: StoreArgs,
+    /// IP address and port to listen on
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub(super) listen: Option<String>,
+    /// Listen on an address that other machines can reach, although nothing asks callers for a key
+    #[arg(long)]
+    pub(super) insecure: bool,
+    /// off, error, warn, info, debug or trace
+    #[arg(long, value_name = "LEVEL")]
+    pub(super) log_level: Option<String>,
+}
+
+/// What every command on a store takes.
+#[derive(Debug, Args)]
+pub(super) struct StoreArgs {
+    /// Configuration file [default: ./ortus.toml, where it exists]
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// Folder of models [default: store.models_dir of the configuration]
+    #[arg(long, value_name = "DIR")]
+    pub(super) models: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ListArgs {
+    #[command(flatten)]
+    pub(super) store: StoreArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct InspectArgs {
+    /// A model of the store, a model file (.onnx, .ort) or a model's folder
+    #[arg(value_name = "NAME|FILE")]
+    pub(super) model: String,
+    /// Version of the model [default: its default version]
+    #[arg(long, value_name = "N")]
+    pub(super) model_version: Option<u64>,
+    #[command(flatten)]
+    pub(super) store: StoreArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PredictArgs {
+    /// A model of the store
+    #[arg(value_name = "NAME")]
+    pub(super) model: String,
+    /// Pictures or other files, one item each
+    #[arg(value_name = "FILE", conflicts_with_all = ["text", "json"])]
+    pub(super) files: Vec<PathBuf>,
+    /// One text item
+    #[arg(long, conflicts_with = "json")]
+    pub(super) text: Option<String>,
+    /// The body of a predict request, or only its `inputs`
+    #[arg(long, value_name = "JSON")]
+    pub(super) json: Option<String>,
+    /// How many classes to print, best first
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) top_k: Option<u32>,
+    /// Version of the model [default: its default version]
+    #[arg(long, value_name = "N")]
+    pub(super) model_version: Option<u64>,
+    #[command(flatten)]
+    pub(super) store: StoreArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct OpenapiArgs {
+    /// Print JSON instead of YAML
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ConfigCommand {
+    /// Check the configuration, without starting anything
+    #[command(after_help = "Example: ortus config check --config /etc/ortus.toml")]
+    Check(ConfigArgs),
+    /// Print every key with its value in force and where that comes from
+    #[command(after_help = "Example: ORTUS_BATCH__INSTANCES=2 ortus config show")]
+    Show(ConfigArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ConfigArgs {
+    /// Configuration file [default: ./ortus.toml, where it exists]
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}

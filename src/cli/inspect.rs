@@ -1,0 +1,248 @@
+//! `ortus inspect`: loads one model and prints what it is.
+
+use super::args::InspectArgs;
+use super::configuration::pretty;
+use super::error::CliError;
+use super::lone_model;
+use super::store::{offline_config, with_engine};
+use super::table::{Table, count, size};
+use crate::engine::{LoadedModel, Version};
+use crate::tensor::{Dim, Spec};
+use serde_json::{Value, json};
+
+pub(super) fn inspect(args: InspectArgs) -> Result<String, CliError> {
+    let mut config = offline_config(args.store)?;
+    // Nothing is to be waited for, and one copy tells all.
+    config.models.instances = Some(1);
+    let target = lone_model::resolve(&args.model, &mut config)?;
+    let version = args.model_version.map(Version);
+    with_engine(&config, Some(&target.name), async |engine| {
+        let model = engine.model(&target.name, version).await?;
+        let versions: Vec<Version> =
+            engine.status(&target.name)?.versions.iter().map(|version| version.version).collect();
+        Ok(if args.json { pretty(&as_json(&model, &versions)) } else { as_text(&model, &versions) })
+    })
+}
+
+/// What a user may want to add, in words; empty where the model is served with all that its task gives.
+fn missing(model: &LoadedModel) -> Vec<String> {
+    let Some(pipeline) = &model.pipeline else {
+        return vec![
+            "a task: the model takes and gives raw tensors; to serve typed input, add the files that came with it (config.json, \
+             preprocessor_config.json) or name `task` under [pipeline] in model.toml"
+                .to_owned(),
+        ];
+    };
+    let mut missing = Vec::new();
+    if pipeline.task().ends_with("-classification") && pipeline.labels().is_empty() {
+        missing.push("labels: classes are answered by number; add labels.txt, or id2label to config.json".to_owned());
+    }
+    missing
+}
+
+fn labels(model: &LoadedModel) -> usize {
+    model.pipeline.as_ref().map_or(0, |pipeline| pipeline.labels().len())
+}
+
+fn as_text(model: &LoadedModel, versions: &[Version]) -> String {
+    let facts = &model.facts;
+    let mut table = Table::new(["MODEL", model.name.as_str()]);
+    let mut line = |name: &str, value: String| table.row([name.to_owned(), value]);
+    let all: Vec<String> = versions.iter().map(Version::to_string).collect();
+    line("version", format!("{} (in the store: {})", model.version, all.join(", ")));
+    let task = model.pipeline.as_ref().map_or("none (raw tensors)", |pipeline| pipeline.task());
+    line("task", task.to_owned());
+    line("detected from", model.task_evidence.clone());
+    line("labels", count(labels(model) as u64));
+    for (name, specs) in [("input", &model.inputs), ("output", &model.outputs)] {
+        for spec in specs {
+            let optional = if spec.optional { " (optional)" } else { "" };
+            line(name, format!("{}: {}{optional}", spec.name, spec.ty));
+        }
+    }
+    line("format", facts.format.to_owned());
+    let unknown = || "unknown".to_owned();
+    line("opset", facts.opset.map_or_else(unknown, |opset| opset.to_string()));
+    line("IR version", facts.ir_version.map_or_else(unknown, |version| version.to_string()));
+    line("producer", facts.producer.clone().unwrap_or_else(unknown));
+    let optional = [("graph", &facts.graph_name), ("description", &facts.description), ("precision", &facts.precision)];
+    for (name, value) in optional {
+        if let Some(value) = value {
+            line(name, value.clone());
+        }
+    }
+    line("parameters", facts.num_parameters.map_or_else(unknown, count));
+    line("size", size(facts.size_bytes));
+    line("device", facts.device.clone());
+    line("providers", facts.providers.join(", "));
+    line("threads of a run", model.intra_threads.to_string());
+    line("load time", format!("{} ms", model.load_time.as_millis()));
+    for (key, value) in &facts.custom {
+        line("metadata", format!("{key} = {value}"));
+    }
+    let missing = missing(model);
+    if missing.is_empty() {
+        line("missing", "nothing".to_owned());
+    }
+    for text in missing {
+        line("missing", text);
+    }
+    table.finish()
+}
+
+fn as_json(model: &LoadedModel, versions: &[Version]) -> Value {
+    let facts = &model.facts;
+    json!({
+        "name": model.name.as_str(),
+        "version": model.version.to_string(),
+        "versions": versions.iter().map(Version::to_string).collect::<Vec<_>>(),
+        "task": model.pipeline.as_ref().map(|pipeline| pipeline.task()),
+        "task_evidence": model.task_evidence,
+        "labels": labels(model),
+        "inputs": model.inputs.iter().map(spec_json).collect::<Vec<_>>(),
+        "outputs": model.outputs.iter().map(spec_json).collect::<Vec<_>>(),
+        "format": facts.format,
+        "opset": facts.opset,
+        "ir_version": facts.ir_version,
+        "producer": facts.producer,
+        "graph_name": facts.graph_name,
+        "description": facts.description,
+        "precision": facts.precision,
+        "num_parameters": facts.num_parameters,
+        "size_bytes": facts.size_bytes,
+        "device": facts.device,
+        "providers": facts.providers,
+        "intra_threads": model.intra_threads,
+        "load_time_ms": u64::try_from(model.load_time.as_millis()).unwrap_or(u64::MAX),
+        "metadata": facts.custom,
+        "missing": missing(model),
+    })
+}
+
+fn spec_json(spec: &Spec) -> Value {
+    json!({
+        "name": spec.name,
+        "dtype": spec.ty.dtype().map_or_else(|| spec.ty.to_string(), |dtype| dtype.name().to_owned()),
+        "shape": spec.ty.shape().map(|shape| shape.iter().map(Dim::to_wire).collect::<Vec<_>>()),
+        "optional": spec.optional,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batching::Handle;
+    use crate::engine::{Item, ModelName, Parameters, Prediction};
+    use crate::models::ModelSettings;
+    use crate::pipelines::{Pipeline, PipelineError};
+    use crate::runtime::GraphFacts;
+    use crate::tasks::Tasks;
+    use crate::tensor::{DType, Tensor, ValueType};
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+    use std::time::{Duration, SystemTime};
+
+    struct Classes(Vec<String>);
+
+    impl Pipeline for Classes {
+        fn task(&self) -> &'static str {
+            "image-classification"
+        }
+
+        fn labels(&self) -> &[String] {
+            &self.0
+        }
+
+        fn preprocess(&self, _: &[Item], _: &Parameters) -> Result<Vec<(String, Tensor)>, PipelineError> {
+            Ok(vec![])
+        }
+
+        fn postprocess(
+            &self,
+            _: &[(String, crate::tensor::Value)],
+            _: usize,
+            _: &Parameters,
+        ) -> Result<Vec<Prediction>, PipelineError> {
+            Ok(vec![])
+        }
+
+        fn check_parameters(&self, _: &Parameters) -> Result<(), PipelineError> {
+            Ok(())
+        }
+    }
+
+    fn model(pipeline: Option<Arc<dyn Pipeline>>) -> LoadedModel {
+        let tensor = |dtype, shape| ValueType::Tensor { dtype, shape };
+        let shape = vec![Dim::Dynamic(Some("N\u{1b}[2J".to_owned())), Dim::Fixed(3)];
+        let spec = |name: &str, ty, optional| Spec { name: name.to_owned(), ty, optional };
+        LoadedModel {
+            name: ModelName::parse("m").unwrap(),
+            version: Version(2),
+            inputs: vec![
+                spec("x", tensor(DType::Fp32, Some(shape)), false),
+                spec("s", tensor(DType::Int64, None), true),
+            ],
+            outputs: vec![spec("y\n", ValueType::Sequence(Box::new(tensor(DType::Fp32, None))), false)],
+            facts: GraphFacts {
+                format: "onnx",
+                opset: Some(17),
+                producer: Some("evil\u{1b}]0;title\u{7}".to_owned()),
+                num_parameters: Some(1_235_496),
+                size_bytes: 4_956_208,
+                providers: vec!["CPUExecutionProvider".to_owned()],
+                device: "cpu".to_owned(),
+                custom: BTreeMap::from([("author".to_owned(), "a\nb".to_owned())]),
+                ..GraphFacts::default()
+            },
+            pipeline,
+            task_evidence: "config.json".to_owned(),
+            settings: ModelSettings::default(),
+            instances: 1,
+            intra_threads: 2,
+            output_labels: BTreeMap::new(),
+            max_batch_size: 0,
+            config_json: Value::Null,
+            handle: Handle::start("m", vec![], 1, &Tasks::new()).unwrap(),
+            loaded_at: SystemTime::UNIX_EPOCH,
+            load_time: Duration::from_millis(12),
+        }
+    }
+
+    #[test]
+    fn what_a_model_file_says_of_itself_cannot_touch_the_terminal() {
+        let model = model(None);
+        for text in [as_text(&model, &[Version(2)]), pretty(&as_json(&model, &[Version(2)]))] {
+            assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
+            assert!(text.contains("]0;title"), "{text}");
+        }
+        assert!(!as_text(&model, &[]).lines().any(|line| line.starts_with('b')));
+    }
+
+    #[test]
+    fn text_and_json_say_what_the_model_takes_and_gives() {
+        let model = model(None);
+        let text = as_text(&model, &[Version(1), Version(2)]);
+        for part in
+            ["2 (in the store: 1, 2)", "1 235 496", "4.7 MiB", "CPUExecutionProvider", "17", "12 ms", "(optional)"]
+        {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+        let json = as_json(&model, &[Version(1), Version(2)]);
+        assert_eq!(json["inputs"][0], json!({ "name": "x", "dtype": "FP32", "shape": [-1, 3], "optional": false }));
+        assert_eq!(json["inputs"][1]["shape"], Value::Null);
+        assert_eq!(json["versions"], json!(["1", "2"]));
+        assert_eq!(json["task"], Value::Null);
+    }
+
+    #[test]
+    fn what_is_missing_to_serve_the_task_is_said() {
+        let check = |pipeline: Option<Arc<dyn Pipeline>>, expected: Option<&str>| {
+            let missing = missing(&model(pipeline));
+            assert_eq!(missing.len(), usize::from(expected.is_some()));
+            assert!(missing.iter().zip(expected).all(|(text, start)| text.starts_with(start)), "{missing:?}");
+        };
+        check(None, Some("a task"));
+        check(Some(Arc::new(Classes(vec![]))), Some("labels"));
+        check(Some(Arc::new(Classes(vec!["cat".to_owned()]))), None);
+    }
+}

@@ -1,0 +1,19 @@
+//! `ortus serve`.
+
+use super::args::ServeArgs;
+use super::error::CliError;
+use super::store::load_config;
+use crate::config::Flags;
+use crate::telemetry::start_logging;
+
+/// Returns when the server has been asked to stop and has drained.
+pub(super) fn serve(args: ServeArgs) -> Result<(), CliError> {
+    let ServeArgs { store, listen, insecure, log_level } = args;
+    let config = load_config(store.config, Flags { listen, models_dir: store.models, log_level })?;
+    config.check_exposure(insecure)?;
+    start_logging(&config.log)?;
+    if config.is_public() {
+        tracing::warn!(listen = %config.http.listen, "other machines can reach this address and nothing asks them for a key");
+    }
+    Ok(crate::app::serve(config)?)
+}

@@ -1,0 +1,534 @@
+//! Every key there is: its section, its kind, what it does, and the place of its value in [`Config`].
+//!
+//! Flat on purpose: one entry, one key. A default is not written here: it is what [`Config::default`] holds.
+
+use super::Config;
+use super::setting::{Given, Setting};
+use crate::models::ModelSettings;
+use crate::telemetry::LogSettings;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::time::Duration;
+
+/// One key.
+#[derive(Debug)]
+pub(super) struct Key {
+    pub(super) section: &'static str,
+    pub(super) name: &'static str,
+    /// One sentence for the example file.
+    pub(super) doc: &'static str,
+    kind: Kind,
+}
+
+/// What a key takes, how to put it into a configuration and how to read it from there.
+#[derive(Debug)]
+enum Kind {
+    Boolean {
+        get: fn(&Config) -> bool,
+        set: fn(&mut Config, bool),
+    },
+    /// Inclusive range.
+    Integer {
+        min: u64,
+        max: u64,
+        get: fn(&Config) -> u64,
+        set: fn(&mut Config, u64),
+    },
+    /// An integer that the server chooses where it is not set.
+    Chosen {
+        min: u64,
+        max: u64,
+        get: fn(&Config) -> Option<u64>,
+        set: fn(&mut Config, u64),
+    },
+    /// `set` gives `None` where the text is not what `expected` says.
+    Text {
+        expected: &'static str,
+        get: fn(&Config) -> String,
+        set: fn(&mut Config, &str) -> Option<()>,
+    },
+    List {
+        expected: &'static str,
+        get: fn(&Config) -> Vec<String>,
+        set: fn(&mut Config, Vec<String>) -> Option<()>,
+    },
+}
+
+const DAY_MS: u64 = 24 * 60 * 60 * 1000;
+
+/// The sections, as the example file has them.
+pub(super) const SECTIONS: &[(&str, &str)] = &[
+    ("server", "The HTTP server."),
+    ("store", "The folder of models."),
+    ("device", "Where models run. This section and the next three can be overridden for a model in its model.toml."),
+    ("optimization", "What ONNX Runtime does to a graph before it runs."),
+    ("batch", "How many requests a model works on, and how many may wait."),
+    ("performance", "Work before the first request."),
+    ("limits", "Bounds on what a request or a model file may be. Sizes are bytes unless the name says otherwise."),
+    ("telemetry", "What the server says of itself."),
+];
+
+pub(super) const KEYS: &[Key] = &[
+    Key {
+        section: "server",
+        name: "listen",
+        doc: "IP address and port to listen on; one that other machines can reach also needs --insecure.",
+        kind: Kind::Text {
+            expected: "an IP address and port such as 127.0.0.1:8080 or [::1]:8080",
+            get: |config| config.http.listen.to_string(),
+            set: |config, text| text.parse().ok().map(|address| config.http.listen = address),
+        },
+    },
+    Key {
+        section: "server",
+        name: "request_timeout_ms",
+        doc: "Deadline of a request that names none, from its arrival.",
+        kind: Kind::Integer {
+            min: 1,
+            max: DAY_MS,
+            get: |config| milliseconds(config.http.request_timeout),
+            set: |config, value| config.http.request_timeout = Duration::from_millis(value),
+        },
+    },
+    Key {
+        section: "server",
+        name: "max_body_bytes",
+        doc: "Largest body of a request.",
+        kind: Kind::Integer {
+            min: 1,
+            max: 1 << 40,
+            get: |config| config.http.max_body_bytes as u64,
+            set: |config, value| config.http.max_body_bytes = size(value),
+        },
+    },
+    Key {
+        section: "server",
+        name: "max_connections",
+        doc: "Connections open at once; more wait to be accepted.",
+        kind: Kind::Integer {
+            min: 1,
+            max: 1_000_000,
+            get: |config| config.http.max_connections as u64,
+            set: |config, value| config.http.max_connections = size(value),
+        },
+    },
+    Key {
+        section: "server",
+        name: "shutdown_grace_ms",
+        doc: "How long requests may take to finish after the signal to stop.",
+        kind: Kind::Integer {
+            min: 0,
+            max: DAY_MS,
+            get: |config| milliseconds(config.http.shutdown_grace),
+            set: |config, value| config.http.shutdown_grace = Duration::from_millis(value),
+        },
+    },
+    Key {
+        section: "server",
+        name: "cors_origins",
+        doc: "Origins that browsers may call from, such as \"https://app.example.com\"; empty = none.",
+        kind: Kind::List {
+            expected: "a list of origins such as \"https://app.example.com\" (scheme, host and port only), or only \"*\"",
+            get: |config| config.http.cors_origins.clone(),
+            set: |config, list| origins(list).map(|list| config.http.cors_origins = list),
+        },
+    },
+    Key {
+        section: "server",
+        name: "allowed_hosts",
+        doc: "Names accepted in the Host header besides loopback names and the listen address; \"*\" = any.",
+        kind: Kind::List {
+            expected: "a list of host names without scheme and port, such as \"models.example.com\", or \"*\"",
+            get: |config| config.http.allowed_hosts.clone(),
+            set: |config, list| hosts(list).map(|list| config.http.allowed_hosts = list),
+        },
+    },
+    Key {
+        section: "store",
+        name: "models_dir",
+        doc: "The folder of models; a relative path starts where the server is started.",
+        kind: Kind::Text {
+            expected: "the path of a folder",
+            get: |config| config.store.models_dir.to_string_lossy().into_owned(),
+            set: |config, text| {
+                let good = !text.is_empty() && !text.contains('\0');
+                good.then(|| config.store.models_dir = text.into())
+            },
+        },
+    },
+    Key {
+        section: "store",
+        name: "autoload",
+        doc: "Load all models at start, and a model that is not loaded on its first request.",
+        kind: Kind::Boolean { get: |config| config.store.autoload, set: |config, value| config.store.autoload = value },
+    },
+    Key {
+        section: "store",
+        name: "poll_interval_ms",
+        doc: "How often the folder is read again for new, changed and removed models; 0 = never.",
+        kind: Kind::Integer {
+            min: 0,
+            max: DAY_MS,
+            get: |config| config.store.poll_interval.map_or(0, milliseconds),
+            set: |config, value| config.store.poll_interval = (value > 0).then(|| Duration::from_millis(value)),
+        },
+    },
+    Key {
+        section: "device",
+        name: "device_type",
+        doc: "auto, cpu, cuda or tensorrt; auto takes the best that works.",
+        kind: Kind::Text {
+            expected: "one of \"auto\", \"cpu\", \"cuda\", \"tensorrt\"",
+            get: |config| spelling(&config.overrides.apply(&ModelSettings::default()).device.device_type),
+            set: |config, text| word(text).map(|value| config.overrides.device.device_type = Some(value)),
+        },
+    },
+    Key {
+        section: "device",
+        name: "device_index",
+        doc: "Which GPU, from 0.",
+        kind: Kind::Integer {
+            min: 0,
+            max: 1023,
+            get: |config| u64::from(config.overrides.apply(&ModelSettings::default()).device.device_index),
+            set: |config, value| config.overrides.device.device_index = u32::try_from(value).ok(),
+        },
+    },
+    Key {
+        section: "device",
+        name: "allow_fallback",
+        doc: "Use the CPU where the device named in device_type does not work, instead of an error.",
+        kind: Kind::Boolean {
+            get: |config| config.overrides.apply(&ModelSettings::default()).device.allow_fallback,
+            set: |config, value| config.overrides.device.allow_fallback = Some(value),
+        },
+    },
+    Key {
+        section: "optimization",
+        name: "enable_optimization",
+        doc: "false is the same as the level none.",
+        kind: Kind::Boolean {
+            get: |config| config.overrides.optimization.enable_optimization.unwrap_or(true),
+            set: |config, value| config.overrides.optimization.enable_optimization = Some(value),
+        },
+    },
+    Key {
+        section: "optimization",
+        name: "optimization_level",
+        doc: "none, basic, balanced or aggressive.",
+        kind: Kind::Text {
+            expected: "one of \"none\", \"basic\", \"balanced\", \"aggressive\"",
+            get: |config| {
+                let level = config.overrides.optimization.optimization_level;
+                spelling(&level.unwrap_or(ModelSettings::default().optimization_level))
+            },
+            set: |config, text| word(text).map(|value| config.overrides.optimization.optimization_level = Some(value)),
+        },
+    },
+    Key {
+        section: "batch",
+        name: "instances",
+        doc: "Loaded copies of each model, each with its own thread; not set: chosen for the machine.",
+        kind: Kind::Chosen {
+            min: 1,
+            max: 256,
+            get: |config| config.overrides.batch.instances.map(|value| value as u64),
+            set: |config, value| config.overrides.batch.instances = Some(size(value)),
+        },
+    },
+    Key {
+        section: "batch",
+        name: "intra_threads",
+        doc: "Threads of one run; not set: chosen for the machine.",
+        kind: Kind::Chosen {
+            min: 1,
+            max: 1024,
+            get: |config| config.overrides.batch.intra_threads.map(|value| value as u64),
+            set: |config, value| config.overrides.batch.intra_threads = Some(size(value)),
+        },
+    },
+    Key {
+        section: "batch",
+        name: "max_queue",
+        doc: "Requests of one model that may wait for an instance; more are refused at once.",
+        kind: Kind::Integer {
+            min: 1,
+            max: 1_000_000,
+            get: |config| config.overrides.apply(&ModelSettings::default()).max_queue as u64,
+            set: |config, value| config.overrides.batch.max_queue = Some(size(value)),
+        },
+    },
+    Key {
+        section: "performance",
+        name: "warmup_iterations",
+        doc: "Runs with made-up input before a model is ready; 0 = none.",
+        kind: Kind::Integer {
+            min: 0,
+            max: 10_000,
+            get: |config| config.overrides.apply(&ModelSettings::default()).warmup_iterations as u64,
+            set: |config, value| config.overrides.performance.warmup_iterations = Some(size(value)),
+        },
+    },
+    Key {
+        section: "limits",
+        name: "header_read_timeout_ms",
+        doc: "Time for the head of a request to arrive.",
+        kind: Kind::Integer {
+            min: 1,
+            max: DAY_MS,
+            get: |config| milliseconds(config.http.limits.header_read_timeout),
+            set: |config, value| config.http.limits.header_read_timeout = Duration::from_millis(value),
+        },
+    },
+    Key {
+        section: "limits",
+        name: "body_read_timeout_ms",
+        doc: "Time for the body of a request to arrive.",
+        kind: Kind::Integer {
+            min: 1,
+            max: DAY_MS,
+            get: |config| milliseconds(config.http.limits.body_read_timeout),
+            set: |config, value| config.http.limits.body_read_timeout = Duration::from_millis(value),
+        },
+    },
+    Key {
+        section: "limits",
+        name: "max_header_bytes",
+        doc: "Size of a request's head.",
+        kind: Kind::Integer {
+            // The HTTP library takes no smaller buffer.
+            min: 8192,
+            max: 16 << 20,
+            get: |config| config.http.limits.max_header_bytes as u64,
+            set: |config, value| config.http.limits.max_header_bytes = size(value),
+        },
+    },
+    Key {
+        section: "limits",
+        name: "max_headers",
+        doc: "Header fields of a request.",
+        kind: Kind::Integer {
+            min: 1,
+            max: 10_000,
+            get: |config| config.http.limits.max_headers as u64,
+            set: |config, value| config.http.limits.max_headers = size(value),
+        },
+    },
+    Key {
+        section: "limits",
+        name: "max_json_depth",
+        doc: "Nesting of a JSON body.",
+        kind: Kind::Integer {
+            // The stack of a reader is bounded: one JSON level costs a call.
+            min: 1,
+            max: 127,
+            get: |config| config.http.limits.max_json_depth as u64,
+            set: |config, value| config.http.limits.max_json_depth = size(value),
+        },
+    },
+    Key {
+        section: "limits",
+        name: "max_tensor_elements",
+        doc: "Elements of one tensor.",
+        kind: Kind::Integer {
+            min: 1,
+            max: 1 << 40,
+            get: |config| config.http.limits.max_tensor_elements as u64,
+            set: |config, value| config.http.limits.max_tensor_elements = size(value),
+        },
+    },
+    Key {
+        section: "limits",
+        name: "max_items",
+        doc: "Items of one request to a task, and parts of a multipart body.",
+        kind: Kind::Integer {
+            min: 1,
+            max: 1_000_000,
+            get: |config| config.http.limits.max_items as u64,
+            set: |config, value| config.http.limits.max_items = size(value),
+        },
+    },
+    Key {
+        section: "limits",
+        name: "drain_delay_ms",
+        doc: "How long a stopping server goes on accepting, so that balancers notice that it is not ready.",
+        kind: Kind::Integer {
+            min: 0,
+            max: DAY_MS,
+            get: |config| milliseconds(config.http.limits.drain_delay),
+            set: |config, value| config.http.limits.drain_delay = Duration::from_millis(value),
+        },
+    },
+    Key {
+        section: "limits",
+        name: "max_pixels",
+        doc: "Pixels of one picture, checked before it is decoded.",
+        kind: Kind::Integer {
+            min: 1,
+            max: 1 << 32,
+            get: |config| config.pipelines.max_pixels,
+            set: |config, value| config.pipelines.max_pixels = value,
+        },
+    },
+    Key {
+        section: "limits",
+        name: "max_model_bytes",
+        doc: "Largest graph file, external data not counted.",
+        kind: Kind::Integer {
+            min: 1,
+            max: 1 << 40,
+            get: |config| config.store.max_model_bytes,
+            set: |config, value| config.store.max_model_bytes = value,
+        },
+    },
+    Key {
+        section: "telemetry",
+        name: "log_format",
+        doc: "text or json (one object a line); logs go to standard error.",
+        kind: Kind::Text {
+            expected: "\"text\" or \"json\"",
+            get: |config| spelling(&config.log.format),
+            set: |config, text| word(text).map(|value| config.log.format = value),
+        },
+    },
+    Key {
+        section: "telemetry",
+        name: "log_level",
+        doc: "off, error, warn, info, debug or trace, alone or with pairs such as \"info,ortus::models=debug\".",
+        kind: Kind::Text {
+            expected: LogSettings::LEVELS,
+            get: |config| config.log.level.clone(),
+            set: |config, text| LogSettings::is_level(text).then(|| config.log.level = text.to_owned()),
+        },
+    },
+];
+
+impl Key {
+    /// `section.key`.
+    pub(super) fn path(&self) -> String {
+        format!("{}.{}", self.section, self.name)
+    }
+
+    pub(super) fn get(&self, config: &Config) -> Setting {
+        match &self.kind {
+            Kind::Boolean { get, .. } => Setting::Boolean(get(config)),
+            Kind::Integer { get, .. } => Setting::Integer(get(config)),
+            Kind::Chosen { get, .. } => get(config).map_or(Setting::Unset, Setting::Integer),
+            Kind::Text { get, .. } => Setting::Text(get(config)),
+            Kind::List { get, .. } => Setting::List(get(config)),
+        }
+    }
+
+    /// Puts `given` into its place.
+    ///
+    /// # Errors
+    /// What the key takes, in words, where `given` is something else.
+    pub(super) fn put(&self, config: &mut Config, given: &Given) -> Result<(), String> {
+        match &self.kind {
+            Kind::Boolean { set, .. } => {
+                set(config, given.boolean().ok_or("true or false")?);
+                Ok(())
+            }
+            Kind::Integer { min, max, set, .. } | Kind::Chosen { min, max, set, .. } => {
+                let Some(value) = given.integer().filter(|value| (*min..=*max).contains(value)) else {
+                    return Err(format!("a whole number from {min} to {max}"));
+                };
+                set(config, value);
+                Ok(())
+            }
+            Kind::Text { expected, set, .. } => Ok(given.text().and_then(|text| set(config, text)).ok_or(*expected)?),
+            Kind::List { expected, set, .. } => Ok(given.list().and_then(|list| set(config, list)).ok_or(*expected)?),
+        }
+    }
+}
+
+pub(super) fn is_section(name: &str) -> bool {
+    SECTIONS.iter().any(|(section, _)| *section == name)
+}
+
+pub(super) fn find(section: &str, name: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.section == section && key.name == name)
+}
+
+/// The section spelt most alike.
+pub(super) fn nearest_section(name: &str) -> &'static str {
+    let name = start(name);
+    let nearest =
+        SECTIONS.iter().map(|(section, _)| *section).min_by_key(|section| strsim::damerau_levenshtein(section, name));
+    nearest.unwrap_or("server")
+}
+
+/// The key that was probably meant: the same name in another section, else the name spelt most alike in this section,
+/// or in any where the section is unknown too. One is always found: every section has keys.
+pub(super) fn nearest(section: &str, name: &str) -> Option<&'static Key> {
+    let name = start(name);
+    let in_section = |key: &&Key| !is_section(section) || key.section == section;
+    let distance = |key: &&Key| {
+        let of_section = if is_section(section) || section.is_empty() {
+            0
+        } else {
+            strsim::damerau_levenshtein(key.section, start(section))
+        };
+        strsim::damerau_levenshtein(key.name, name) + of_section
+    };
+    let same_name = KEYS.iter().filter(|key| key.name == name).min_by_key(distance);
+    same_name.or_else(|| KEYS.iter().filter(in_section).min_by_key(distance))
+}
+
+/// Enough of a name to compare: comparing takes time with the square of its length.
+fn start(name: &str) -> &str {
+    let end = name.char_indices().nth(64).map_or(name.len(), |(index, _)| index);
+    name.get(..end).unwrap_or(name)
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn size(value: u64) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
+}
+
+/// A word of an enum, by the names that serde gives its variants.
+fn word<T: DeserializeOwned>(text: &str) -> Option<T> {
+    serde_json::from_value(serde_json::Value::from(text)).ok()
+}
+
+/// The opposite of [`word`].
+fn spelling<T: Serialize>(value: &T) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(word)) => word,
+        Ok(_) | Err(_) => String::new(),
+    }
+}
+
+/// Scheme, host and port as a browser sends them in `Origin`: no path, no upper case.
+fn origins(list: Vec<String>) -> Option<Vec<String>> {
+    let good = |origin: &String| {
+        let Some(rest) = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://")) else {
+            return false;
+        };
+        let (host, port) = match rest.rsplit_once(':') {
+            Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+            _ => (rest, None),
+        };
+        is_host(host)
+            && port.is_none_or(|port| port.parse::<u16>().is_ok())
+            && !origin.bytes().any(|byte| byte.is_ascii_uppercase())
+    };
+    let any = matches!(list.as_slice(), [only] if only == "*");
+    (any || list.iter().all(good)).then_some(list)
+}
+
+fn hosts(list: Vec<String>) -> Option<Vec<String>> {
+    list.iter().all(|host| host == "*" || is_host(host)).then_some(list)
+}
+
+fn is_host(text: &str) -> bool {
+    if let Some(address) = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        return address.parse::<std::net::Ipv6Addr>().is_ok();
+    }
+    !text.is_empty()
+        && text.len() <= 253
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte))
+}
