@@ -52,7 +52,7 @@ impl Batch<'_> {
         let count = crate::tensor::element_count(&shape).ok_or_else(failed)?;
         let mut data: Vec<T> = Vec::new();
         data.try_reserve_exact(count).map_err(|_| failed())?;
-        data.resize(count, T::zeroed());
+        data.resize(count, bytemuck::Zeroable::zeroed());
         let tables: Vec<[T; 256]> =
             (0..channels).map(|channel| std::array::from_fn(|byte| value(channel, byte as u8))).collect();
         let item_len = channels * self.height * self.width;
