@@ -1,4 +1,4 @@
-//! Why an input cannot be prepared or an output cannot be read.
+//! Why an input cannot be prepared or an output cannot be read, and why the pool did not do its work.
 
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum PipelineError {
@@ -16,4 +16,18 @@ pub enum PipelineError {
     /// The graph's outputs are not what the task needs.
     #[error("{0}")]
     Outputs(String),
+}
+
+/// Why [`super::Pool`] did not give a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PoolError {
+    /// Too much work waits already: try again later.
+    #[error("{limit} pieces of work wait for preprocessing already, try again later")]
+    Full { limit: usize },
+    /// The work panicked. Only its own caller is told.
+    #[error("preprocessing failed")]
+    Panicked,
+    /// The process is ending.
+    #[error("the server is shutting down")]
+    Closed,
 }

@@ -6,12 +6,13 @@
 pub mod detect;
 mod error;
 pub mod image;
+mod labels;
 mod pool;
 mod prediction;
 mod settings;
 
 pub use detect::{Detected, detect};
-pub use error::PipelineError;
+pub use error::{PipelineError, PoolError};
 pub use pool::Pool;
 pub use prediction::{ClassScore, Item, Parameters, Prediction};
 pub use settings::{ImageOverrides, LabelsSource, PipelineLimits, PipelineManifest};

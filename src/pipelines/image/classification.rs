@@ -1,0 +1,422 @@
+//! `image-classification`: pictures to class scores, with the answers of transformers' pipeline.
+//!
+//! Knows nothing of files: what it needs is found by [`crate::pipelines::detect`].
+
+use super::settings::{ImageSettings, Pad};
+use super::{ChannelOrder, Geometry, ImageInput, Picture, Refusal, decode, resize, tensor};
+use crate::pipelines::labels::numbered;
+use crate::pipelines::{ClassScore, Item, Parameters, Pipeline, PipelineError, PipelineLimits, Prediction};
+use crate::tensor::{Dim, Spec, Tensor, Value};
+
+const DEFAULT_TOP_K: usize = 5;
+
+/// What turns logits into scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScoreFunction {
+    Softmax,
+    Sigmoid,
+    None,
+}
+
+/// One model's classification of pictures.
+pub struct ImageClassification {
+    pub settings: ImageSettings,
+    pub input: ImageInput,
+    /// Name of the output that holds the logits.
+    pub output: String,
+    /// By class; where shorter than the logits, the rest is `LABEL_n`.
+    pub labels: Vec<String>,
+    /// `None`: softmax for several classes, sigmoid for one.
+    pub function: Option<ScoreFunction>,
+    pub limits: PipelineLimits,
+}
+
+/// The logits among `outputs` and their fixed number of classes: the output of that name, else the first float output
+/// of rank 2 or more.
+///
+/// # Errors
+/// Says in one sentence why there is none.
+pub(crate) fn find_logits(outputs: &[Spec]) -> Result<(String, Option<usize>), String> {
+    let is_logits = |spec: &&Spec| {
+        let float = matches!(spec.ty.dtype(), Some(dtype) if dtype.is_float() && dtype.bits() >= 16);
+        float && spec.ty.shape().is_none_or(|dims| dims.len() >= 2)
+    };
+    let named = outputs.iter().filter(|spec| spec.name == "logits").find(is_logits);
+    let Some(spec) = named.or_else(|| outputs.iter().find(is_logits)) else {
+        return Err("the graph has no float output of rank 2 or more that could hold the class scores".to_owned());
+    };
+    let Some(dims) = spec.ty.shape() else { return Ok((spec.name.clone(), None)) };
+    let mut classes = None;
+    for dim in dims.iter().skip(1) {
+        match dim {
+            Dim::Fixed(1) => {}
+            Dim::Dynamic(_) => return Ok((spec.name.clone(), None)),
+            Dim::Fixed(size) if classes.is_none() => classes = Some(*size),
+            Dim::Fixed(_) => {
+                return Err(format!("output {:?} is {}: expected one score for each class", spec.name, spec.ty));
+            }
+        }
+    }
+    match classes.unwrap_or(1) {
+        0 => Err(format!("output {:?} is {}: it has no classes", spec.name, spec.ty)),
+        classes => Ok((spec.name.clone(), Some(classes))),
+    }
+}
+
+struct Checked {
+    top_k: usize,
+    function: Option<ScoreFunction>,
+}
+
+impl Pipeline for ImageClassification {
+    fn task(&self) -> &'static str {
+        "image-classification"
+    }
+
+    fn labels(&self) -> &[String] {
+        &self.labels
+    }
+
+    fn preprocess(&self, items: &[Item], _: &Parameters) -> Result<Vec<(String, Tensor)>, PipelineError> {
+        let mut pictures = Vec::with_capacity(items.len());
+        // Small pictures become large tensors: what all items make together is bounded like one picture.
+        let mut pixels_left = self.limits.max_pixels;
+        for (index, item) in items.iter().enumerate() {
+            let Item::Bytes(bytes) = item else {
+                let problem = "expected a picture (bytes, {\"b64\": …} or a data: URL), got text".to_owned();
+                return Err(PipelineError::Item { index, problem });
+            };
+            let picture = self.prepare(bytes).map_err(|refusal| refusal.at(index))?;
+            let size = self.canvas(&picture);
+            let Some(left) = pixels_left.checked_sub(size.0 as u64 * size.1 as u64) else {
+                let problem = format!(
+                    "the request's pictures make more than {} pixels for the model; send fewer at once",
+                    self.limits.max_pixels
+                );
+                return Err(PipelineError::TooLarge { index, problem });
+            };
+            pixels_left = left;
+            pictures.push(picture);
+        }
+        let (height, width) = self.common_size(&pictures)?;
+        // Padding to the largest item can multiply the pixels again.
+        let total = (pictures.len() as u64).saturating_mul(height as u64).saturating_mul(width as u64);
+        if total > self.limits.max_pixels {
+            let problem =
+                format!("padded to {width}×{height} the pictures exceed {} pixels; send fewer at once", self.limits.max_pixels);
+            return Err(PipelineError::TooLarge { index: 0, problem });
+        }
+        let tensor = tensor::fill(&pictures, height, width, &self.settings, &self.input)?;
+        Ok(vec![(self.input.name.clone(), tensor)])
+    }
+
+    fn postprocess(
+        &self,
+        outputs: &[(String, Value)],
+        items: usize,
+        parameters: &Parameters,
+    ) -> Result<Vec<Prediction>, PipelineError> {
+        let checked = read_parameters(parameters)?;
+        let logits = outputs.iter().find(|(name, _)| *name == self.output).and_then(|(_, value)| value.as_tensor());
+        let Some(logits) = logits else {
+            return Err(PipelineError::Outputs(format!("the graph gave no tensor named {:?}", self.output)));
+        };
+        if items == 0 {
+            return Ok(Vec::new());
+        }
+        let wrong = || {
+            PipelineError::Outputs(format!(
+                "output {:?}: expected {} tensor of shape [{items}, classes], got {} of shape {:?}",
+                self.output,
+                "a float",
+                logits.dtype(),
+                logits.shape()
+            ))
+        };
+        let Some((&rows, dims)) = logits.shape().split_first() else { return Err(wrong()) };
+        let one_axis = dims.iter().filter(|&&size| size != 1).count() <= 1;
+        let classes = dims.iter().product::<usize>();
+        if rows != items || dims.is_empty() || !one_axis || classes == 0 {
+            return Err(wrong());
+        }
+        let values = logits.to_f32().ok_or_else(wrong)?;
+        let function = checked.function.or(self.function);
+        Ok(values.chunks_exact(classes).map(|row| self.classify(row, function, checked.top_k)).collect())
+    }
+
+    fn check_parameters(&self, parameters: &Parameters) -> Result<(), PipelineError> {
+        read_parameters(parameters).map(|_| ())
+    }
+}
+
+impl ImageClassification {
+    fn prepare(&self, bytes: &[u8]) -> Result<Picture, Refusal> {
+        let grey = self.settings.channel_order == ChannelOrder::Grey;
+        let picture = decode::decode(bytes, grey, self.limits.max_pixels)?;
+        let picture = resize::resize(picture, &self.settings.geometry, self.settings.resample, self.limits.max_pixels)?;
+        let (height, width) = self.canvas(&picture);
+        let fits = |declared: Option<usize>, side: usize| declared.is_none_or(|declared| declared == side);
+        if picture.height as usize > height || picture.width as usize > width {
+            return Err(Refusal::Bad(format!(
+                "the picture is {}×{} when resized, larger than the model's {width}×{height}",
+                picture.width, picture.height
+            )));
+        }
+        if self.settings.pad != Pad::Largest && !(fits(self.input.height, height) && fits(self.input.width, width)) {
+            let side = |side: Option<usize>| side.map_or("any".to_owned(), |side| side.to_string());
+            return Err(Refusal::Bad(format!(
+                "the picture is {width}×{height} when resized, but the model takes {}×{}",
+                side(self.input.width),
+                side(self.input.height)
+            )));
+        }
+        Ok(picture)
+    }
+
+    /// Height and width that `picture` takes in the tensor.
+    fn canvas(&self, picture: &Picture) -> (usize, usize) {
+        match self.settings.pad {
+            Pad::To(size) => (size.height as usize, size.width as usize),
+            Pad::None | Pad::Largest => (picture.height as usize, picture.width as usize),
+        }
+    }
+
+    fn common_size(&self, pictures: &[Picture]) -> Result<(usize, usize), PipelineError> {
+        let Some(first) = pictures.first() else {
+            let problem = "expected at least one picture".to_owned();
+            return Err(PipelineError::Item { index: 0, problem });
+        };
+        let (mut height, mut width) = self.canvas(first);
+        for (index, picture) in pictures.iter().enumerate().skip(1) {
+            let size = self.canvas(picture);
+            if self.settings.pad == Pad::Largest {
+                (height, width) = (height.max(size.0), width.max(size.1));
+            } else if size != (height, width) {
+                let problem = format!(
+                    "the picture is {}×{} when resized, inputs[0] is {width}×{height}; send pictures of one shape, or one at a time",
+                    size.1, size.0
+                );
+                return Err(PipelineError::Item { index, problem });
+            }
+        }
+        if self.settings.pad == Pad::Largest {
+            // A graph of fixed size is padded to it.
+            let side = |declared: Option<usize>, largest: usize| match declared {
+                Some(declared) if largest > declared => Err(PipelineError::Item {
+                    index: 0,
+                    problem: format!("a picture has a side of {largest} when resized, the model takes {declared}"),
+                }),
+                declared => Ok(declared.unwrap_or(largest)),
+            };
+            return Ok((side(self.input.height, height)?, side(self.input.width, width)?));
+        }
+        Ok((height, width))
+    }
+
+    fn classify(&self, logits: &[f32], function: Option<ScoreFunction>, top_k: usize) -> Prediction {
+        let function = match function {
+            Some(function) => function,
+            None if logits.len() > 1 => ScoreFunction::Softmax,
+            None => ScoreFunction::Sigmoid,
+        };
+        let mut ranked: Vec<(usize, f32)> = scores(logits, function).into_iter().enumerate().collect();
+        // NaN last, equal scores in the order of the classes.
+        let best_first = |a: &(usize, f32), b: &(usize, f32)| {
+            let by_score = b.1.partial_cmp(&a.1).unwrap_or_else(|| a.1.is_nan().cmp(&b.1.is_nan()));
+            by_score.then_with(|| a.0.cmp(&b.0))
+        };
+        if top_k < ranked.len() {
+            ranked.select_nth_unstable_by(top_k, best_first);
+            ranked.truncate(top_k);
+        }
+        ranked.sort_unstable_by(best_first);
+        let label = |index: usize| self.labels.get(index).cloned().unwrap_or_else(|| numbered(index));
+        Prediction::Classes(ranked.into_iter().map(|(index, score)| ClassScore { label: label(index), score }).collect())
+    }
+}
+
+fn scores(logits: &[f32], function: ScoreFunction) -> Vec<f32> {
+    match function {
+        ScoreFunction::None => logits.to_vec(),
+        ScoreFunction::Sigmoid => logits.iter().map(|&logit| 1.0 / (1.0 + (-logit).exp())).collect(),
+        ScoreFunction::Softmax => {
+            let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let powers: Vec<f32> = logits.iter().map(|&logit| (logit - largest).exp()).collect();
+            let sum: f32 = powers.iter().sum();
+            powers.into_iter().map(|power| power / sum).collect()
+        }
+    }
+}
+
+fn read_parameters(parameters: &Parameters) -> Result<Checked, PipelineError> {
+    let mut checked = Checked { top_k: DEFAULT_TOP_K, function: None };
+    for (name, value) in parameters {
+        let wrong = |problem: String| Err(PipelineError::Parameter { name: name.clone(), problem });
+        match (name.as_str(), value) {
+            ("top_k" | "function_to_apply", serde_json::Value::Null) => {}
+            ("top_k", value) => match value.as_u64() {
+                Some(top_k) if top_k >= 1 => checked.top_k = usize::try_from(top_k).unwrap_or(usize::MAX),
+                _ => return wrong(format!("expected an integer of at least 1, got {value}")),
+            },
+            ("function_to_apply", value) => match value.as_str() {
+                Some("softmax") => checked.function = Some(ScoreFunction::Softmax),
+                Some("sigmoid") => checked.function = Some(ScoreFunction::Sigmoid),
+                Some("none") => checked.function = Some(ScoreFunction::None),
+                _ => return wrong(format!("expected \"softmax\", \"sigmoid\" or \"none\", got {value}")),
+            },
+            _ => return wrong("image-classification has no such parameter; it takes top_k and function_to_apply".to_owned()),
+        }
+    }
+    Ok(checked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Size;
+    use super::super::input::tests::spec;
+    use super::*;
+    use crate::tensor::DType;
+    use serde_json::json;
+
+    fn pipeline(geometry: Geometry, pad: Pad) -> ImageClassification {
+        let input = ImageInput::find(&[spec("pixel_values", DType::Fp32, &[-1, 3, -1, -1])]).unwrap();
+        let settings = ImageSettings { geometry, pad, ..ImageSettings::exact(4, 4) };
+        let labels = ["ant", "bee", "cat"].map(String::from).to_vec();
+        let limits = PipelineLimits { max_pixels: 1000 };
+        ImageClassification { settings, input, output: "logits".into(), labels, function: None, limits }
+    }
+
+    fn square() -> ImageClassification {
+        pipeline(Geometry::Exact { size: Size { height: 4, width: 4 }, crop: None }, Pad::None)
+    }
+
+    fn parameters(value: serde_json::Value) -> Parameters {
+        value.as_object().unwrap().clone()
+    }
+
+    fn output(dtype: DType, shape: &[usize], values: &[f32]) -> Vec<(String, Value)> {
+        let shape = shape.to_vec();
+        let tensor = match dtype {
+            DType::Fp16 => Tensor::from_vec(dtype, shape, values.iter().map(|&x| half::f16::from_f32(x)).collect()),
+            DType::Int32 => Tensor::from_vec(dtype, shape, values.iter().map(|&x| x as i32).collect()),
+            _ => Tensor::from_vec(dtype, shape, values.to_vec()),
+        };
+        vec![("other".into(), Value::None), ("logits".into(), tensor.unwrap().into())]
+    }
+
+    #[track_caller]
+    fn check(shape: &[usize], values: &[f32], given: serde_json::Value, expected: &[&[(&str, f32)]]) {
+        let outputs = output(DType::Fp32, shape, values);
+        let got = square().postprocess(&outputs, expected.len(), &parameters(given)).unwrap();
+        assert_eq!(got.len(), expected.len());
+        for (Prediction::Classes(got), expected) in got.iter().zip(expected) {
+            let names: Vec<_> = got.iter().map(|class| class.label.as_str()).collect();
+            assert_eq!(names, expected.iter().map(|class| class.0).collect::<Vec<_>>());
+            for (got, expected) in got.iter().zip(*expected) {
+                assert!((got.score - expected.1).abs() < 1e-6 || got.score.is_nan() && expected.1.is_nan(), "{got:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn scores_are_best_first() {
+        let third = 1.0 / 3.0;
+        check(&[1, 3], &[0.0, 0.0, 0.0], json!({}), &[&[("ant", third), ("bee", third), ("cat", third)]]);
+        check(&[1, 3], &[1e30, 0.0, 2e30], json!({"top_k": 1}), &[&[("cat", 1.0)]]);
+        check(&[1, 3, 1, 1], &[0.0, 2.0, 1.0], json!({"top_k": 2, "function_to_apply": "none"}), &[&[("bee", 2.0), ("cat", 1.0)]]);
+        check(&[2, 1], &[0.0, 0.0], json!({}), &[&[("ant", 0.5)], &[("ant", 0.5)]]);
+        check(&[1, 2], &[0.0, 100.0], json!({"function_to_apply": "sigmoid"}), &[&[("bee", 1.0), ("ant", 0.5)]]);
+        check(&[1, 4], &[0.0, 1.0, 2.0, 3.0], json!({"top_k": 99, "function_to_apply": "none"}), &[&[
+            ("LABEL_3", 3.0),
+            ("cat", 2.0),
+            ("bee", 1.0),
+            ("ant", 0.0),
+        ]]);
+        let nan = f32::NAN;
+        check(&[1, 3], &[nan, 1.0, 2.0], json!({"function_to_apply": "none"}), &[&[("cat", 2.0), ("bee", 1.0), ("ant", nan)]]);
+    }
+
+    #[test]
+    fn outputs_of_odd_shapes_are_errors() {
+        for (dtype, shape, count) in [
+            (DType::Fp32, vec![2, 3], 6),
+            (DType::Fp32, vec![], 1),
+            (DType::Fp32, vec![1], 1),
+            (DType::Fp32, vec![1, 0], 0),
+            (DType::Fp32, vec![1, 2, 2], 4),
+            (DType::Int32, vec![1, 3], 3),
+        ] {
+            let outputs = output(dtype, &shape, &vec![0.0; count]);
+            let got = square().postprocess(&outputs, 1, &Parameters::new());
+            assert!(matches!(got, Err(PipelineError::Outputs(_))), "{dtype} {shape:?}: {got:?}");
+        }
+        assert!(matches!(square().postprocess(&[], 1, &Parameters::new()), Err(PipelineError::Outputs(_))));
+        assert!(square().postprocess(&output(DType::Fp16, &[1, 3], &[0.0; 3]), 1, &Parameters::new()).is_ok());
+    }
+
+    #[test]
+    fn wrong_parameters_are_named() {
+        for (given, expected) in [
+            (json!({"top_k": 0}), "parameters.top_k: expected an integer of at least 1, got 0"),
+            (json!({"top_k": "5"}), "parameters.top_k: expected an integer"),
+            (json!({"function_to_apply": "tanh"}), "parameters.function_to_apply: expected \"softmax\""),
+            (json!({"topk": 5}), "parameters.topk: image-classification has no such parameter; it takes top_k and"),
+        ] {
+            let error = square().check_parameters(&parameters(given)).unwrap_err().to_string();
+            assert!(error.starts_with(expected), "{error}");
+        }
+        assert!(square().check_parameters(&parameters(json!({"top_k": null}))).is_ok());
+    }
+
+    fn png(width: u32, height: u32) -> Item {
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        image::RgbImage::new(width, height).write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+        Item::Bytes(bytes.into_inner().into())
+    }
+
+    #[track_caller]
+    fn prepared(pipeline: &ImageClassification, items: &[Item], expected: Result<&[usize], &str>) {
+        match (pipeline.preprocess(items, &Parameters::new()), expected) {
+            (Ok(tensors), Ok(shape)) => {
+                assert_eq!(tensors[0].0, "pixel_values");
+                assert_eq!(tensors[0].1.shape(), shape);
+            }
+            (Err(error), Err(expected)) => assert!(error.to_string().contains(expected), "{error}"),
+            (got, expected) => panic!("{got:?} is not {expected:?}"),
+        }
+    }
+
+    #[test]
+    fn items_become_one_tensor_and_errors_name_their_item() {
+        prepared(&square(), &[png(9, 3), png(2, 5)], Ok(&[2, 3, 4, 4]));
+        prepared(&square(), &[png(9, 3), Item::Text("x".into())], Err("inputs[1]: expected a picture"));
+        prepared(&square(), &[png(9, 3), png(50, 50)], Err("inputs[1]: the picture's dimensions are 50×50; the limit is 1000"));
+        prepared(&square(), &[], Err("expected at least one picture"));
+        let many: Vec<Item> = (0..63).map(|_| png(1, 1)).collect();
+        prepared(&square(), &many, Err("inputs[62]: the request's pictures make more than 1000 pixels"));
+    }
+
+    #[test]
+    fn pictures_of_several_sizes_are_padded_only_where_the_processor_pads() {
+        let items = [png(9, 3), png(2, 5)];
+        prepared(&pipeline(Geometry::Keep { crop: None }, Pad::None), &items, Err("inputs[1]: the picture is 2×5"));
+        prepared(&pipeline(Geometry::Keep { crop: None }, Pad::Largest), &items, Ok(&[2, 3, 5, 9]));
+        let to = Pad::To(Size { height: 6, width: 9 });
+        prepared(&pipeline(Geometry::Keep { crop: None }, to), &items, Ok(&[2, 3, 6, 9]));
+        prepared(&pipeline(Geometry::Keep { crop: None }, to), &[png(10, 1)], Err("larger than the model's 9×6"));
+        let mut fixed = pipeline(Geometry::ShortestEdge { edge: 4, longest: None, crop: None }, Pad::None);
+        fixed.input.width = Some(4);
+        prepared(&fixed, &[png(8, 4)], Err("inputs[0]: the picture is 8×4 when resized, but the model takes 4×any"));
+    }
+
+    #[test]
+    fn logits_are_found_by_name_or_type() {
+        let (ids, hidden) = (spec("ids", DType::Int64, &[-1, 4]), spec("hidden", DType::Fp32, &[-1, 7, 7]));
+        let logits = spec("logits", DType::Fp16, &[-1, 10, 1, 1]);
+        assert_eq!(find_logits(&[ids.clone(), hidden.clone(), logits]), Ok(("logits".into(), Some(10))));
+        assert_eq!(find_logits(&[spec("a", DType::Fp32, &[-1, -1])]), Ok(("a".into(), None)));
+        assert_eq!(find_logits(&[spec("a", DType::Fp32, &[-1, 1])]), Ok(("a".into(), Some(1))));
+        assert!(find_logits(&[ids]).unwrap_err().contains("no float output"));
+        assert!(find_logits(&[hidden]).unwrap_err().contains("expected one score"));
+    }
+}

@@ -1,0 +1,267 @@
+//! Resizing and centre crop with the numbers of Pillow, off by one level here and there.
+//!
+//! A crop after a resize is done as one step that only computes the pixels kept: the kernel reaches into the whole
+//! picture, so they are the same pixels, and the cost is bounded by the crop however long and thin the picture is.
+
+use super::settings::{Geometry, Resample, Size};
+use super::{Picture, Refusal};
+use fast_image_resize::images::{Image, ImageRef};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+
+/// Where one axis of the resized picture falls in the result.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Axis {
+    /// Size of the whole resized axis.
+    full: u64,
+    /// First pixel of it that is kept.
+    offset: u64,
+    /// Pixels of it that are kept.
+    kept: u32,
+    /// Size of the result and where the kept pixels start in it.
+    canvas: u32,
+    start: u32,
+}
+
+/// Resizes and crops `picture` as `geometry` says, black where the crop is larger than the picture.
+///
+/// # Errors
+/// [`Refusal::TooLarge`] where the result would have more than `max_pixels` pixels.
+pub(crate) fn resize(picture: Picture, geometry: &Geometry, resample: Resample, max_pixels: u64) -> Result<Picture, Refusal> {
+    let source = Size { height: picture.height, width: picture.width };
+    match *geometry {
+        Geometry::Keep { crop } => place(picture, (source.height.into(), source.width.into()), crop, 0, resample, max_pixels),
+        Geometry::Exact { size, crop } => {
+            place(picture, (size.height.into(), size.width.into()), crop, 0, resample, max_pixels)
+        }
+        Geometry::ShortestEdge { edge, longest, crop } => {
+            place(picture, shortest_edge(source, edge, longest), crop, 0, resample, max_pixels)
+        }
+        Geometry::Letterbox { size, pad_value } => letterbox(picture, size, pad_value, resample, max_pixels),
+    }
+}
+
+/// transformers' `get_resize_output_image_size`: the short side becomes `edge`, the long one is cut, not rounded.
+fn shortest_edge(source: Size, edge: u32, longest: Option<u32>) -> (u64, u64) {
+    let (short, long) = (source.height.min(source.width), source.height.max(source.width));
+    let mut new_short = u64::from(edge);
+    let mut new_long = u64::from(edge) * u64::from(long) / u64::from(short.max(1));
+    if let Some(longest) = longest.map(u64::from)
+        && new_long > longest
+    {
+        (new_short, new_long) = ((longest * new_short / new_long).max(1), longest);
+    }
+    if source.width <= source.height { (new_long, new_short) } else { (new_short, new_long) }
+}
+
+fn axis(full: u64, crop: Option<u32>) -> Option<Axis> {
+    let Some(crop) = crop else {
+        let kept = u32::try_from(full).ok()?;
+        return Some(Axis { full, offset: 0, kept, canvas: kept, start: 0 });
+    };
+    match u32::try_from(full) {
+        // The rounding of transformers' `center_crop`: up where black is added, down where pixels are cut.
+        Ok(small) if small < crop => {
+            Some(Axis { full, offset: 0, kept: small, canvas: crop, start: (crop - small).div_ceil(2) })
+        }
+        _ => Some(Axis { full, offset: (full - u64::from(crop)) / 2, kept: crop, canvas: crop, start: 0 }),
+    }
+}
+
+/// Resizes to `full` (height, width), keeps its centre of the size `crop` and fills what is missing with `fill`.
+fn place(
+    picture: Picture,
+    full: (u64, u64),
+    crop: Option<Size>,
+    fill: u8,
+    resample: Resample,
+    max_pixels: u64,
+) -> Result<Picture, Refusal> {
+    let too_large = || {
+        Refusal::TooLarge(format!(
+            "the {}×{} picture becomes {}×{} when resized for the model; the limit is {max_pixels} pixels",
+            picture.width, picture.height, full.1, full.0
+        ))
+    };
+    let rows = axis(full.0, crop.map(|crop| crop.height)).ok_or_else(too_large)?;
+    let columns = axis(full.1, crop.map(|crop| crop.width)).ok_or_else(too_large)?;
+    if u64::from(rows.canvas) * u64::from(columns.canvas) > max_pixels {
+        return Err(too_large());
+    }
+    let kept = scale(picture, rows, columns, resample)?;
+    if (kept.height, kept.width) == (rows.canvas, columns.canvas) {
+        return Ok(kept);
+    }
+    Ok(on_canvas(&kept, Size { height: rows.canvas, width: columns.canvas }, rows.start, columns.start, fill))
+}
+
+fn letterbox(picture: Picture, size: Size, fill: u8, resample: Resample, max_pixels: u64) -> Result<Picture, Refusal> {
+    let (height, width) = (f64::from(picture.height), f64::from(picture.width));
+    let ratio = (f64::from(size.height) / height).min(f64::from(size.width) / width);
+    // Cut to whole pixels as YOLOX does; a thin picture keeps one pixel.
+    let rows = ((height * ratio) as u64).clamp(1, size.height.into());
+    let columns = ((width * ratio) as u64).clamp(1, size.width.into());
+    let inner = place(picture, (rows, columns), None, fill, resample, max_pixels)?;
+    Ok(on_canvas(&inner, size, 0, 0, fill))
+}
+
+/// `picture` with its top left corner at (`top`, `left`) of a canvas that it fits into.
+fn on_canvas(picture: &Picture, size: Size, top: u32, left: u32, fill: u8) -> Picture {
+    let (row_bytes, inner_bytes) = (size.width as usize * picture.channels, picture.width as usize * picture.channels);
+    let mut data = vec![fill; row_bytes * size.height as usize];
+    let rows = data.chunks_exact_mut(row_bytes.max(1)).skip(top as usize);
+    for (row, inner) in rows.zip(picture.data.chunks_exact(inner_bytes.max(1))) {
+        let start = left as usize * picture.channels;
+        if let Some(target) = row.get_mut(start..start + inner_bytes) {
+            target.copy_from_slice(inner);
+        }
+    }
+    Picture { width: size.width, height: size.height, channels: picture.channels, data }
+}
+
+/// The kept part of the resized picture.
+fn scale(picture: Picture, rows: Axis, columns: Axis, resample: Resample) -> Result<Picture, Refusal> {
+    let untouched = rows.kept == picture.height
+        && columns.kept == picture.width
+        && (rows.full, columns.full) == (picture.height.into(), picture.width.into());
+    if untouched {
+        return Ok(picture);
+    }
+    let filter = match resample {
+        Resample::Nearest => return Ok(nearest(&picture, rows, columns)),
+        Resample::Box => FilterType::Box,
+        Resample::Bilinear => FilterType::Bilinear,
+        Resample::Hamming => FilterType::Hamming,
+        Resample::Bicubic => FilterType::CatmullRom,
+        Resample::Lanczos => FilterType::Lanczos3,
+    };
+    let pixel_type = if picture.channels == 1 { PixelType::U8 } else { PixelType::U8x3 };
+    let (top, height) = source_span(picture.height, rows);
+    let (left, width) = source_span(picture.width, columns);
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter)).crop(left, top, width, height).use_alpha(false);
+    let failed = |error: &dyn std::fmt::Display| Refusal::Bad(format!("the picture cannot be resized: {error}"));
+    let source = ImageRef::new(picture.width, picture.height, &picture.data, pixel_type).map_err(|error| failed(&error))?;
+    let mut target = Image::new(columns.kept, rows.kept, pixel_type);
+    Resizer::new().resize(&source, &mut target, &options).map_err(|error| failed(&error))?;
+    Ok(Picture { width: columns.kept, height: rows.kept, channels: picture.channels, data: target.into_vec() })
+}
+
+/// The span of the source, as start and length in its pixels, that the kept pixels of an axis cover.
+fn source_span(source: u32, axis: Axis) -> (f64, f64) {
+    let size = f64::from(source);
+    let step = size / axis.full as f64;
+    let start = axis.offset as f64 * step;
+    (start, (f64::from(axis.kept) * step).min(size - start))
+}
+
+/// Pillow's nearest: the source pixel under the centre of each target pixel.
+fn nearest(picture: &Picture, rows: Axis, columns: Axis) -> Picture {
+    let indices = |source: u32, axis: Axis| -> Vec<usize> {
+        let step = f64::from(source) / axis.full as f64;
+        (0..axis.kept)
+            .map(|at| (((axis.offset + u64::from(at)) as f64 + 0.5) * step) as usize)
+            .map(|index| index.min(source.saturating_sub(1) as usize))
+            .collect()
+    };
+    let from_columns = indices(picture.width, columns);
+    let row_bytes = picture.width as usize * picture.channels;
+    let mut data = Vec::with_capacity(rows.kept as usize * columns.kept as usize * picture.channels);
+    for row in indices(picture.height, rows) {
+        let row = picture.data.get(row * row_bytes..).unwrap_or_default();
+        for &column in &from_columns {
+            data.extend_from_slice(row.get(column * picture.channels..(column + 1) * picture.channels).unwrap_or_default());
+        }
+    }
+    Picture { width: columns.kept, height: rows.kept, channels: picture.channels, data }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: u64 = 1_000_000;
+
+    fn gradient(width: u32, height: u32, channels: usize) -> Picture {
+        let data = (0..height)
+            .flat_map(|y| (0..width).flat_map(move |x| (0..channels).map(move |c| ((x * 5 + y * 3) as usize + c * 40) as u8)))
+            .collect();
+        Picture { width, height, channels, data }
+    }
+
+    fn size(height: u32, width: u32) -> Size {
+        Size { height, width }
+    }
+
+    #[test]
+    fn sides_are_those_of_transformers() {
+        for (height, width, edge, longest, expected) in [
+            (300, 451, 256, None, (256, 384)),
+            (451, 300, 256, None, (384, 256)),
+            (100, 100, 33, None, (33, 33)),
+            (1, 3, 2, None, (2, 6)),
+            (300, 451, 256, Some(300), (199, 300)),
+            (1, 65535, 256, None, (256, 16_776_960)),
+        ] {
+            assert_eq!(shortest_edge(size(height, width), edge, longest), expected, "{height}×{width} to {edge}");
+        }
+    }
+
+    #[test]
+    fn a_crop_rounds_as_transformers_does() {
+        let kept = |axis: Axis| (axis.offset, axis.kept, axis.start);
+        for (full, crop, expected) in
+            [(10, 4, (3, 4, 0)), (11, 4, (3, 4, 0)), (10, 5, (2, 5, 0)), (4, 4, (0, 4, 0)), (3, 4, (0, 3, 1)), (4, 7, (0, 4, 2))]
+        {
+            assert_eq!(kept(axis(full, Some(crop)).unwrap()), expected, "{full} to {crop}");
+        }
+    }
+
+    #[test]
+    fn a_crop_after_a_resize_keeps_the_same_pixels() {
+        for resample in [Resample::Bilinear, Resample::Bicubic, Resample::Lanczos, Resample::Box, Resample::Nearest] {
+            for channels in [1, 3] {
+                let whole = Geometry::ShortestEdge { edge: 41, longest: None, crop: None };
+                let cropped = Geometry::ShortestEdge { edge: 41, longest: None, crop: Some(size(32, 30)) };
+                let whole = resize(gradient(97, 61, channels), &whole, resample, LIMIT).unwrap();
+                let cropped = resize(gradient(97, 61, channels), &cropped, resample, LIMIT).unwrap();
+                assert_eq!((whole.width, whole.height), (65, 41));
+                let (top, left) = ((41 - 32) / 2, (65 - 30) / 2);
+                for (y, row) in cropped.data.chunks_exact(30 * channels).enumerate() {
+                    let start = ((top + y) * 65 + left) * channels;
+                    assert_eq!(row, &whole.data[start..start + 30 * channels], "{resample:?} row {y}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_crop_larger_than_the_picture_is_black_around_it() {
+        let crop = Some(size(5, 6));
+        let got = resize(gradient(3, 2, 1), &Geometry::Keep { crop }, Resample::Bilinear, LIMIT).unwrap();
+        let expected = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5, 10, 0, 0, 0, 3, 8, 13, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!((got.width, got.height), (6, 5));
+        assert_eq!(got.data, expected);
+    }
+
+    #[test]
+    fn a_letterbox_stands_at_the_top_left() {
+        let geometry = Geometry::Letterbox { size: size(8, 8), pad_value: 114 };
+        let got = resize(gradient(40, 20, 3), &geometry, Resample::Bilinear, LIMIT).unwrap();
+        assert_eq!((got.width, got.height, got.data.len()), (8, 8, 192));
+        assert!(got.data[4 * 24..].iter().all(|&value| value == 114));
+        assert!(got.data[..4 * 24].iter().any(|&value| value != 114));
+        let thin = resize(gradient(1, 2000, 1), &geometry, Resample::Bilinear, LIMIT).unwrap();
+        assert_eq!((thin.width, thin.height), (8, 8));
+    }
+
+    #[test]
+    fn a_long_thin_picture_costs_no_more_than_its_crop() {
+        let picture = gradient(1, 60_000, 3);
+        let crop = Some(size(224, 224));
+        let geometry = Geometry::ShortestEdge { edge: 256, longest: None, crop };
+        let got = resize(picture.clone(), &geometry, Resample::Bicubic, LIMIT).unwrap();
+        assert_eq!((got.width, got.height), (224, 224));
+        let geometry = Geometry::ShortestEdge { edge: 256, longest: None, crop: None };
+        let refused = resize(picture, &geometry, Resample::Bicubic, LIMIT).unwrap_err();
+        assert!(matches!(refused, Refusal::TooLarge(text) if text.contains("becomes 256×15360000")));
+    }
+}
