@@ -53,7 +53,7 @@ fn folder(path: &Path, config: &mut Config) -> Result<Target, CliError> {
     Ok(Target { name, _store: None })
 }
 
-/// A file is linked, or else copied, into a store of its own: links of the symbolic kind would point out of the model's
+/// A file is linked or copied into a store of its own: links of the symbolic kind would point out of the model's
 /// folder, where nothing is read.
 fn file(path: &Path, config: &mut Config) -> Result<Target, CliError> {
     let wrong = |problem| CliError::LoneModel { path: path.to_owned(), problem };
@@ -71,7 +71,12 @@ fn file(path: &Path, config: &mut Config) -> Result<Target, CliError> {
     let store = tempfile::tempdir().map_err(failed)?;
     let version = store.path().join(name.as_str()).join("1");
     std::fs::create_dir_all(&version).map_err(failed)?;
-    place(path, &version.join(format!("model.{extension}"))).map_err(failed)?;
+    // A large graph is linked where the file system allows it; what stands beside it is copied, since hard links are
+    // refused as external data.
+    let graph = version.join(format!("model.{extension}"));
+    if std::fs::hard_link(path, &graph).is_err() {
+        place(path, &graph).map_err(failed)?;
+    }
 
     let is_data =
         |name: &str| name != file_name && (name.starts_with(file_name) || name.starts_with(&format!("{stem}.data")));
@@ -97,11 +102,7 @@ fn file(path: &Path, config: &mut Config) -> Result<Target, CliError> {
 
 fn place(from: &Path, to: &Path) -> std::io::Result<()> {
     // What looks like a file may be a link; the link itself must not get into the store.
-    let from = from.canonicalize()?;
-    if std::fs::hard_link(&from, to).is_ok() {
-        return Ok(());
-    }
-    std::fs::copy(&from, to).map(|_| ())
+    std::fs::copy(from.canonicalize()?, to).map(|_| ())
 }
 
 /// A name like the file's, `model` where nothing of it can be kept.
