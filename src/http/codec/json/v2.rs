@@ -1,0 +1,564 @@
+//! The Open Inference Protocol's inference request: JSON, JSON with binary tensors behind it, and the raw request.
+//!
+//! Invariants: every byte of the binary part belongs to exactly one input; no length is trusted before it is compared with
+//! the bytes that are there. An input that is no tensor (sequence, map, optional) comes as `BYTES` of shape `[1]` holding
+//! the JSON text of the value, an extension of the protocol. Unknown keys are skipped, as the protocol asks.
+
+use super::document::{DocumentSeed, Skip, read_object, read_text};
+use super::predict::{find_input, parse_value};
+use super::tensor::{DataSeed, ShapeSeed, TensorSeed, TextSeed, apply_shape};
+use super::{Context, JsonLimits, MAX_ID_BYTES, parse_all};
+use crate::engine::Parameters;
+use crate::http::codec::{CodecError, checked_count, clip};
+use crate::tensor::{DType, Dim, Spec, Tensor, Value, ValueType, byte_len};
+use bytes::Bytes;
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+use std::cell::Cell;
+use std::collections::HashSet;
+use std::fmt;
+
+/// Outputs that one request may ask for.
+const MAX_OUTPUTS: usize = 4096;
+
+/// Bytes of an output's name.
+const MAX_NAME_BYTES: usize = 1024;
+
+/// An inference request.
+#[derive(Debug, Default)]
+pub struct V2Request {
+    pub id: Option<String>,
+    pub parameters: Parameters,
+    pub inputs: Vec<V2Input>,
+    /// Empty = all.
+    pub outputs: Vec<V2Output>,
+}
+
+#[derive(Debug)]
+pub struct V2Input {
+    pub name: String,
+    pub value: Value,
+}
+
+/// How one output is wanted.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct V2Output {
+    pub name: String,
+    /// Binary or JSON; `None` = as the request's `binary_data_output` says.
+    pub binary_data: Option<bool>,
+    /// The number of best classes to answer instead of the tensor; at least 1.
+    pub classification: Option<usize>,
+}
+
+impl V2Request {
+    /// Whether the output called `name` is answered in binary.
+    pub fn is_binary(&self, name: &str) -> bool {
+        self.output(name).and_then(|output| output.binary_data).unwrap_or_else(|| {
+            self.parameters.get("binary_data_output").and_then(serde_json::Value::as_bool).unwrap_or(false)
+        })
+    }
+
+    pub(super) fn output(&self, name: &str) -> Option<&V2Output> {
+        self.outputs.iter().find(|output| output.name == name)
+    }
+}
+
+/// Reads a request. `header_len` is the `Inference-Header-Content-Length`: the bytes of the JSON part, `None` where the
+/// body is JSON alone, 0 for the raw request (see [`raw_v2`]).
+///
+/// # Errors
+/// `Malformed` for what is not JSON or not this object and for a binary part that does not add up, `Unprocessable` for
+/// values that an input cannot hold, `TooLarge` beyond a limit.
+pub fn parse_v2(
+    body: &Bytes,
+    header_len: Option<usize>,
+    inputs: &[Spec],
+    limits: &JsonLimits,
+) -> Result<V2Request, CodecError> {
+    let json_len = match header_len {
+        Some(0) => {
+            let [spec] = inputs else {
+                return Err(CodecError::Malformed(format!(
+                    "a raw request (Inference-Header-Content-Length: 0) needs a model with one input; this one has {}",
+                    inputs.len()
+                )));
+            };
+            return raw_v2(spec, body, limits);
+        }
+        Some(length) => length,
+        None => body.len(),
+    };
+    let Some(json) = body.get(..json_len) else {
+        return Err(CodecError::Malformed(format!(
+            "Inference-Header-Content-Length is {json_len}, but the body has {} bytes",
+            body.len()
+        )));
+    };
+    let context = Context::new(limits);
+    let binary = Binary { bytes: body.slice(json_len..), taken: Cell::new(0) };
+    let request = RequestSeed { context: &context, inputs, binary: &binary };
+    let parsed = parse_all(json, request);
+    let request = parsed.map_err(|error| context.into_error(&error))?;
+    let left = binary.bytes.len() - binary.taken.get();
+    if left > 0 {
+        return Err(CodecError::Malformed(format!(
+            "{left} bytes behind the JSON belong to no input; the sum of binary_data_size must be the size of the binary part"
+        )));
+    }
+    Ok(request)
+}
+
+/// Reads a raw request: the body is the one input. One dynamic dimension is computed from the size; where there are more,
+/// a dynamic first one is taken as 1. A `BYTES` input is one element holding the whole body. All outputs are binary.
+///
+/// # Errors
+/// Where the input is no tensor, more dimensions are unknown, or the size does not fit.
+pub fn raw_v2(spec: &Spec, body: &Bytes, limits: &JsonLimits) -> Result<V2Request, CodecError> {
+    let field = format!("inputs.{}", spec.name);
+    let refuse = |problem: String| Err(CodecError::unprocessable(&field, problem));
+    let ValueType::Tensor { dtype, shape: Some(dims) } = &spec.ty else {
+        return refuse(format!("a raw request needs a tensor of known rank; the input is {}", spec.ty));
+    };
+    let tensor = match dtype {
+        DType::String => {
+            if dims.iter().any(|dim| !matches!(dim, Dim::Dynamic(_) | Dim::Fixed(1))) {
+                return refuse(format!("a raw request holds one BYTES element; the input is {}", spec.ty));
+            }
+            let text = text_of(&field, 0, body)?;
+            Tensor::from_strings(vec![1; dims.len()], vec![text])
+        }
+        dtype => {
+            let shape = raw_shape(&field, *dtype, dims, body.len())?;
+            checked_count(&field, &shape, false, limits.max_elements)?;
+            Tensor::from_bytes(*dtype, shape, body.clone())
+        }
+    };
+    let tensor = tensor.map_err(|error| CodecError::tensor(&field, &error))?;
+    let mut parameters = Parameters::new();
+    parameters.insert("binary_data_output".into(), true.into());
+    let inputs = vec![V2Input { name: spec.name.clone(), value: tensor.into() }];
+    Ok(V2Request { id: None, parameters, inputs, outputs: Vec::new() })
+}
+
+fn raw_shape(field: &str, dtype: DType, dims: &[Dim], size: usize) -> Result<Vec<usize>, CodecError> {
+    let mut unknown: Vec<usize> =
+        dims.iter().enumerate().filter(|(_, dim)| matches!(dim, Dim::Dynamic(_))).map(|(axis, _)| axis).collect();
+    if unknown.len() > 1 && unknown.first() == Some(&0) {
+        unknown.remove(0);
+    }
+    let mut shape: Vec<usize> = dims
+        .iter()
+        .map(|dim| match dim {
+            Dim::Fixed(size) => *size,
+            Dim::Dynamic(_) => 1,
+        })
+        .collect();
+    match unknown.as_slice() {
+        [] => {}
+        [axis] => {
+            let each = crate::tensor::element_count(&shape).and_then(|count| count.checked_mul(dtype.bits()));
+            let bits = size.checked_mul(8);
+            let (Some(each), Some(bits)) = (each.filter(|&each| each > 0), bits) else {
+                return Err(CodecError::unprocessable(field, "the shape cannot be computed from the size of the body"));
+            };
+            if bits % each != 0 {
+                return Err(CodecError::unprocessable(
+                    field,
+                    format!("the body has {size} bytes, which is no multiple of the {each} bits that one step of dimension {axis} takes"),
+                ));
+            }
+            if let Some(dim) = shape.get_mut(*axis) {
+                *dim = bits / each;
+            }
+        }
+        _ => {
+            return Err(CodecError::unprocessable(
+                field,
+                "a raw request can have one dimension of unknown size; send the shape in JSON",
+            ));
+        }
+    }
+    Ok(shape)
+}
+
+/// The binary part, taken from front to back.
+struct Binary {
+    bytes: Bytes,
+    taken: Cell<usize>,
+}
+
+impl Binary {
+    fn take(&self, field: &str, size: u64) -> Result<Bytes, CodecError> {
+        let start = self.taken.get();
+        let left = self.bytes.len() - start;
+        match usize::try_from(size) {
+            Ok(size) if size <= left => {
+                self.taken.set(start + size);
+                Ok(self.bytes.slice(start..start + size))
+            }
+            _ => Err(CodecError::Malformed(format!(
+                "{field}: binary_data_size is {size}, but {left} bytes of the binary part are left (it begins at Inference-Header-Content-Length)"
+            ))),
+        }
+    }
+}
+
+/// A tensor from its binary form.
+fn read_binary(field: &str, dtype: DType, shape: Vec<usize>, count: usize, bytes: Bytes) -> Result<Tensor, CodecError> {
+    if dtype != DType::String {
+        if let Some(expected) = byte_len(dtype, count)
+            && expected != bytes.len()
+        {
+            return Err(CodecError::unprocessable(
+                field,
+                format!("shape {shape:?} of {dtype} needs binary_data_size {expected}, got {}", bytes.len()),
+            ));
+        }
+        return Tensor::from_bytes(dtype, shape, bytes).map_err(|error| CodecError::tensor(field, &error));
+    }
+    // Each element has a prefix of 4 bytes, so the bytes bound the number of elements.
+    let mut strings = Vec::with_capacity(count.min(bytes.len() / 4));
+    let mut rest: &[u8] = &bytes;
+    while let Some((prefix, tail)) = rest.split_first_chunk::<4>() {
+        if strings.len() == count {
+            break;
+        }
+        let length = u32::from_le_bytes(*prefix);
+        let element = usize::try_from(length).ok().and_then(|length| tail.split_at_checked(length));
+        let Some((element, tail)) = element else {
+            let index = strings.len();
+            return Err(CodecError::unprocessable(
+                field,
+                format!("element {index} is said to have {length} bytes, but {} are left", tail.len()),
+            ));
+        };
+        strings.push(text_of(field, strings.len(), element)?);
+        rest = tail;
+    }
+    if strings.len() != count || !rest.is_empty() {
+        return Err(CodecError::unprocessable(
+            field,
+            format!("shape {shape:?} needs {count} BYTES elements; {} were read and {} bytes are left", strings.len(), rest.len()),
+        ));
+    }
+    Tensor::from_strings(shape, strings).map_err(|error| CodecError::tensor(field, &error))
+}
+
+fn text_of(field: &str, index: usize, bytes: &[u8]) -> Result<String, CodecError> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Ok(text.to_owned()),
+        Err(error) => Err(CodecError::unprocessable(
+            field,
+            format!("element {index} is not UTF-8 text from byte {} on; ONNX strings are UTF-8", error.valid_up_to()),
+        )),
+    }
+}
+
+#[derive(Clone, Copy)]
+struct RequestSeed<'a> {
+    context: &'a Context<'a>,
+    inputs: &'a [Spec],
+    binary: &'a Binary,
+}
+
+impl<'de> DeserializeSeed<'de> for RequestSeed<'_> {
+    type Value = V2Request;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<V2Request, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for RequestSeed<'_> {
+    type Value = V2Request;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with the key \"inputs\"")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<V2Request, A::Error> {
+        let context = self.context;
+        context.enter(1)?;
+        let (mut id, mut parameters, mut inputs, mut outputs) = (None, None, None, None);
+        while let Some(key) = map.next_key::<String>()? {
+            let doubled = match key.as_str() {
+                "id" => id.replace(read_text(context, &mut map, "id", MAX_ID_BYTES)?).is_some(),
+                "parameters" => parameters.replace(read_object(context, &mut map, 1, "parameters")?).is_some(),
+                "inputs" if inputs.is_some() => true,
+                "inputs" => {
+                    inputs = Some(map.next_value_seed(InputsSeed(self))?);
+                    false
+                }
+                "outputs" => outputs.replace(map.next_value_seed(OutputsSeed(context))?).is_some(),
+                _ => {
+                    map.next_value_seed(Skip { context, depth: 1 })?;
+                    false
+                }
+            };
+            if doubled {
+                return Err(context.malformed(format!("the key {key:?} is doubled")));
+            }
+        }
+        let Some(inputs) = inputs else { return Err(context.malformed("the body has no key \"inputs\"")) };
+        let parameters = parameters.unwrap_or_default();
+        if parameters.get("binary_data_output").is_some_and(|value| !value.is_boolean()) {
+            return Err(context.malformed("parameters.binary_data_output must be true or false"));
+        }
+        Ok(V2Request { id: id.flatten(), parameters, inputs, outputs: outputs.unwrap_or_default() })
+    }
+}
+
+#[derive(Clone, Copy)]
+struct InputsSeed<'a>(RequestSeed<'a>);
+
+impl<'de> DeserializeSeed<'de> for InputsSeed<'_> {
+    type Value = Vec<V2Input>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Vec<V2Input>, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for InputsSeed<'_> {
+    type Value = Vec<V2Input>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array of inputs")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<V2Input>, A::Error> {
+        let context = self.0.context;
+        context.enter(2)?;
+        // Unknown and doubled names end the reading, so the model's inputs bound their number.
+        let mut inputs: Vec<V2Input> = Vec::new();
+        let mut seen = HashSet::new();
+        while let Some(input) = seq.next_element_seed(InputSeed { request: self.0, index: inputs.len() })? {
+            if !seen.insert(input.name.clone()) {
+                return Err(context.malformed(format!("inputs: {:?} is given twice", input.name)));
+            }
+            inputs.push(input);
+        }
+        Ok(inputs)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct InputSeed<'a> {
+    request: RequestSeed<'a>,
+    index: usize,
+}
+
+impl<'de> DeserializeSeed<'de> for InputSeed<'_> {
+    type Value = V2Input;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<V2Input, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+/// The parts of one input object, in whatever order they came.
+#[derive(Default)]
+struct Parts<'de> {
+    name: Option<String>,
+    dtype: Option<DType>,
+    shape: Option<Vec<usize>>,
+    parameters: Option<Parameters>,
+    data: Option<Tensor>,
+    /// Data that came before its type.
+    raw: Option<&'de RawValue>,
+}
+
+impl<'de> Visitor<'de> for InputSeed<'_> {
+    type Value = V2Input;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "an object at inputs[{}]", self.index)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<V2Input, A::Error> {
+        let context = self.request.context;
+        context.enter(3)?;
+        let mut parts = Parts::default();
+        while let Some(key) = map.next_key::<String>()? {
+            let field = self.field(&parts);
+            let doubled = match key.as_str() {
+                "name" => {
+                    let name = map.next_value_seed(TextSeed("name"))?;
+                    find_input(self.request.inputs, &name).map_err(|error| context.fail(error))?;
+                    parts.name.replace(name).is_some()
+                }
+                "shape" => {
+                    parts.shape.replace(map.next_value_seed(ShapeSeed { context, field: &field, depth: 3 })?).is_some()
+                }
+                "datatype" => {
+                    let name = map.next_value_seed(TextSeed("datatype"))?;
+                    let Some(dtype) = DType::parse(&name) else {
+                        return Err(context.unprocessable(&field, format!("unknown datatype {:?}", clip(&name))));
+                    };
+                    parts.dtype.replace(dtype).is_some()
+                }
+                "parameters" => {
+                    let field = format!("{field}.parameters");
+                    parts.parameters.replace(read_object(context, &mut map, 3, &field)?).is_some()
+                }
+                "data" if parts.data.is_some() || parts.raw.is_some() => true,
+                "data" => {
+                    match parts.dtype {
+                        Some(dtype) => parts.data = Some(map.next_value_seed(self.data(&field, dtype))?),
+                        None => parts.raw = Some(map.next_value()?),
+                    }
+                    false
+                }
+                _ => {
+                    map.next_value_seed(Skip { context, depth: 3 })?;
+                    false
+                }
+            };
+            if doubled {
+                return Err(context.malformed(format!("{field}: the key {key:?} is doubled")));
+            }
+        }
+        self.finish(parts)
+    }
+}
+
+impl InputSeed<'_> {
+    /// What error texts call the input: by name, once that is known.
+    fn field(&self, parts: &Parts<'_>) -> String {
+        match &parts.name {
+            Some(name) => format!("inputs.{name}"),
+            None => format!("inputs[{}]", self.index),
+        }
+    }
+
+    fn data<'b>(&'b self, field: &'b str, dtype: DType) -> DataSeed<TensorSeed<'b>> {
+        DataSeed(TensorSeed { context: self.request.context, dtype, declared: None, field, depth: 3 })
+    }
+
+    fn finish<E: Error>(self, parts: Parts<'_>) -> Result<V2Input, E> {
+        let context = self.request.context;
+        let field = self.field(&parts);
+        let Some(name) = parts.name else { return Err(context.malformed(format!("{field} has no name"))) };
+        let Some(dtype) = parts.dtype else { return Err(context.malformed(format!("{field} has no datatype"))) };
+        let Some(shape) = parts.shape else { return Err(context.malformed(format!("{field} has no shape"))) };
+        let parameters = parts.parameters.unwrap_or_default();
+        if parameters.contains_key("shared_memory_region") {
+            return Err(context.unprocessable(&field, "shared memory is not served; send the data in the body"));
+        }
+        let data = match (parts.data, parts.raw) {
+            (None, Some(raw)) => Some(self.data(&field, dtype).read_raw(raw)?),
+            (data, _) => data,
+        };
+        let tensor = match (data, parameters.get("binary_data_size")) {
+            (Some(_), Some(_)) => {
+                return Err(context.malformed(format!("{field} has both data and binary_data_size")));
+            }
+            (Some(data), None) => apply_shape(context, &field, data, shape)?,
+            (None, Some(size)) => {
+                let Some(size) = size.as_u64() else {
+                    return Err(context.malformed(format!("{field}: binary_data_size must be a whole number from 0")));
+                };
+                checked_count(&field, &shape, dtype == DType::String, context.limits.max_elements)
+                    .and_then(|count| {
+                        let bytes = self.request.binary.take(&field, size)?;
+                        read_binary(&field, dtype, shape, count, bytes)
+                    })
+                    .map_err(|error| context.fail(error))?
+            }
+            (None, None) => {
+                return Err(context.malformed(format!("{field} has neither data nor binary_data_size")));
+            }
+        };
+        let value = self.value(&name, &field, tensor).map_err(|error| context.fail(error))?;
+        Ok(V2Input { name, value })
+    }
+
+    /// The value that a tensor stands for: itself, or the value whose JSON text it holds.
+    fn value(&self, name: &str, field: &str, tensor: Tensor) -> Result<Value, CodecError> {
+        let spec = find_input(self.request.inputs, name)?;
+        match &spec.ty {
+            ValueType::Tensor { .. } => return Ok(tensor.into()),
+            ValueType::Optional(inner) if tensor.dtype() != DType::String && inner.dtype().is_some() => {
+                return Ok(tensor.into());
+            }
+            ValueType::Sequence(_) | ValueType::Map { .. } | ValueType::Optional(_) => {}
+        }
+        let [text] = tensor.strings() else {
+            return Err(CodecError::unprocessable(
+                field,
+                format!("a {} is given as BYTES of shape [1] holding the JSON text of the value", spec.ty),
+            ));
+        };
+        parse_value(text.as_bytes(), spec, self.request.context.limits)
+    }
+}
+
+#[derive(Clone, Copy)]
+struct OutputsSeed<'a>(&'a Context<'a>);
+
+impl<'de> DeserializeSeed<'de> for OutputsSeed<'_> {
+    type Value = Vec<V2Output>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Vec<V2Output>, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for OutputsSeed<'_> {
+    type Value = Vec<V2Output>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array of outputs")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Vec<V2Output>, E> {
+        Ok(Vec::new())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<V2Output>, A::Error> {
+        self.0.enter(2)?;
+        let mut outputs: Vec<V2Output> = Vec::new();
+        let mut seen = HashSet::new();
+        let count = Cell::new(0);
+        let field = "outputs";
+        while let Some(output) = seq.next_element_seed(DocumentSeed { context: self.0, depth: 2, field, count: &count })? {
+            if outputs.len() >= MAX_OUTPUTS {
+                return Err(self.0.fail(CodecError::TooLarge(format!("more than {MAX_OUTPUTS} outputs are asked for"))));
+            }
+            let output = read_output(outputs.len(), &output).map_err(|error| self.0.fail(error))?;
+            if !seen.insert(output.name.clone()) {
+                return Err(self.0.malformed(format!("outputs: {:?} is asked for twice", clip(&output.name))));
+            }
+            outputs.push(output);
+        }
+        Ok(outputs)
+    }
+}
+
+fn read_output(index: usize, output: &serde_json::Value) -> Result<V2Output, CodecError> {
+    let malformed = |problem: &str| CodecError::Malformed(format!("outputs[{index}]{problem}"));
+    let name = output.get("name").and_then(serde_json::Value::as_str).ok_or_else(|| malformed(" has no name"))?;
+    if name.len() > MAX_NAME_BYTES {
+        return Err(malformed(&format!(".name is longer than {MAX_NAME_BYTES} bytes")));
+    }
+    let mut wanted = V2Output { name: name.to_owned(), ..V2Output::default() };
+    let parameters = match output.get("parameters") {
+        None | Some(serde_json::Value::Null) => return Ok(wanted),
+        Some(serde_json::Value::Object(parameters)) => parameters,
+        Some(_) => return Err(malformed(".parameters must be an object")),
+    };
+    if parameters.contains_key("shared_memory_region") {
+        let field = format!("outputs.{}", clip(name));
+        return Err(CodecError::unprocessable(field, "shared memory is not served; the data comes in the body"));
+    }
+    if let Some(binary) = parameters.get("binary_data") {
+        let binary = binary.as_bool().ok_or_else(|| malformed(".parameters.binary_data must be true or false"))?;
+        wanted.binary_data = Some(binary);
+    }
+    if let Some(classes) = parameters.get("classification") {
+        let classes = classes.as_u64().and_then(|classes| usize::try_from(classes).ok()).filter(|&classes| classes > 0);
+        let classes = classes.ok_or_else(|| malformed(".parameters.classification must be a whole number from 1"))?;
+        wanted.classification = Some(classes);
+    }
+    Ok(wanted)
+}
