@@ -3,8 +3,29 @@
 //! Knows the store's layout (`repository`, `manifest`, `config_pbtxt`), decides what is loaded (`lifecycle`, pure) and
 //! does it (`loader`, `manager`). Knows no protocol.
 
+mod config_pbtxt;
+mod error;
+mod lifecycle;
+mod loader;
+mod manager;
+mod manifest;
 mod name;
+mod overrides;
+mod registry;
+mod repository;
 mod settings;
+mod status;
+mod warmup;
 
+#[cfg(test)]
+mod tests;
+
+pub use config_pbtxt::ConfigError;
+pub use error::{LoadError, ModelError};
+pub use manager::ModelManager;
+pub use manifest::{Manifest, ManifestError, VersionPolicy, WarmupSample};
 pub use name::{ModelName, NameError, Version};
+pub use overrides::{StoreError, StoreLock};
+pub use repository::FolderError;
 pub use settings::{ModelOverrides, ModelSettings, StoreSettings};
+pub use status::{LoadOverrides, LoadedModel, ModelState, ModelStatus, VersionStatus};

@@ -1,0 +1,696 @@
+//! Loads, swaps and unloads models and hands the loaded ones to requests (`ModelManager`).
+//!
+//! Invariants: a request for a ready model takes one short lock and never waits for a load; a model is changed by one
+//! operation at a time; a version is replaced only by one that is loaded and warmed; a failed load changes nothing but
+//! what is said of it. Every change runs to its end in a task of its own, also where the caller goes away.
+
+use super::config_pbtxt::GivenConfig;
+use super::lifecycle::{self, Command, Fingerprint};
+use super::loader::{self, Job};
+use super::registry::{Busy, Entry, Found};
+use super::repository::{FolderError, ModelFolder, Repository, read_folder};
+use super::{LoadError, LoadOverrides, LoadedModel, ModelError, ModelName, ModelSettings, ModelStatus};
+use super::{StoreSettings, Version, VersionPolicy, overrides};
+use crate::pipelines::PipelineLimits;
+use crate::runtime::{Interrupt, Runtime};
+use crate::tasks::Tasks;
+use futures_util::StreamExt;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{OwnedMutexGuard, Semaphore, oneshot};
+
+/// Graphs loaded at the same time: more would fight for memory and cores with the models that serve.
+const LOADS_AT_ONCE: usize = 2;
+/// How long an unload waits for runs in flight to end.
+const DRAIN_MAX: Duration = Duration::from_secs(30);
+/// How long a warm-up may run before it is stopped.
+const WARMUP_MAX: Duration = Duration::from_secs(120);
+/// Largest configuration of a load call, in bytes.
+const CONFIG_BYTES_MAX: usize = 1 << 20;
+
+/// The models of one store. Clones are the same manager.
+#[derive(Clone)]
+pub struct ModelManager(Arc<Inner>);
+
+struct Inner {
+    runtime: Arc<dyn Runtime>,
+    tasks: Tasks,
+    store: StoreSettings,
+    defaults: ModelSettings,
+    limits: PipelineLimits,
+    repository: Repository,
+    /// A std mutex: held for look-ups and swaps, never across an await.
+    registry: Mutex<BTreeMap<ModelName, Entry>>,
+    loads: Arc<Semaphore>,
+    started: AtomicBool,
+    closed: AtomicBool,
+}
+
+/// What a folder holds, ready to be planned with.
+struct Prepared {
+    folder: ModelFolder,
+    policy: VersionPolicy,
+    settings: ModelSettings,
+    /// The folder of the files that the call brought.
+    written: Option<PathBuf>,
+}
+
+/// Proof that no other operation works on the model.
+type Gate = OwnedMutexGuard<()>;
+
+impl ModelManager {
+    /// A manager over the store; nothing is read before [`ModelManager::start`].
+    pub fn new(
+        runtime: Arc<dyn Runtime>,
+        tasks: Tasks,
+        store: StoreSettings,
+        defaults: ModelSettings,
+        pipeline_limits: PipelineLimits,
+    ) -> ModelManager {
+        let repository = Repository::new(store.models_dir.clone());
+        ModelManager(Arc::new(Inner {
+            runtime,
+            tasks,
+            store,
+            defaults,
+            limits: pipeline_limits,
+            repository,
+            registry: Mutex::default(),
+            loads: Arc::new(Semaphore::new(LOADS_AT_ONCE)),
+            started: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+        }))
+    }
+
+    /// Reads the store, loads every model where `autoload` is on, and returns when each has been tried. From then on
+    /// looks at the store every `poll_interval` until the process stops. A broken model is listed as failed.
+    pub async fn start(&self) {
+        let inner = self.0.clone();
+        let names = self.blocking(move || {
+            overrides::clean_all(&inner.store.models_dir);
+            inner.repository.names()
+        });
+        match names.await {
+            Some(Ok(names)) => {
+                for name in &names {
+                    self.lock().entry(name.clone()).or_default();
+                }
+                futures_util::stream::iter(names).for_each_concurrent(LOADS_AT_ONCE, |name| self.tend(name)).await;
+            }
+            Some(Err(error)) => tracing::error!(error = %error.kind(), "the model store could not be read; no model is served"),
+            None => {}
+        }
+        self.0.started.store(true, Ordering::Release);
+        if let Some(interval) = self.0.store.poll_interval {
+            let manager = self.clone();
+            self.0.tasks.spawn("poll the model store", async move { manager.poll(interval).await });
+        }
+    }
+
+    /// Whether every model meant to be loaded at start has been tried.
+    pub fn is_started(&self) -> bool {
+        self.0.started.load(Ordering::Acquire)
+    }
+
+    /// All models, by name.
+    pub fn list(&self) -> Vec<ModelStatus> {
+        self.lock().iter().map(|(name, entry)| entry.status(name)).collect()
+    }
+
+    /// One model.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub fn status(&self, name: &ModelName) -> Result<ModelStatus, ModelError> {
+        let registry = self.lock();
+        registry.get(name).map(|entry| entry.status(name)).ok_or_else(|| ModelError::NotFound { model: name.clone() })
+    }
+
+    /// The version that serves: the one asked for, else the highest that is ready. With `autoload`, a model that is not
+    /// loaded is loaded first, once for all who ask; one that failed is tried again only when its files have changed.
+    ///
+    /// # Errors
+    /// `NotFound`, `VersionNotFound`, or `NotReady` with the state and its reason.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves a load that it began running.
+    pub async fn get_or_load(&self, name: &ModelName, version: Option<Version>) -> Result<Arc<LoadedModel>, ModelError> {
+        let autoload = self.0.store.autoload;
+        match self.find(name, version, autoload) {
+            Some(Found::Ready(model)) => return Ok(model),
+            _ if self.is_stopping() => return Err(ModelError::Stopping),
+            Some(Found::Refused(error)) => return Err(error),
+            None if !autoload => return Err(ModelError::NotFound { model: name.clone() }),
+            Some(Found::MayLoad) | None => {}
+        }
+        let gate = self.gate(name).await?;
+        // Whoever held the gate before may have loaded it, or found that it does not load.
+        if let Some(Found::MayLoad) = self.find(name, version, true) {
+            // Its error is in the registry, where the next line finds it.
+            let _ = self.in_background(name, gate, Command::Refresh, LoadOverrides::default()).await;
+        }
+        match self.find(name, version, false) {
+            Some(Found::Ready(model)) => Ok(model),
+            Some(Found::Refused(error)) => Err(error),
+            Some(Found::MayLoad) | None if self.is_stopping() => Err(ModelError::Stopping),
+            Some(Found::MayLoad) | None => Err(ModelError::NotFound { model: name.clone() }),
+        }
+    }
+
+    /// Reads the model's folder again and loads what its version policy asks for and is new, changed or failed before;
+    /// returns when that is ready. What is replaced serves until then.
+    ///
+    /// # Errors
+    /// `NotFound`; `Invalid` where the folder or the overrides are wrong; `Load` for the first version that did not
+    /// load: what served before serves on.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not stop the load.
+    pub async fn load(&self, name: &ModelName, overrides: LoadOverrides) -> Result<(), ModelError> {
+        if self.is_stopping() {
+            return Err(ModelError::Stopping);
+        }
+        let gate = if overrides.files.is_empty() {
+            self.gate(name).await?
+        } else {
+            // The files that the call brings may make a model that the store does not have.
+            let gate = self.lock().entry(name.clone()).or_default().gate.clone();
+            gate.lock_owned().await
+        };
+        self.in_background(name, gate, Command::Load, overrides).await
+    }
+
+    /// Unloads all versions and keeps the model unloaded until it is loaded by hand; returns when its runs have ended
+    /// and its memory is free, or after 30 seconds of waiting for them.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not stop the unload.
+    pub async fn unload(&self, name: &ModelName) -> Result<(), ModelError> {
+        let gate = match self.lock().get(name) {
+            Some(entry) => entry.gate.clone(),
+            None => return Err(ModelError::NotFound { model: name.clone() }),
+        };
+        let gate = gate.lock_owned().await;
+        let (manager, model) = (self.clone(), name.clone());
+        let work = self.0.tasks.spawn("unload a model", async move { manager.unload_all(&model, &gate).await });
+        work.await.map_err(|_| ModelError::Stopping)
+    }
+
+    /// Gives all models back and takes no more; returns when their runs have ended, or after 30 seconds.
+    pub async fn close(&self) {
+        self.0.closed.store(true, Ordering::Release);
+        let all: Vec<Arc<LoadedModel>> = {
+            let mut registry = self.lock();
+            let slots = registry.values_mut().flat_map(|entry| entry.slots.values_mut());
+            slots.filter_map(|slot| slot.serving.take()).map(|(_, model)| model).collect()
+        };
+        release(all).await;
+        let inner = self.0.clone();
+        self.blocking(move || overrides::clean_all(&inner.store.models_dir)).await;
+    }
+
+    /// Name and version of the library that runs the graphs.
+    pub fn runtime_version(&self) -> String {
+        self.0.runtime.version().to_owned()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<ModelName, Entry>> {
+        self.0.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.0.closed.load(Ordering::Acquire) || self.0.tasks.stopping().is_cancelled()
+    }
+
+    fn find(&self, name: &ModelName, version: Option<Version>, may_load: bool) -> Option<Found> {
+        self.lock().get(name).map(|entry| entry.find(name, version, may_load))
+    }
+
+    fn edit<T>(&self, name: &ModelName, edit: impl FnOnce(&mut Entry) -> T) -> Option<T> {
+        self.lock().get_mut(name).map(edit)
+    }
+
+    /// `None` where the work panicked.
+    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        self.0.tasks.spawn_blocking(work).await.ok()
+    }
+
+    /// Waits for the turn to change a model; a folder that came since the last look becomes an entry.
+    async fn gate(&self, name: &ModelName) -> Result<Gate, ModelError> {
+        let known = self.lock().get(name).map(|entry| entry.gate.clone());
+        let gate = match known {
+            Some(gate) => gate,
+            None => {
+                let (inner, model) = (self.0.clone(), name.clone());
+                if self.blocking(move || inner.repository.contains(&model)).await != Some(true) {
+                    return Err(ModelError::NotFound { model: name.clone() });
+                }
+                self.lock().entry(name.clone()).or_default().gate.clone()
+            }
+        };
+        Ok(gate.lock_owned().await)
+    }
+
+    async fn in_background(
+        &self,
+        name: &ModelName,
+        gate: Gate,
+        command: Command,
+        overrides: LoadOverrides,
+    ) -> Result<(), ModelError> {
+        let (manager, model) = (self.clone(), name.clone());
+        let work = self.0.tasks.spawn("load a model", async move { manager.change(&model, &gate, command, overrides).await });
+        work.await.unwrap_or(Err(ModelError::Stopping))
+    }
+
+    async fn poll(&self, interval: Duration) {
+        loop {
+            tokio::select! {
+                biased; // A stop comes before another look.
+                () = self.0.tasks.stopping().cancelled() => return,
+                () = tokio::time::sleep(interval) => {}
+            }
+            self.poll_once().await;
+        }
+    }
+
+    /// One look at the store: new models appear, changed ones are loaded again, removed ones are unloaded.
+    async fn poll_once(&self) {
+        let inner = self.0.clone();
+        let on_disk = match self.blocking(move || inner.repository.names()).await {
+            Some(Ok(names)) => names,
+            // A store that is away for a moment has not lost its models.
+            Some(Err(error)) => {
+                tracing::warn!(error = %error.kind(), "the model store could not be read; everything stays as it is");
+                return;
+            }
+            None => return,
+        };
+        let names: BTreeSet<ModelName> = {
+            let mut registry = self.lock();
+            for name in on_disk {
+                registry.entry(name).or_default();
+            }
+            registry.keys().cloned().collect()
+        };
+        futures_util::stream::iter(names).for_each_concurrent(LOADS_AT_ONCE, |name| self.tend(name)).await;
+    }
+
+    /// Brings one model in line with its folder, loading only what `autoload` allows.
+    async fn tend(&self, name: ModelName) {
+        if self.is_stopping() {
+            return;
+        }
+        let Some(gate) = self.lock().get(&name).map(|entry| entry.gate.clone()) else { return };
+        let gate = gate.lock_owned().await;
+        let state = self.edit(&name, |entry| (entry.serving(None).is_some(), entry.held, entry.pinned));
+        let Some((serves, held, pinned)) = state else { return };
+        if pinned {
+            return;
+        }
+        if (self.0.store.autoload || serves) && !held {
+            // What went wrong is logged and kept in the registry.
+            let _ = self.in_background(&name, gate, Command::Refresh, LoadOverrides::default()).await;
+        } else if let Ok(None) = self.look(&name, &gate).await {
+            self.folder_is_gone(&name, Command::Refresh).await;
+        }
+    }
+
+    /// Reads a folder and notes what is there; `None` where there is no folder any more.
+    async fn look(&self, name: &ModelName, _gate: &Gate) -> Result<Option<Prepared>, ModelError> {
+        let (manager, model) = (self.clone(), name.clone());
+        let prepared = self.blocking(move || manager.0.prepare(&model, &LoadOverrides::default())).await;
+        let prepared = prepared.unwrap_or(Err(ModelError::Stopping));
+        self.note(name, &prepared);
+        prepared
+    }
+
+    /// Puts into the registry what a look at the folder gave.
+    fn note(&self, name: &ModelName, prepared: &Result<Option<Prepared>, ModelError>) {
+        let mut registry = self.lock();
+        let Some(entry) = registry.get_mut(name) else { return };
+        entry.looked_at = Some(tokio::time::Instant::now());
+        match prepared {
+            Ok(Some(prepared)) => {
+                entry.broken = false;
+                entry.manifest = prepared.folder.manifest.clone();
+                entry.policy = prepared.policy.clone();
+                entry.set_versions(&prepared.folder.versions.keys().copied().collect());
+                entry.last_error = entry.failure(None);
+            }
+            Ok(None) => {}
+            Err(error) => {
+                let text = match error {
+                    ModelError::Invalid { problem, .. } => problem.clone(),
+                    other => other.to_string(),
+                };
+                if entry.last_error.as_ref() != Some(&text) {
+                    tracing::error!(model = %name, error = text, "a model's folder cannot be served");
+                }
+                entry.broken = true;
+                entry.last_error = Some(text);
+            }
+        }
+    }
+
+    /// Makes the plan for a model and carries it out.
+    async fn change(&self, name: &ModelName, gate: &Gate, command: Command, overrides: LoadOverrides) -> Result<(), ModelError> {
+        let skip = self.edit(name, |entry| command == Command::Refresh && (entry.held || entry.pinned));
+        if skip == Some(true) {
+            return Ok(());
+        }
+        let overridden = overrides.config_json.is_some() || !overrides.files.is_empty();
+        let prepared = if overridden {
+            let (manager, model) = (self.clone(), name.clone());
+            let prepared = self.blocking(move || manager.0.prepare(&model, &overrides)).await;
+            prepared.unwrap_or(Err(ModelError::Stopping))
+        } else {
+            self.look(name, gate).await
+        };
+        let prepared = match prepared {
+            Ok(Some(prepared)) => prepared,
+            Ok(None) => {
+                self.folder_is_gone(name, command).await;
+                return Err(ModelError::NotFound { model: name.clone() });
+            }
+            Err(error) => {
+                self.forget_empty(name);
+                return Err(error);
+            }
+        };
+        let written = prepared.written.clone();
+        let result = self.carry_out(name, command, prepared, overridden).await;
+        self.edit(name, |entry| {
+            if result.is_ok() {
+                entry.pinned = overridden;
+            }
+            if command == Command::Load && (result.is_ok() || !overridden) {
+                entry.held = false;
+            }
+        });
+        if result.is_err() && overridden {
+            self.forget_empty(name);
+        }
+        let (inner, model, loaded) = (self.0.clone(), name.clone(), result.is_ok());
+        if overridden || (loaded && command == Command::Load) {
+            let clean = move || match (loaded, written) {
+                (true, kept) => overrides::clean(&inner.store.models_dir, &model, kept.as_deref()),
+                (false, Some(folder)) => overrides::remove(&folder),
+                (false, None) => {}
+            };
+            self.blocking(clean).await;
+        }
+        result
+    }
+
+    async fn carry_out(&self, name: &ModelName, command: Command, prepared: Prepared, overridden: bool) -> Result<(), ModelError> {
+        let on_disk: BTreeMap<Version, Fingerprint> =
+            prepared.folder.versions.iter().map(|(version, folder)| (*version, folder.fingerprint)).collect();
+        let planned = self.edit(name, |entry| {
+            let before: BTreeMap<Version, _> = entry.slots.iter().map(|(version, slot)| (*version, slot.failed.clone())).collect();
+            let plan = lifecycle::plan(&prepared.policy, &on_disk, &entry.known(), command);
+            for version in &plan.load {
+                entry.slots.entry(*version).or_default().busy = Some(Busy::Loading);
+            }
+            (plan, before)
+        });
+        let Some((mut plan, before)) = planned else { return Err(ModelError::NotFound { model: name.clone() }) };
+        if overridden {
+            // What the call brought may fail; only its success may end what the disk's files made.
+            plan.retire.append(&mut plan.unload);
+        }
+        let mut first_error = None;
+        // The highest first: it is what requests without a version wait for.
+        for version in plan.load.iter().rev() {
+            let Some(folder) = prepared.folder.versions.get(version) else { continue };
+            let job = Job {
+                name: name.clone(),
+                version: *version,
+                folder: folder.clone(),
+                manifest: prepared.folder.manifest.clone(),
+                config: prepared.folder.config.clone(),
+                policy: prepared.policy.clone(),
+                settings: prepared.settings.clone(),
+                limits: self.0.limits.clone(),
+                max_model_bytes: self.0.store.max_model_bytes,
+            };
+            if let Err(source) = self.load_version(job).await {
+                first_error.get_or_insert(ModelError::Load { model: name.clone(), version: *version, source });
+            }
+        }
+        let ends: BTreeSet<Version> = match first_error {
+            None => plan.unload.iter().chain(&plan.retire).copied().collect(),
+            Some(_) => plan.unload.iter().copied().collect(),
+        };
+        self.take_down(name, &ends).await;
+        if first_error.is_none() && !plan.missing.is_empty() {
+            let missing: Vec<String> = plan.missing.iter().map(Version::to_string).collect();
+            let problem = format!("version_policy names versions that are not there: {}", missing.join(", "));
+            first_error = Some(ModelError::Invalid { model: name.clone(), problem });
+        }
+        self.edit(name, |entry| {
+            entry.looked_at = Some(tokio::time::Instant::now());
+            if overridden && first_error.is_some() {
+                // The versions go back to what the disk made of them.
+                entry.slots.retain(|version, slot| before.contains_key(version) || slot.serving.is_some());
+                for (version, failed) in before {
+                    if let Some(slot) = entry.slots.get_mut(&version).filter(|slot| slot.serving.is_none() || slot.failed.is_some()) {
+                        slot.failed = failed;
+                    }
+                }
+            } else {
+                entry.broken = false;
+                entry.manifest = prepared.folder.manifest.clone();
+                entry.policy = prepared.policy.clone();
+                entry.set_versions(&on_disk.keys().copied().collect());
+            }
+            entry.last_error = first_error.as_ref().map(ModelError::to_string).or_else(|| entry.failure(None));
+        });
+        match first_error {
+            None => Ok(()),
+            Some(error) => Err(error),
+        }
+    }
+
+    /// Loads one version and puts it in its place; what it replaces is drained.
+    async fn load_version(&self, job: Job) -> Result<(), LoadError> {
+        let (name, version, files) = (job.name.clone(), job.version, job.folder.fingerprint);
+        let result = self.run_loader(job).await;
+        // Checked under the lock that `close` empties the registry with: nothing is put in afterwards.
+        let replaced = self.edit(&name, |entry| {
+            let slot = entry.slots.entry(version).or_default();
+            slot.busy = None;
+            match result {
+                Ok(_) if self.is_stopping() => Err(LoadError::Stopping),
+                Ok(model) => {
+                    tracing::info!(
+                        model = %name, %version, seconds = model.load_time.as_secs_f64(), device = model.facts.device,
+                        instances = model.instances, threads = model.intra_threads, task = model.task_evidence,
+                        "a model is ready"
+                    );
+                    slot.failed = None;
+                    Ok(slot.serving.replace((files, Arc::new(model))))
+                }
+                Err(error) => {
+                    tracing::error!(model = %name, %version, %error, "a model could not be loaded");
+                    slot.failed = Some((files, error.to_string()));
+                    Err(error)
+                }
+            }
+        });
+        match replaced {
+            Some(Ok(Some((_, old)))) => {
+                // Waited for, so that loads in a row never pile up copies of a model.
+                release(vec![old]).await;
+                Ok(())
+            }
+            Some(Ok(None)) => Ok(()),
+            Some(Err(error)) => Err(error),
+            None => Err(LoadError::Stopping),
+        }
+    }
+
+    async fn run_loader(&self, job: Job) -> Result<LoadedModel, LoadError> {
+        let stopping = self.0.tasks.stopping();
+        let permit = tokio::select! {
+            biased; // A stop comes before another load.
+            () = stopping.cancelled() => return Err(LoadError::Stopping),
+            permit = self.0.loads.clone().acquire_owned() => permit.map_err(|_| LoadError::Stopping)?,
+        };
+        let interrupt = Interrupt::new();
+        let (warming, warms) = oneshot::channel();
+        let (inner, switch) = (self.0.clone(), interrupt.clone());
+        let mut work = self.0.tasks.spawn_blocking(move || {
+            let _permit = permit;
+            // The receiver is gone where the process stops.
+            loader::load(&job, inner.runtime.as_ref(), &inner.tasks, &switch, || drop(warming.send(())))
+        });
+        let too_long = async {
+            match warms.await {
+                Ok(()) => tokio::time::sleep(WARMUP_MAX).await,
+                Err(_) => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased; // A result that is there counts, however late it is.
+            result = &mut work => return result.unwrap_or(Err(LoadError::Panicked)),
+            () = stopping.cancelled() => {}
+            () = too_long => tracing::warn!("a warm-up is stopped: it takes too long"),
+        }
+        interrupt.fire();
+        work.await.unwrap_or(Err(LoadError::Panicked))
+    }
+
+    /// Takes versions out of service and waits until they are gone.
+    async fn take_down(&self, name: &ModelName, versions: &BTreeSet<Version>) {
+        let taken = self.edit(name, |entry| {
+            let slots = entry.slots.iter_mut().filter(|(version, _)| versions.contains(version));
+            slots
+                .filter_map(|(_, slot)| {
+                    let (_, model) = slot.serving.take()?;
+                    slot.busy = Some(Busy::Unloading);
+                    Some(model)
+                })
+                .collect::<Vec<_>>()
+        });
+        let taken = taken.unwrap_or_default();
+        for model in &taken {
+            tracing::info!(model = %name, version = %model.version, "a model is unloaded");
+        }
+        release(taken).await;
+        self.edit(name, |entry| {
+            for (_, slot) in entry.slots.iter_mut().filter(|(version, _)| versions.contains(version)) {
+                slot.busy = None;
+            }
+        });
+    }
+
+    async fn unload_all(&self, name: &ModelName, gate: &Gate) {
+        let versions = self.edit(name, |entry| {
+            entry.held = true;
+            entry.pinned = false;
+            entry.last_error = None;
+            entry.slots.values_mut().for_each(|slot| slot.failed = None);
+            entry.slots.keys().copied().collect::<BTreeSet<Version>>()
+        });
+        self.take_down(name, &versions.unwrap_or_default()).await;
+        let (inner, model) = (self.0.clone(), name.clone());
+        self.blocking(move || overrides::clean(&inner.store.models_dir, &model, None)).await;
+        // Versions that a load call brought are gone; what the disk holds is listed again.
+        if let Ok(None) = self.look(name, gate).await {
+            self.lock().remove(name);
+        }
+    }
+
+    async fn folder_is_gone(&self, name: &ModelName, command: Command) {
+        if command == Command::Refresh {
+            let versions = self.edit(name, |entry| entry.slots.keys().copied().collect::<BTreeSet<Version>>());
+            self.take_down(name, &versions.unwrap_or_default()).await;
+        }
+        let mut registry = self.lock();
+        if registry.get(name).is_some_and(|entry| entry.serving(None).is_none()) {
+            registry.remove(name);
+        }
+    }
+
+    /// Removes an entry that was made for a call whose files did not make a model.
+    fn forget_empty(&self, name: &ModelName) {
+        let mut registry = self.lock();
+        if registry.get(name).is_some_and(|entry| entry.slots.is_empty() && !entry.broken && entry.looked_at.is_none()) {
+            registry.remove(name);
+        }
+    }
+}
+
+impl Inner {
+    /// Reads a folder, and writes the files of the call first where it brings some. Blocks.
+    fn prepare(&self, name: &ModelName, overrides: &LoadOverrides) -> Result<Option<Prepared>, ModelError> {
+        let invalid = |problem: String| ModelError::Invalid { model: name.clone(), problem };
+        let given = match &overrides.config_json {
+            Some(json) if json.len() > CONFIG_BYTES_MAX => {
+                return Err(invalid(format!("config: expected at most {CONFIG_BYTES_MAX} bytes, got {}", json.len())));
+            }
+            Some(json) => Some(GivenConfig::parse_json(json).map_err(|error| invalid(format!("config: {error}")))?),
+            None if !overrides.files.is_empty() => {
+                return Err(invalid("files need the parameter config, the model configuration as JSON".into()));
+            }
+            None => None,
+        };
+        let folder_error = |error: FolderError| invalid(error.to_string());
+        let (mut folder, written) = if overrides.files.is_empty() {
+            match self.repository.read(name).map_err(folder_error)? {
+                Some(folder) => (folder, None),
+                None => return Ok(None),
+            }
+        } else {
+            let written = overrides::write(&self.store.models_dir, name, &overrides.files, self.store.max_model_bytes)?;
+            match read_folder(&written, &written) {
+                Ok(folder) => (folder, Some(written)),
+                Err(error) => {
+                    overrides::remove(&written);
+                    return Err(folder_error(error));
+                }
+            }
+        };
+        let overridden = given.is_some();
+        if let Some(given) = given {
+            folder.config = Some(Arc::new(given));
+            let mut hasher = DefaultHasher::new();
+            overrides.config_json.hash(&mut hasher);
+            let mix = hasher.finish();
+            folder.versions.values_mut().for_each(|version| version.fingerprint = Fingerprint(version.fingerprint.0 ^ mix));
+        }
+        let prepared = self.settle(name, folder, overridden, written.clone());
+        if let (Err(_), Some(written)) = (&prepared, written) {
+            overrides::remove(&written);
+        }
+        prepared.map(Some)
+    }
+
+    /// Settings and version policy of a model: its own file before `config.pbtxt`, a call's configuration before both.
+    fn settle(
+        &self,
+        name: &ModelName,
+        folder: ModelFolder,
+        overridden: bool,
+        written: Option<PathBuf>,
+    ) -> Result<Prepared, ModelError> {
+        let (manifest, config) = (&folder.manifest, folder.config.as_deref());
+        if let Some(stated) = config.and_then(|config| config.name.as_deref()).filter(|stated| *stated != name.as_str()) {
+            let problem = format!("the configuration is of model {stated:?}; expected the folder's name, {:?}", name.as_str());
+            return Err(ModelError::Invalid { model: name.clone(), problem });
+        }
+        let config_policy = config.and_then(|config| config.version_policy.clone());
+        let (policy, settings) = match config {
+            Some(config) if overridden => {
+                let settings = config.settings.apply(&manifest.overrides.apply(&self.defaults));
+                (config_policy.or_else(|| manifest.version_policy.clone()), settings)
+            }
+            Some(config) => {
+                let settings = manifest.overrides.apply(&config.settings.apply(&self.defaults));
+                (manifest.version_policy.clone().or(config_policy), settings)
+            }
+            None => (manifest.version_policy.clone(), manifest.overrides.apply(&self.defaults)),
+        };
+        Ok(Prepared { policy: policy.unwrap_or_default(), settings, folder, written })
+    }
+}
+
+/// Drops models and waits until their instances have ended: requests in flight hold references of their own.
+async fn release(models: Vec<Arc<LoadedModel>>) {
+    let ended: Vec<_> = models.iter().map(|model| (model.name.clone(), model.handle.ended())).collect();
+    drop(models);
+    let deadline = tokio::time::Instant::now() + DRAIN_MAX;
+    for (name, ended) in ended {
+        if tokio::time::timeout_at(deadline, ended.cancelled()).await.is_err() {
+            tracing::warn!(model = %name, "runs in flight have not ended in time; their memory is freed when they do");
+        }
+    }
+}

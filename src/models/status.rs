@@ -1,0 +1,106 @@
+//! What the room tells its neighbours: a loaded model, and the states of all models.
+
+use super::{Manifest, ModelName, ModelSettings, Version};
+use crate::batching;
+use crate::pipelines::Pipeline;
+use crate::runtime::GraphFacts;
+use crate::tensor::Spec;
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// One version, ready to run. When the last reference is dropped, what was accepted is finished and its memory freed.
+pub struct LoadedModel {
+    pub name: ModelName,
+    pub version: Version,
+    pub inputs: Vec<Spec>,
+    pub outputs: Vec<Spec>,
+    pub facts: GraphFacts,
+    /// `None`: the model takes and gives raw tensors.
+    pub pipeline: Option<Arc<dyn Pipeline>>,
+    /// What the task was told from.
+    pub task_evidence: String,
+    pub settings: ModelSettings,
+    pub instances: usize,
+    /// Threads of one run.
+    pub intra_threads: usize,
+    /// The class names of an output, by its name.
+    pub output_labels: BTreeMap<String, Arc<[String]>>,
+    /// 0: shapes are whole; above 0: dim 0 of every tensor is the batch, and the configuration's `dims` leave it out.
+    pub max_batch_size: u32,
+    /// Triton's `ModelConfig` in force, as protobuf's JSON with the original field names.
+    pub config_json: serde_json::Value,
+    pub handle: batching::Handle,
+    pub loaded_at: SystemTime,
+    /// From the first byte read to the end of the warm-up.
+    pub load_time: Duration,
+}
+
+impl fmt::Debug for LoadedModel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoadedModel").field("name", &self.name).field("version", &self.version).finish_non_exhaustive()
+    }
+}
+
+/// Where a model or a version is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelState {
+    Unloaded,
+    Loading,
+    Ready,
+    Unloading,
+    Failed,
+}
+
+impl ModelState {
+    /// The state as clients know it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ModelState::Unloaded => "unloaded",
+            ModelState::Loading => "loading",
+            ModelState::Ready => "ready",
+            ModelState::Unloading => "unloading",
+            ModelState::Failed => "failed",
+        }
+    }
+}
+
+impl fmt::Display for ModelState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[derive(Debug, Clone)]
+pub struct VersionStatus {
+    pub version: Version,
+    pub state: ModelState,
+    /// Why it is in this state, where there is more to say: the error of the last load.
+    pub reason: Option<String>,
+    /// There while the version is ready.
+    pub loaded: Option<Arc<LoadedModel>>,
+}
+
+#[derive(Debug, Clone)]
+pub struct ModelStatus {
+    pub name: ModelName,
+    pub state: ModelState,
+    /// Ascending.
+    pub versions: Vec<VersionStatus>,
+    /// The version that answers a request that names none: the highest that is ready, else the highest there is.
+    pub default_version: Option<Version>,
+    pub manifest: Arc<Manifest>,
+    /// Of the last load or look at the folder, where that failed.
+    pub last_error: Option<String>,
+}
+
+/// What a load call brings along; empty for a plain load.
+#[derive(Debug, Clone, Default)]
+pub struct LoadOverrides {
+    /// A model configuration as JSON, in place of `config.pbtxt` for this load.
+    pub config_json: Option<String>,
+    /// Files in place of the model's folder, as `<version>/<path>`; they need `config_json`.
+    pub files: Vec<(String, Bytes)>,
+}

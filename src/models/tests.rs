@@ -1,0 +1,514 @@
+//! The manager over real folders and a runtime without graphs: what a model's file holds tells how its load goes.
+
+use super::*;
+use crate::pipelines::PipelineLimits;
+use crate::runtime::fake::FakeRuntime;
+use crate::runtime::{GraphSource, Runtime, RuntimeError, Session, SessionSettings};
+use crate::tasks::Tasks;
+use crate::tensor::{DType, Dim, Spec, Value, ValueType};
+use bytes::Bytes;
+use std::fs;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Files: `broken` does not load, `slow…` loads when [`Gate::open`] is called, `stuck` runs until it is interrupted.
+struct TestRuntime {
+    loads: Arc<AtomicUsize>,
+    runs: Arc<AtomicUsize>,
+    gate: Arc<Gate>,
+}
+
+#[derive(Default)]
+struct Gate {
+    open: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn open(&self) {
+        *self.open.lock().unwrap() = true;
+        self.changed.notify_all();
+    }
+
+    fn pass(&self) {
+        let mut open = self.open.lock().unwrap();
+        while !*open {
+            open = self.changed.wait(open).unwrap();
+        }
+    }
+}
+
+fn spec(name: &str) -> Spec {
+    let shape = Some(vec![Dim::Dynamic(None), Dim::Fixed(2)]);
+    Spec { name: name.into(), ty: ValueType::Tensor { dtype: DType::Fp32, shape }, optional: false }
+}
+
+impl Runtime for TestRuntime {
+    fn load(&self, source: &GraphSource, settings: &SessionSettings) -> Result<Box<dyn Session>, RuntimeError> {
+        self.loads.fetch_add(1, Ordering::SeqCst);
+        let content = fs::read_to_string(&source.file).unwrap();
+        match content.as_str() {
+            "broken" => return Err(RuntimeError::Graph("the file is not an ONNX graph".into())),
+            "panics" => panic!("on purpose"),
+            slow if slow.starts_with("slow") => self.gate.pass(),
+            _ => {}
+        }
+        let (runs, gate) = (self.runs.clone(), self.gate.clone());
+        let fake = FakeRuntime::new(vec![spec("x")], vec![spec("y")], move |inputs, _, interrupt| {
+            runs.fetch_add(1, Ordering::SeqCst);
+            match content.as_str() {
+                "refuses" => Err(RuntimeError::Run("not this input".into())),
+                "waits" => {
+                    // A run that ends when the test says so, or when it is stopped.
+                    while !*gate.open.lock().unwrap() && !interrupt.is_fired() {
+                        std::thread::yield_now();
+                    }
+                    Ok(inputs.iter().map(|(_, value)| value.clone()).collect())
+                }
+                _ => Ok(inputs.iter().map(|(_, value)| value.clone()).collect()),
+            }
+        });
+        fake.load(source, settings)
+    }
+
+    fn version(&self) -> &str {
+        "test 1"
+    }
+}
+
+/// A store in a temporary folder and a manager over it.
+struct House {
+    root: tempfile::TempDir,
+    manager: ModelManager,
+    loads: Arc<AtomicUsize>,
+    runs: Arc<AtomicUsize>,
+    gate: Arc<Gate>,
+    tasks: Tasks,
+}
+
+impl Drop for House {
+    fn drop(&mut self) {
+        // A failed test must not leave a load waiting, or the process would wait for it.
+        self.gate.open();
+    }
+}
+
+impl House {
+    fn new(autoload: bool, files: &[(&str, &str)]) -> House {
+        House::with_poll(autoload, None, files)
+    }
+
+    fn with_poll(autoload: bool, poll_interval: Option<Duration>, files: &[(&str, &str)]) -> House {
+        let root = tempfile::tempdir().unwrap();
+        let (loads, runs, gate, tasks) = (Arc::default(), Arc::default(), Arc::<Gate>::default(), Tasks::new());
+        let runtime = TestRuntime { loads: Arc::clone(&loads), runs: Arc::clone(&runs), gate: gate.clone() };
+        let store = StoreSettings { models_dir: root.path().to_owned(), autoload, poll_interval, max_model_bytes: 1 << 20 };
+        let settings = ModelSettings { warmup_iterations: 0, ..ModelSettings::default() };
+        let limits = PipelineLimits { max_pixels: 1 };
+        let manager = ModelManager::new(Arc::new(runtime), tasks.clone(), store, settings, limits);
+        let house = House { root, manager, loads, runs, gate, tasks };
+        for (file, content) in files {
+            house.write(file, content);
+        }
+        house
+    }
+
+    fn write(&self, file: &str, content: &str) {
+        let path = self.root.path().join(file);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+
+    async fn load(&self, model: &str) -> Result<(), ModelError> {
+        self.manager.load(&name(model), LoadOverrides::default()).await
+    }
+
+    async fn get(&self, model: &str) -> Result<Arc<LoadedModel>, ModelError> {
+        self.manager.get_or_load(&name(model), None).await
+    }
+
+    /// `1:ready 3:failed`.
+    fn states(&self, model: &str) -> String {
+        let Ok(status) = self.manager.status(&name(model)) else { return "none".into() };
+        let versions: Vec<String> = status.versions.iter().map(|version| format!("{}:{}", version.version, version.state)).collect();
+        versions.join(" ")
+    }
+
+    fn loads(&self) -> usize {
+        self.loads.load(Ordering::SeqCst)
+    }
+
+    /// Waits for something that another thread brings about.
+    async fn until(&self, claim: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !claim() {
+            assert!(Instant::now() < deadline, "it did not come about");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+fn name(text: &str) -> ModelName {
+    ModelName::parse(text).unwrap()
+}
+
+fn config(text: &str) -> LoadOverrides {
+    LoadOverrides { config_json: Some(text.into()), files: vec![] }
+}
+
+async fn run(model: &LoadedModel) -> bool {
+    let tensor = crate::tensor::Tensor::from_vec(DType::Fp32, vec![1, 2], vec![1f32, 2.0]).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    model.handle.run(vec![(0, Value::Tensor(tensor))], vec![0], deadline).await.is_ok()
+}
+
+#[tokio::test]
+async fn a_store_starts_with_its_good_models_and_lists_its_bad_ones() {
+    let house = House::new(
+        true,
+        &[
+            ("good/model.onnx", "a"),
+            ("versions/1/model.onnx", "a"),
+            ("versions/3/model.onnx", "a"),
+            ("all/1/model.onnx", "a"),
+            ("all/3/model.onnx", "a"),
+            ("all/model.toml", "version_policy = \"all\""),
+            ("one/1/model.onnx", "a"),
+            ("one/3/model.onnx", "a"),
+            ("one/config.pbtxt", "version_policy { specific { versions: [1] } }"),
+            ("broken/model.onnx", "broken"),
+            ("panics/model.onnx", "panics"),
+            ("manifest/model.toml", "descripton = \"x\""),
+            ("manifest/model.onnx", "a"),
+            ("cut/config.pbtxt", "input {"),
+            ("cut/1/model.onnx", "a"),
+            ("empty/README.md", "a"),
+            (".ortus/overrides/x/1/model.onnx", "left over"),
+        ],
+    );
+    assert!(!house.manager.is_started());
+    house.manager.start().await;
+    assert!(house.manager.is_started());
+    assert_eq!(house.states("good"), "1:ready");
+    assert_eq!(house.states("versions"), "1:unloaded 3:ready");
+    assert_eq!(house.states("all"), "1:ready 3:ready");
+    assert_eq!(house.states("one"), "1:ready 3:unloaded");
+    assert_eq!(house.states("broken"), "1:failed");
+    assert_eq!(house.states("panics"), "1:failed");
+    for (model, reason) in [
+        ("manifest", "did you mean 'description'?"),
+        ("cut", "config.pbtxt: "),
+        ("empty", "there is no version"),
+        ("broken", "the file is not an ONNX graph"),
+        ("panics", "abnormally"),
+    ] {
+        let status = house.manager.status(&name(model)).unwrap();
+        assert_eq!(status.state, ModelState::Failed, "{model}");
+        assert!(status.last_error.as_ref().unwrap().contains(reason), "{:?}", status.last_error);
+        let error = house.get(model).await.unwrap_err();
+        assert!(matches!(&error, ModelError::NotReady { state: ModelState::Failed, .. }), "{error}");
+        assert!(error.to_string().contains(reason), "{error}");
+    }
+    assert_eq!(house.manager.list().len(), 9);
+    assert!(!house.root.path().join(".ortus/overrides").exists());
+    assert_eq!(house.get("versions").await.unwrap().version, Version(3));
+    let old = house.manager.get_or_load(&name("versions"), Some(Version(1))).await.unwrap_err();
+    assert!(old.to_string().contains("latest:1"), "{old}");
+    let none = house.manager.get_or_load(&name("versions"), Some(Version(2))).await.unwrap_err();
+    assert!(matches!(none, ModelError::VersionNotFound { available, .. } if available == [Version(1), Version(3)]));
+    assert!(run(&house.get("good").await.unwrap()).await);
+    house.manager.close().await;
+    assert!(house.tasks.close(Duration::from_secs(20)).await);
+}
+
+#[tokio::test]
+async fn concurrent_first_requests_share_one_load() {
+    let house = House::new(true, &[]);
+    house.manager.start().await;
+    assert!(matches!(house.get("m").await, Err(ModelError::NotFound { .. })));
+    house.write("m/model.onnx", "slow");
+    let tasks: Vec<_> = (0..16)
+        .map(|_| {
+            let manager = house.manager.clone();
+            house.tasks.spawn("request", async move { manager.get_or_load(&name("m"), None).await })
+        })
+        .collect();
+    house.until(|| house.loads() == 1).await;
+    assert_eq!(house.states("m"), "1:loading");
+    house.gate.open();
+    for task in tasks {
+        assert!(task.await.unwrap().is_ok());
+    }
+    assert_eq!(house.loads(), 1);
+}
+
+#[tokio::test]
+async fn a_load_goes_on_when_its_caller_goes_away() {
+    let house = House::new(true, &[("m/model.onnx", "slow")]);
+    let request = house.get("m");
+    assert!(tokio::time::timeout(Duration::from_millis(100), request).await.is_err());
+    house.gate.open();
+    house.until(|| house.states("m") == "1:ready").await;
+    assert_eq!(house.loads(), 1);
+}
+
+#[tokio::test]
+async fn what_serves_stays_until_its_successor_is_ready() {
+    let house = House::new(true, &[("m/1/model.onnx", "a"), ("other/model.onnx", "a")]);
+    house.manager.start().await;
+    let first = house.get("m").await.unwrap();
+    house.write("m/2/model.onnx", "slow");
+    let manager = house.manager.clone();
+    let load = house.tasks.spawn("load", async move { manager.load(&name("m"), LoadOverrides::default()).await });
+    house.until(|| house.states("m") == "1:ready 2:loading").await;
+    assert_eq!(house.get("m").await.unwrap().version, Version(1));
+    assert!(run(&first).await);
+    assert!(house.get("other").await.is_ok());
+    drop(first);
+    house.gate.open();
+    load.await.unwrap().unwrap();
+    assert_eq!(house.get("m").await.unwrap().version, Version(2));
+    assert_eq!(house.states("m"), "1:unloaded 2:ready");
+}
+
+#[tokio::test]
+async fn a_failed_reload_keeps_the_old_one_serving() {
+    let house = House::new(true, &[("m/1/model.onnx", "a"), ("bare/model.onnx", "a")]);
+    house.manager.start().await;
+    house.write("m/2/model.onnx", "broken");
+    assert!(matches!(house.load("m").await, Err(ModelError::Load { version: Version(2), .. })));
+    assert_eq!(house.states("m"), "1:ready 2:failed");
+    assert_eq!(house.get("m").await.unwrap().version, Version(1));
+
+    house.write("bare/model.onnx", "broken");
+    let error = house.load("bare").await.unwrap_err().to_string();
+    assert_eq!(error, "model 'bare', version 1, could not be loaded: the file is not an ONNX graph");
+    let status = house.manager.status(&name("bare")).unwrap();
+    assert_eq!((status.state, status.versions[0].reason.is_some()), (ModelState::Ready, true));
+    assert!(run(&house.get("bare").await.unwrap()).await);
+
+    house.write("bare/model.toml", "x = 1");
+    assert!(matches!(house.load("bare").await, Err(ModelError::Invalid { .. })));
+    assert!(run(&house.get("bare").await.unwrap()).await);
+
+    fs::remove_file(house.root.path().join("bare/model.toml")).unwrap();
+    house.write("bare/model.onnx", "good again");
+    house.load("bare").await.unwrap();
+    let status = house.manager.status(&name("bare")).unwrap();
+    assert_eq!((status.state, status.last_error), (ModelState::Ready, None));
+}
+
+#[tokio::test]
+async fn a_failed_model_is_not_tried_on_each_request() {
+    let house = House::new(true, &[("m/model.onnx", "broken")]);
+    house.manager.start().await;
+    for _ in 0..10 {
+        assert!(house.get("m").await.is_err());
+    }
+    assert_eq!(house.loads(), 1);
+    assert!(house.load("m").await.is_err());
+    assert_eq!(house.loads(), 2);
+    house.write("m/model.onnx", "mended");
+    // A request looks at the disk again after a while.
+    tokio::time::sleep(registry::RECHECK_AFTER).await;
+    assert!(house.get("m").await.is_ok());
+}
+
+#[tokio::test]
+async fn an_unload_waits_for_runs_and_holds() {
+    let house = House::new(true, &[("m/model.onnx", "waits")]);
+    house.manager.start().await;
+    let model = house.get("m").await.unwrap();
+    let ended = model.handle.ended();
+    let in_flight = house.tasks.spawn("run", async move { run(&model).await });
+    house.until(|| house.runs.load(Ordering::SeqCst) == 1).await;
+    let manager = house.manager.clone();
+    let unload = house.tasks.spawn("unload", async move { manager.unload(&name("m")).await });
+    house.until(|| house.states("m") == "1:unloading").await;
+    let error = house.get("m").await.unwrap_err();
+    assert!(matches!(error, ModelError::NotReady { state: ModelState::Unloading, .. }));
+    assert!(!unload.is_finished());
+    house.gate.open();
+    assert!(in_flight.await.unwrap());
+    unload.await.unwrap().unwrap();
+    assert!(ended.is_cancelled());
+    assert_eq!(house.states("m"), "1:unloaded");
+    let error = house.get("m").await.unwrap_err().to_string();
+    assert_eq!(error, "model 'm' is unloaded: load it with POST /v1/models/m/load");
+    house.load("m").await.unwrap();
+    assert!(house.get("m").await.is_ok());
+    assert!(matches!(house.manager.unload(&name("none")).await, Err(ModelError::NotFound { .. })));
+}
+
+#[tokio::test]
+async fn without_autoload_models_wait_to_be_loaded() {
+    let house = House::new(false, &[("m/model.onnx", "a")]);
+    house.manager.start().await;
+    assert_eq!(house.states("m"), "1:unloaded");
+    assert!(matches!(house.get("m").await, Err(ModelError::NotReady { state: ModelState::Unloaded, .. })));
+    assert!(matches!(house.get("none").await, Err(ModelError::NotFound { .. })));
+    assert!(matches!(house.load("none").await, Err(ModelError::NotFound { .. })));
+    house.load("m").await.unwrap();
+    assert!(house.get("m").await.is_ok());
+}
+
+#[tokio::test]
+async fn polling_follows_the_store() {
+    let house = House::with_poll(true, Some(Duration::from_millis(20)), &[("m/1/model.onnx", "a"), ("held/model.onnx", "a")]);
+    house.manager.start().await;
+    house.manager.unload(&name("held")).await.unwrap();
+    let first = house.get("m").await.unwrap();
+    house.write("m/1/model.onnx", "changed");
+    house.write("new/model.onnx", "a");
+    house.until(|| house.states("new") == "1:ready").await;
+    house.until(|| house.manager.status(&name("m")).is_ok_and(|status| {
+        status.versions[0].loaded.as_ref().is_some_and(|model| !Arc::ptr_eq(model, &first))
+    }))
+    .await;
+    drop(first);
+    assert_eq!(house.states("held"), "1:unloaded");
+    fs::remove_dir_all(house.root.path().join("m")).unwrap();
+    fs::remove_dir_all(house.root.path().join("held")).unwrap();
+    house.until(|| house.states("m") == "none" && house.states("held") == "none").await;
+    assert!(house.tasks.close(Duration::from_secs(20)).await);
+}
+
+#[tokio::test]
+async fn a_call_may_bring_a_configuration_and_files() {
+    let house = House::new(true, &[("m/1/model.onnx", "a")]);
+    house.manager.start().await;
+    house.manager.load(&name("m"), config("{\"max_batch_size\": 4}")).await.unwrap();
+    assert_eq!(house.get("m").await.unwrap().max_batch_size, 4);
+    assert_eq!(house.get("m").await.unwrap().config_json["input"][0]["dims"], serde_json::json!([2]));
+    house.load("m").await.unwrap();
+    assert_eq!(house.get("m").await.unwrap().max_batch_size, 0);
+
+    let files = |list: &[(&str, &'static str)]| LoadOverrides {
+        config_json: Some("{}".into()),
+        files: list.iter().map(|(name, content)| ((*name).to_owned(), Bytes::from_static(content.as_bytes()))).collect(),
+    };
+    // What fails leaves everything as it was, on disk and in memory.
+    for bad in [
+        files(&[("7/model.onnx", "broken")]),
+        files(&[("../1/model.onnx", "a")]),
+        files(&[("/etc/x", "a")]),
+        files(&[("1/..\\x", "a")]),
+        files(&[("1/README", "a")]),
+        LoadOverrides { config_json: None, ..files(&[("1/model.onnx", "a")]) },
+        config("{"),
+        config("{\"name\": \"other\"}"),
+        config("{\"platform\": \"pytorch_libtorch\"}"),
+        config("{\"input\": [{\"name\": \"x\", \"data_type\": \"TYPE_INT8\"}]}"),
+    ] {
+        let shown = format!("{bad:?}");
+        assert!(house.manager.load(&name("m"), bad.clone()).await.is_err(), "{shown}");
+        assert_eq!(house.states("m"), "1:ready", "{shown}");
+        assert!(house.manager.load(&name("brought"), bad).await.is_err(), "{shown}");
+        assert_eq!(house.states("brought"), "none", "{shown}");
+    }
+    let kept = |model: &str| fs::read_dir(house.root.path().join(".ortus/overrides").join(model)).map_or(0, Iterator::count);
+    assert_eq!((kept("m"), kept("brought")), (0, 0));
+
+    house.manager.load(&name("m"), files(&[("7/model.onnx", "a")])).await.unwrap();
+    assert_eq!(house.states("m"), "7:ready");
+    house.manager.load(&name("m"), files(&[("8/model.onnx", "a")])).await.unwrap();
+    assert_eq!((house.states("m").as_str(), kept("m")), ("8:ready", 1));
+    house.load("m").await.unwrap();
+    assert_eq!((house.states("m").as_str(), kept("m")), ("1:ready", 0));
+
+    house.manager.load(&name("brought"), files(&[("1/model.onnx", "a")])).await.unwrap();
+    assert!(run(&house.get("brought").await.unwrap()).await);
+    house.manager.unload(&name("brought")).await.unwrap();
+    assert_eq!((house.states("brought").as_str(), kept("brought")), ("none", 0));
+}
+
+#[tokio::test]
+async fn a_warm_up_that_the_model_brings_must_run() {
+    let warmup = "model_warmup { name: \"w\" count: 3 inputs { key: \"x\" value { data_type: TYPE_FP32 dims: [5, 2] random_data: true } } }";
+    let house = House::new(
+        true,
+        &[
+            ("runs/1/model.onnx", "a"),
+            ("runs/config.pbtxt", warmup),
+            ("refuses/1/model.onnx", "refuses"),
+            ("refuses/config.pbtxt", warmup),
+            ("shape/1/model.onnx", "a"),
+            ("shape/config.pbtxt", &warmup.replace("[5, 2]", "[5, 3]")),
+            ("made-up/1/model.onnx", "refuses"),
+            ("made-up/model.toml", "[performance]\nwarmup_iterations = 2\n[batch]\ninstances = 2"),
+            ("raw/model.onnx", "a"),
+            ("raw/model.toml", "[[warmup]]\nfile = \"a.txt\""),
+            ("file/model.onnx", "a"),
+            ("file/warmup/data", "01234567"),
+            ("file/config.pbtxt", &warmup.replace("random_data: true", "input_data_file: \"data\"").replace("[5, 2]", "[1, 2]")),
+        ],
+    );
+    house.manager.start().await;
+    assert_eq!(house.states("runs"), "1:ready");
+    assert_eq!(house.states("file"), "1:ready");
+    assert_eq!(house.runs.load(Ordering::SeqCst), 3 + 3 + 1 + 1);
+    assert_eq!(house.states("made-up"), "1:ready");
+    assert_eq!(house.get("made-up").await.unwrap().instances, 2);
+    for (model, reason) in [("refuses", "not this input"), ("shape", "expected shape"), ("raw", "no task")] {
+        let error = house.get(model).await.unwrap_err().to_string();
+        assert!(error.contains("warm-up with") && error.contains(reason), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_stop_ends_a_warm_up_and_refuses_loads() {
+    let warmup = "model_warmup { inputs { key: \"x\" value { data_type: TYPE_FP32 dims: [1, 2] } } }";
+    let house = House::new(true, &[("m/1/model.onnx", "waits"), ("m/config.pbtxt", warmup)]);
+    let manager = house.manager.clone();
+    let start = house.tasks.spawn("start", async move { manager.start().await });
+    house.until(|| house.runs.load(Ordering::SeqCst) == 1).await;
+    house.tasks.stop();
+    start.await.unwrap();
+    assert!(matches!(house.load("m").await, Err(ModelError::Stopping)));
+    house.manager.close().await;
+    assert!(house.tasks.close(Duration::from_secs(20)).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_storm_of_loads_and_unloads_never_gives_a_wrong_answer() {
+    let house = Arc::new(House::new(true, &[("m/1/model.onnx", "a")]));
+    house.manager.start().await;
+    let until = Instant::now() + Duration::from_millis(400);
+    let mut work = Vec::new();
+    for index in 0..6 {
+        let (manager, root) = (house.manager.clone(), house.root.path().to_owned());
+        work.push(house.tasks.spawn("storm", async move {
+            let mut answered = 0usize;
+            while Instant::now() < until {
+                match index {
+                    0 => {
+                        let _ = manager.load(&name("m"), LoadOverrides::default()).await;
+                    }
+                    1 => {
+                        let _ = manager.unload(&name("m")).await;
+                    }
+                    2 => {
+                        fs::write(root.join("m/1/model.onnx"), format!("{answered}")).unwrap();
+                        answered += 1;
+                        tokio::task::yield_now().await;
+                    }
+                    _ => match manager.get_or_load(&name("m"), None).await {
+                        // A model once handed out runs to the end, whatever happens to its entry.
+                        Ok(model) => assert!(run(&model).await),
+                        Err(ModelError::NotReady { .. }) => tokio::task::yield_now().await,
+                        Err(error) => panic!("{error}"),
+                    },
+                }
+            }
+        }));
+    }
+    for task in work {
+        task.await.unwrap();
+    }
+    house.load("m").await.unwrap();
+    assert_eq!(house.states("m"), "1:ready");
+    house.manager.close().await;
+    assert!(house.tasks.close(Duration::from_secs(20)).await);
+}
