@@ -4,7 +4,8 @@ use super::HttpSettings;
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http_body::Body as _;
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, LengthLimitError};
+use std::error::Error;
 use tokio::time::Instant;
 
 /// Why a body could not be read.
@@ -14,8 +15,10 @@ pub(super) enum BodyError {
     TooLarge { limit: usize },
     #[error("the body did not arrive within body_read_timeout_ms")]
     TooSlow,
-    #[error("the connection ended before the body was complete")]
+    #[error("the connection ended before the body was complete, or its chunks are malformed")]
     Incomplete,
+    #[error("the body is not what its Content-Encoding says: it could not be decompressed")]
+    Encoding,
 }
 
 /// Alignment that suits every element type and vector load.
@@ -42,17 +45,92 @@ pub(super) async fn read(body: Body, settings: &HttpSettings, align_at: usize) -
 async fn collect(mut body: Body, limit: usize, align_at: usize, exact: Option<u64>) -> Result<Bytes, BodyError> {
     // A declared length is only a promise: reserve 16 MiB at most (untouched pages cost nothing).
     let ahead = exact.map_or(0, |length| usize::try_from(length).unwrap_or(limit).min(16 << 20));
-    let mut buffer = BytesMut::with_capacity(ahead + 2 * ALIGNMENT);
-    let address = buffer.as_ptr() as usize;
-    let padding = (address + align_at).next_multiple_of(ALIGNMENT) - (address + align_at);
-    buffer.resize(padding, 0);
+    let (mut buffer, mut padding) = aligned(ahead, align_at);
     while let Some(frame) = body.frame().await {
-        let Ok(data) = frame.map_err(|_| BodyError::Incomplete)?.into_data() else { continue };
-        if buffer.len() - padding + data.len() > limit {
+        let Ok(data) = frame.map_err(|error| read_error(&error, limit))?.into_data() else { continue };
+        let length = buffer.len() - padding;
+        if data.len() > limit - length {
             return Err(BodyError::TooLarge { limit });
+        }
+        if buffer.capacity() - buffer.len() < data.len() {
+            // Growing in place would move the bytes to an address of another alignment.
+            let (mut larger, larger_padding) = aligned((length + data.len()).max(2 * length).min(limit), align_at);
+            larger.extend_from_slice(buffer.get(padding..).unwrap_or_default());
+            (buffer, padding) = (larger, larger_padding);
         }
         buffer.extend_from_slice(&data);
     }
     let mut bytes = buffer.freeze();
     Ok(bytes.split_off(padding))
+}
+
+/// A buffer for `capacity` bytes after some padding, which puts the byte at `align_at` on an aligned address.
+fn aligned(capacity: usize, align_at: usize) -> (BytesMut, usize) {
+    let mut buffer = BytesMut::with_capacity(capacity + 2 * ALIGNMENT);
+    let at = (buffer.as_ptr() as usize).wrapping_add(align_at);
+    let padding = at.wrapping_neg() % ALIGNMENT;
+    buffer.resize(padding, 0);
+    (buffer, padding)
+}
+
+/// Tells the limit on encoded bytes, the connection and the decompression apart by what caused the error.
+fn read_error(error: &axum::Error, limit: usize) -> BodyError {
+    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = cause {
+        if error.is::<LengthLimitError>() {
+            return BodyError::TooLarge { limit };
+        }
+        if error.is::<hyper::Error>() {
+            return BodyError::Incomplete;
+        }
+        cause = match error.downcast_ref::<std::io::Error>() {
+            // An I/O error shows the cause of what it wraps as its own, not what it wraps.
+            Some(io) => match io.get_ref() {
+                Some(inner) => Some(inner),
+                None => return BodyError::Encoding,
+            },
+            None => error.source(),
+        };
+    }
+    BodyError::Encoding
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::stream;
+    use std::convert::Infallible;
+
+    fn settings(max_body_bytes: usize) -> HttpSettings {
+        HttpSettings { max_body_bytes, ..HttpSettings::default() }
+    }
+
+    fn chunks(chunks: Vec<&'static [u8]>) -> Body {
+        Body::from_stream(stream::iter(chunks.into_iter().map(Ok::<_, Infallible>)))
+    }
+
+    #[tokio::test]
+    async fn a_body_over_the_limit_is_refused_and_one_at_the_limit_is_not() {
+        let too_large = Err(BodyError::TooLarge { limit: 4 });
+        assert_eq!(read(Body::from("12345"), &settings(4), 0).await, too_large);
+        assert_eq!(read(chunks(vec![b"123", b"45"]), &settings(4), 0).await, too_large);
+        assert_eq!(read(chunks(vec![b"12", b"34"]), &settings(4), 0).await.unwrap(), "1234");
+    }
+
+    #[tokio::test]
+    async fn the_asked_byte_is_aligned_also_where_the_length_is_unknown() {
+        for align_at in [0, 1, 17, 64, 129] {
+            let body = chunks(vec![&[7; 1000]; 9]);
+            let bytes = read(body, &settings(1 << 20), align_at).await.unwrap();
+            assert_eq!(bytes.len(), 9000);
+            assert_eq!((bytes.as_ptr() as usize + align_at) % ALIGNMENT, 0);
+            assert!(bytes.iter().all(|&byte| byte == 7));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_dripping_body_is_given_up() {
+        let body = Body::from_stream(stream::pending::<Result<Bytes, Infallible>>());
+        assert_eq!(read(body, &settings(10), 0).await, Err(BodyError::TooSlow));
+    }
 }

@@ -1,15 +1,29 @@
 //! The REST door: HTTP in, engine calls, HTTP out.
 //!
-//! `router` is the route table, `middleware` their order, `error` the error table. `v1` is the native API, `v2` the Open
-//! Inference Protocol, `codec` the body formats. Knows the engine and nothing below it.
+//! `server` accepts and drains, `router` is the route table, `middleware` what surrounds every route, `error` the error
+//! table. `v1` is the native API, `v2` the Open Inference Protocol, `codec` the body formats, `openapi` the description of
+//! it all. Knows the engine and nothing below it.
 
 mod body;
 pub mod codec;
+mod error;
+mod extract;
+mod health;
+mod middleware;
+mod openapi;
+mod router;
+mod server;
 mod settings;
+mod v1;
+mod v2;
 
+pub use openapi::{document_json, document_yaml};
+pub use server::Server;
 pub use settings::{HttpLimits, HttpSettings};
+pub use v1::predict::predict_offline;
 
 use crate::engine::InferenceEngine;
+use crate::tasks::Tasks;
 use std::sync::Arc;
 
 /// What every handler has.
@@ -17,4 +31,5 @@ use std::sync::Arc;
 pub struct HttpState {
     pub engine: InferenceEngine,
     pub settings: Arc<HttpSettings>,
+    pub tasks: Tasks,
 }

@@ -1,0 +1,389 @@
+//! What happens around every request, in one order: see [`wrap`].
+//!
+//! Knows no model. Text from outside reaches the log and the answer only cleaned: the request id by its rule, the path
+//! as the route's template.
+
+use super::error::{self, ApiError, CLIENT_CLOSED, Problem};
+use super::{HttpSettings, HttpState};
+use axum::body::Body;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::header::{self, HeaderName, HeaderValue};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, Method, StatusCode, Version};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::Router;
+use http_body::Body as _;
+use http_body_util::Limited;
+use std::any::Any;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::cors::{AllowOrigin, CorsLayer};
+use tower_http::decompression::RequestDecompressionLayer;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+
+/// A request's name in logs and answers: 1 to 128 characters of `[A-Za-z0-9._-]`.
+#[derive(Debug, Clone)]
+pub(super) struct RequestId(pub(super) Arc<str>);
+
+/// When the request's head had been read; deadlines count from here.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Arrival(pub(super) Instant);
+
+/// The routes with everything around them. `listen` is the address that clients may name in `Host`.
+pub(super) fn wrap(routes: Router<HttpState>, settings: &Arc<HttpSettings>, listen: IpAddr) -> Router<HttpState> {
+    let hosts = Arc::new(HostRule::new(settings, listen));
+    let origins = Arc::new(settings.cors_origins.clone());
+    // From the inside out: the last layer sees the request first.
+    let routes = routes
+        .layer(RequestDecompressionLayer::new())
+        .layer(from_fn_with_state(settings.clone(), limit_encoded_body))
+        .layer(from_fn_with_state(origins, refuse_foreign_origin));
+    let routes = if settings.cors_origins.is_empty() { routes } else { routes.layer(cors(settings)) };
+    routes
+        .layer(from_fn_with_state(hosts, check_host))
+        .layer(from_fn(security_headers))
+        .layer(CatchPanicLayer::custom(panicked))
+        .layer(from_fn(observe))
+}
+
+/// Names the request, measures it, writes error bodies, and logs one line.
+async fn observe(mut request: Request, next: Next) -> Response {
+    let id = request_id(request.headers());
+    let route: Arc<str> = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).into();
+    let mut line = AccessLine {
+        method: request.method().clone(),
+        route,
+        id: id.clone(),
+        started: Instant::now(),
+        outcome: None,
+    };
+    let path = request.uri().path().to_owned();
+    request.extensions_mut().insert(RequestId(id.clone()));
+    request.extensions_mut().insert(Arrival(line.started));
+    let closes = request.version() < Version::HTTP_2;
+    let response = next.run(request).await;
+    let mut response = write_problem(response, &path, &id);
+    // What is left of a body that was refused would be read as the next request.
+    if closes && matches!(response.status().as_u16(), 408 | 413 | 421) {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    if let Ok(value) = HeaderValue::from_str(&id) {
+        response.headers_mut().insert(REQUEST_ID, value);
+    }
+    line.outcome = Some((response.status().as_u16(), response.body().size_hint().exact().unwrap_or(0)));
+    response
+}
+
+/// The client's own id where it is clean, else a new one.
+fn request_id(headers: &HeaderMap) -> Arc<str> {
+    let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok()).filter(|id| is_clean_id(id));
+    given.map_or_else(|| uuid::Uuid::new_v4().to_string().into(), Arc::from)
+}
+
+fn is_clean_id(id: &str) -> bool {
+    (1..=128).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+}
+
+/// One line of the access log, written when dropped: also for a client that did not wait for its answer.
+struct AccessLine {
+    method: Method,
+    route: Arc<str>,
+    id: Arc<str>,
+    started: Instant,
+    /// Status and bytes of the answer.
+    outcome: Option<(u16, u64)>,
+}
+
+impl Drop for AccessLine {
+    fn drop(&mut self) {
+        let (status, bytes) = self.outcome.unwrap_or((CLIENT_CLOSED, 0));
+        let duration_ms = self.started.elapsed().as_secs_f64() * 1000.0;
+        // A method is any token, of any length.
+        let method = if is_known(&self.method) { self.method.as_str() } else { "other" };
+        let (route, request_id) = (&*self.route, &*self.id);
+        if matches!(route, "/livez" | "/readyz" | "/healthz" | "/metrics") || route.starts_with("/v2/health/") {
+            tracing::debug!(method, route, status, duration_ms, bytes, request_id, "{method} {route} {status}");
+        } else {
+            tracing::info!(method, route, status, duration_ms, bytes, request_id, "{method} {route} {status}");
+        }
+    }
+}
+
+fn is_known(method: &Method) -> bool {
+    const KNOWN: [Method; 9] = [
+        Method::GET,
+        Method::POST,
+        Method::PUT,
+        Method::DELETE,
+        Method::HEAD,
+        Method::OPTIONS,
+        Method::PATCH,
+        Method::TRACE,
+        Method::CONNECT,
+    ];
+    KNOWN.contains(method)
+}
+
+/// Gives an error answer its body; logs the reason of a refusal, and the inner detail of a fault of ours, once.
+fn write_problem(mut response: Response, path: &str, id: &str) -> Response {
+    let status = response.status();
+    let problem = match response.extensions_mut().remove::<Problem>() {
+        Some(problem) => problem,
+        None if is_error(status) && response.body().size_hint().exact() == Some(0) => {
+            error::problem_of_status(status, response.headers())
+        }
+        None => return response,
+    };
+    let code = &*problem.code;
+    match &problem.internal {
+        Some(detail) => tracing::error!(request_id = id, code, detail, "request {id} failed: {}", detail.escape_debug()),
+        None => tracing::debug!(request_id = id, code, "request {id} was refused: {code}"),
+    }
+    let (media_type, body) = error::render(&problem, path, id);
+    let (mut parts, _) = response.into_parts();
+    parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+    parts.headers.remove(header::CONTENT_LENGTH);
+    Response::from_parts(parts, Body::from(body))
+}
+
+fn is_error(status: StatusCode) -> bool {
+    status.is_client_error() || status.is_server_error()
+}
+
+/// A panic in a handler is a fault of ours and of this request alone. Its text may hold anything: only the log sees it.
+fn panicked(payload: Box<dyn Any + Send>) -> Response {
+    let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned()).or_else(|| payload.downcast_ref::<String>().cloned());
+    ApiError::internal(format!("panic: {}", text.unwrap_or_else(|| "without text".to_owned()))).into_response()
+}
+
+async fn security_headers(request: Request, next: Next) -> Response {
+    let is_docs = request.uri().path().starts_with("/docs");
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    if !is_docs && !headers.contains_key(header::CACHE_CONTROL) {
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+    if headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(b"text/html")) {
+        // The browsable API document brings its pictures as data: URLs and sets styles from its script.
+        let policy = if is_docs {
+            "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; object-src 'none'; \
+             base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+        } else {
+            "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+        };
+        headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
+    }
+    response
+}
+
+/// Which names clients may call this server by. A page of another name that resolves to this machine (DNS rebinding)
+/// would otherwise talk to it with the user's browser.
+struct HostRule {
+    any: bool,
+    listen: IpAddr,
+    /// Lower case, without a trailing dot; with or without a port.
+    names: Vec<String>,
+}
+
+impl HostRule {
+    fn new(settings: &HttpSettings, listen: IpAddr) -> HostRule {
+        let names: Vec<String> = settings.allowed_hosts.iter().map(|name| normal(name)).collect();
+        HostRule { any: names.iter().any(|name| name == "*"), listen, names }
+    }
+
+    fn allows(&self, authority: &str) -> bool {
+        let Ok(authority) = authority.parse::<Authority>() else { return false };
+        if authority.as_str().contains('@') {
+            return false;
+        }
+        if self.any {
+            return true;
+        }
+        let host = normal(authority.host());
+        if let Ok(address) = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() {
+            // An address cannot be rebound: where every address is listened on, any that reaches us is ours.
+            if address.is_loopback() || address == self.listen || self.listen.is_unspecified() {
+                return true;
+            }
+        }
+        host == "localhost"
+            || host.ends_with(".localhost")
+            || self.names.iter().any(|name| *name == host || *name == normal(authority.as_str()))
+    }
+}
+
+fn normal(host: &str) -> String {
+    host.trim_end_matches('.').to_ascii_lowercase()
+}
+
+async fn check_host(State(rule): State<Arc<HostRule>>, request: Request, next: Next) -> Response {
+    match host_problem(&rule, &request) {
+        Some(error) => {
+            let mut response = error.into_response();
+            if request.version() < Version::HTTP_2 {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            response
+        }
+        None => next.run(request).await,
+    }
+}
+
+fn host_problem(rule: &HostRule, request: &Request) -> Option<ApiError> {
+    let bad = |detail: &str| Some(ApiError::new(StatusCode::BAD_REQUEST, "bad_host_header", detail));
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let (host, second) = (hosts.next(), hosts.next());
+    if second.is_some() {
+        return bad("the request has more than one Host header");
+    }
+    if host.is_none() && request.version() == Version::HTTP_11 {
+        return bad("an HTTP/1.1 request must have a Host header");
+    }
+    let host = match host.map(HeaderValue::to_str) {
+        Some(Ok(host)) => Some(host),
+        Some(Err(_)) => return bad("the Host header is not a host name"),
+        None => None,
+    };
+    // HTTP/2 and the absolute form of HTTP/1 name the host in the request's target; both must be ours.
+    let target = request.uri().authority().map(Authority::as_str);
+    let allowed = [host, target].into_iter().flatten().all(|name| rule.allows(name));
+    if allowed {
+        return None;
+    }
+    Some(ApiError::new(
+        StatusCode::MISDIRECTED_REQUEST,
+        "host_not_allowed",
+        "the Host header names a host that this server does not answer for; add it to server.allowed_hosts",
+    ))
+}
+
+/// A page of another site can make a browser send requests that change something; what the browser says of the page's
+/// origin tells them apart. Programs send neither header.
+async fn refuse_foreign_origin(State(origins): State<Arc<Vec<String>>>, request: Request, next: Next) -> Response {
+    if request.method().is_safe() || is_own_origin(&origins, request.headers(), request.uri().authority()) {
+        return next.run(request).await;
+    }
+    ApiError::new(
+        StatusCode::FORBIDDEN,
+        "origin_not_allowed",
+        "a page of another origin may not call this server; add the origin to server.cors_origins",
+    )
+    .into_response()
+}
+
+fn is_own_origin(origins: &[String], headers: &HeaderMap, target: Option<&Authority>) -> bool {
+    let Some(origin) = headers.get(header::ORIGIN) else {
+        return headers.get("sec-fetch-site").is_none_or(|site| site != "cross-site");
+    };
+    let Ok(origin) = origin.to_str() else { return false };
+    if origins.iter().any(|allowed| allowed == "*" || allowed == origin) {
+        return true;
+    }
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).or(target.map(Authority::as_str));
+    let authority = origin.split_once("://").map(|(_, authority)| authority);
+    matches!((authority, host), (Some(authority), Some(host)) if authority.eq_ignore_ascii_case(host))
+}
+
+/// Browsers of these origins may call every route and read the headers that tell of the request.
+fn cors(settings: &HttpSettings) -> CorsLayer {
+    let origins = if settings.cors_origins.iter().any(|origin| origin == "*") {
+        AllowOrigin::any()
+    } else {
+        AllowOrigin::list(settings.cors_origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()))
+    };
+    CorsLayer::new()
+        .allow_origin(origins)
+        .allow_methods([Method::GET, Method::HEAD, Method::POST, Method::DELETE])
+        .allow_headers([header::CONTENT_TYPE, header::ACCEPT, header::AUTHORIZATION, REQUEST_ID])
+        .expose_headers([REQUEST_ID, SERVER_TIMING, header::RETRY_AFTER])
+        .max_age(Duration::from_secs(600))
+}
+
+/// Bounds the bytes on the wire; `body::read` bounds them again after decompression. A declared length over the limit
+/// is refused from the head alone, before `100 Continue` is sent.
+async fn limit_encoded_body(State(settings): State<Arc<HttpSettings>>, request: Request, next: Next) -> Response {
+    let limit = settings.max_body_bytes;
+    if request.body().size_hint().lower() > limit as u64 {
+        return ApiError::from(super::body::BodyError::TooLarge { limit }).into_response();
+    }
+    next.run(request.map(|body| Body::new(Limited::new(body, limit)))).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_clean_request_ids_are_kept() {
+        let long = "a".repeat(129);
+        for bad in ["", "a b", "a/b", "<b>", "a\tb", &long] {
+            let mut headers = HeaderMap::new();
+            headers.insert(REQUEST_ID, HeaderValue::from_str(bad).unwrap());
+            let id = request_id(&headers);
+            assert!(is_clean_id(&id) && *id != *bad, "{bad:?} {id}");
+        }
+        for good in ["a", "A-1_b.2", &"a".repeat(128)] {
+            let mut headers = HeaderMap::new();
+            headers.insert(REQUEST_ID, HeaderValue::from_str(good).unwrap());
+            assert_eq!(&*request_id(&headers), good);
+        }
+    }
+
+    #[track_caller]
+    fn check_host_rule(listen: &str, allowed: &[&str], host: &str, expected: bool) {
+        let settings = HttpSettings {
+            allowed_hosts: allowed.iter().map(|name| (*name).to_owned()).collect(),
+            ..HttpSettings::default()
+        };
+        let rule = HostRule::new(&settings, listen.parse().unwrap());
+        assert_eq!(rule.allows(host), expected, "{listen} {allowed:?} {host}");
+    }
+
+    #[test]
+    fn a_host_is_loopback_our_address_or_allowed_by_name() {
+        for host in ["localhost", "LOCALHOST:8080", "localhost.", "a.localhost:1", "127.0.0.1:8080", "127.9.9.9", "[::1]:8080"] {
+            check_host_rule("127.0.0.1", &[], host, true);
+        }
+        for host in ["evil.example", "localhost.evil.example", "10.0.0.5", "0.0.0.0", "evil@localhost", "", "a b", "[::2]"] {
+            check_host_rule("127.0.0.1", &[], host, false);
+        }
+        check_host_rule("10.0.0.5", &[], "10.0.0.5:8080", true);
+        check_host_rule("10.0.0.5", &[], "10.0.0.6:8080", false);
+        check_host_rule("0.0.0.0", &[], "10.0.0.6:8080", true);
+        check_host_rule("0.0.0.0", &[], "evil.example", false);
+        check_host_rule("127.0.0.1", &["api.example"], "API.example.:443", true);
+        check_host_rule("127.0.0.1", &["api.example:443"], "api.example:443", true);
+        check_host_rule("127.0.0.1", &["api.example:443"], "api.example:80", false);
+        check_host_rule("127.0.0.1", &["*"], "evil.example", true);
+    }
+
+    #[test]
+    fn a_page_of_another_origin_may_not_change_anything() {
+        let rows: [(&[&str], &[(&str, &str)], bool); 8] = [
+            (&[], &[], true),
+            (&[], &[("origin", "http://localhost:8080"), ("host", "localhost:8080")], true),
+            (&[], &[("origin", "http://localhost:9090"), ("host", "localhost:8080")], false),
+            (&[], &[("origin", "null"), ("host", "localhost:8080")], false),
+            (&[], &[("sec-fetch-site", "cross-site")], false),
+            (&[], &[("sec-fetch-site", "same-origin")], true),
+            (&["https://ui.example"], &[("origin", "https://ui.example"), ("host", "localhost")], true),
+            (&["*"], &[("origin", "https://any.example"), ("host", "localhost")], true),
+        ];
+        for (origins, headers, expected) in rows {
+            let origins: Vec<String> = origins.iter().map(|origin| (*origin).to_owned()).collect();
+            let headers: HeaderMap = headers
+                .iter()
+                .map(|(name, value)| (HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap()))
+                .collect();
+            assert_eq!(is_own_origin(&origins, &headers, None), expected, "{headers:?}");
+        }
+    }
+}

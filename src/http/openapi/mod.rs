@@ -1,0 +1,246 @@
+//! The OpenAPI 3.1 document: a static part, the repository's `openapi.yaml`, and one typed operation for each loaded model.
+//!
+//! `v2` describes the Open Inference Protocol, `typed` the loaded models. Every route of the server is in the document;
+//! a test holds it to the file, another to the route table.
+
+mod typed;
+mod v2;
+
+use super::HttpState;
+use super::error::{ApiError, FieldProblem, ProblemBody};
+use super::health;
+use super::v1;
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use std::sync::OnceLock;
+use utoipa::openapi::path::Operation;
+use utoipa::openapi::{self, ContentBuilder, PathItem, Ref, RefOr, ResponseBuilder};
+use utoipa::{Modify, OpenApi};
+use utoipa_swagger_ui::{Config, SwaggerUi};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Ortus",
+        description = "Serves ONNX models: typed predictions, raw tensors, and the Open Inference Protocol.\n\n\
+            Errors of `/v1` are `application/problem+json` (RFC 9457), those of `/v2` are `{\"error\": …}`. Every answer \
+            carries `X-Request-Id`.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0"),
+    ),
+    servers((url = "/", description = "This server")),
+    tags(
+        (name = "predict", description = "Predictions."),
+        (name = "models", description = "Models and their states."),
+        (name = "health", description = "For balancers."),
+        (name = "system", description = "The server itself."),
+        (name = "v2", description = "The Open Inference Protocol (KServe, Triton)."),
+    ),
+    paths(
+        v1::predict::predict,
+        v1::models::list,
+        v1::models::show,
+        v1::models::load,
+        v1::models::unload,
+        v1::models::system,
+        health::livez,
+        health::readyz,
+        health::healthz,
+        json,
+        yaml,
+        v2::server_live,
+        v2::server_ready,
+        v2::server_metadata,
+        v2::model_metadata,
+        v2::model_ready,
+        v2::model_infer,
+        v2::model_config,
+        v2::model_stats,
+        v2::stats,
+        v2::repository_index,
+        v2::repository_load,
+        v2::repository_unload,
+    ),
+    components(schemas(ProblemBody<'static>, FieldProblem, v2::V2Error)),
+    modifiers(&Versioned, &ErrorAnswers),
+)]
+struct ApiDoc;
+
+/// The static document as JSON, pretty.
+pub fn document_json() -> String {
+    document().to_pretty_json().unwrap_or_default()
+}
+
+/// The static document as YAML: the repository's `openapi.yaml`.
+pub fn document_yaml() -> String {
+    document().to_yaml().unwrap_or_default()
+}
+
+fn document() -> &'static openapi::OpenApi {
+    static DOCUMENT: OnceLock<openapi::OpenApi> = OnceLock::new();
+    DOCUMENT.get_or_init(ApiDoc::openapi)
+}
+
+/// The static part and one operation for each loaded model.
+fn served(state: &HttpState) -> openapi::OpenApi {
+    let mut document = document().clone();
+    for status in state.engine.models() {
+        if let Some(model) = v1::models::default_of(&status) {
+            let (path, item) = typed::operation(model);
+            document.paths.paths.insert(path, item);
+        }
+    }
+    document
+}
+
+/// `GET /openapi.json`
+#[utoipa::path(get, path = "/openapi.json", tag = "system", operation_id = "getOpenApiJson",
+    responses((status = 200, description = "This document, with one typed operation for each loaded model.", body = Object)))]
+pub(super) async fn json(State(state): State<HttpState>) -> Result<Response, ApiError> {
+    let text = served(&state).to_json().map_err(|error| ApiError::internal(error.to_string()))?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], text).into_response())
+}
+
+/// `GET /openapi.yaml`
+#[utoipa::path(get, path = "/openapi.yaml", tag = "system", operation_id = "getOpenApiYaml",
+    responses((status = 200, description = "This document, with one typed operation for each loaded model.", body = String, content_type = "application/yaml")))]
+pub(super) async fn yaml(State(state): State<HttpState>) -> Result<Response, ApiError> {
+    let text = served(&state).to_yaml().map_err(|error| ApiError::internal(error.to_string()))?;
+    Ok(([(header::CONTENT_TYPE, "application/yaml")], text).into_response())
+}
+
+/// The browsable page `/docs/`: its files are in the program, and it asks no other server.
+pub(super) fn docs() -> axum::Router<HttpState> {
+    SwaggerUi::new("/docs").config(Config::new(["/openapi.json"]).validator_url("none")).into()
+}
+
+/// Routes that also exist for one version of the model.
+struct Versioned;
+
+impl Modify for Versioned {
+    fn modify(&self, document: &mut openapi::OpenApi) {
+        let mut added = Vec::new();
+        for (path, item) in &document.paths.paths {
+            let (base, parameter) = match path.as_str() {
+                "/v1/models/{name}/predict" => ("/v1/models/{name}", "name"),
+                _ if path.starts_with("/v2/models/{model}") => ("/v2/models/{model}", "model"),
+                _ => continue,
+            };
+            let rest = path.strip_prefix(base).unwrap_or_default();
+            let mut item = item.clone();
+            for operation in operations(&mut item) {
+                operation.operation_id = operation.operation_id.as_ref().map(|id| format!("{id}OfVersion"));
+                operation.summary = operation.summary.as_ref().map(|summary| summary.replace(base, &format!("{base}/versions/{{version}}")));
+                let parameters = operation.parameters.get_or_insert_default();
+                parameters.retain(|known| !is_named(known, "version"));
+                let at = parameters.iter().position(|known| is_named(known, parameter)).map_or(0, |index| index + 1);
+                parameters.insert(at, RefOr::T(version_parameter()));
+            }
+            added.push((format!("{base}/versions/{{version}}{rest}"), item));
+        }
+        document.paths.paths.extend(added);
+    }
+}
+
+fn is_named(parameter: &RefOr<openapi::path::Parameter>, name: &str) -> bool {
+    matches!(parameter, RefOr::T(parameter) if parameter.name == name)
+}
+
+fn version_parameter() -> openapi::path::Parameter {
+    openapi::path::ParameterBuilder::new()
+        .name("version")
+        .parameter_in(openapi::path::ParameterIn::Path)
+        .required(openapi::Required::True)
+        .description(Some("The model's version."))
+        .schema(Some(openapi::ObjectBuilder::new().schema_type(openapi::schema::Type::String)))
+        .example(Some(serde_json::json!("1")))
+        .build()
+}
+
+/// The error answers, which are the same for all operations of a kind.
+struct ErrorAnswers;
+
+impl Modify for ErrorAnswers {
+    fn modify(&self, document: &mut openapi::OpenApi) {
+        for (path, item) in &mut document.paths.paths {
+            for operation in operations(item) {
+                for (status, description) in errors_of(path) {
+                    let (media_type, schema) =
+                        if path.starts_with("/v2") { ("application/json", "V2Error") } else { ("application/problem+json", "Problem") };
+                    let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(schema))).build();
+                    let response = ResponseBuilder::new().description(*description).content(media_type, content).build();
+                    operation.responses.responses.entry((*status).to_owned()).or_insert_with(|| response.into());
+                }
+            }
+        }
+    }
+}
+
+fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+    [&mut item.get, &mut item.post, &mut item.put, &mut item.delete].into_iter().filter_map(Option::as_mut)
+}
+
+type Errors = &'static [(&'static str, &'static str)];
+
+fn errors_of(path: &str) -> Errors {
+    const NOT_FOUND: (&str, &str) = ("404", "No such model or version.");
+    const INTERNAL: (&str, &str) = ("500", "A fault of the server; its log has the reason under the request id.");
+    const BUSY: (&str, &str) =
+        ("503", "The queue is full, the model is not ready, or the server drains; `Retry-After` says when to come back.");
+    const PREDICT: Errors = &[
+        ("400", "Malformed."),
+        NOT_FOUND,
+        ("406", "No format of the answer suits `Accept`."),
+        ("408", "The body did not arrive in time."),
+        ("413", "The body or something in it is larger than a limit."),
+        ("415", "The media type or content encoding is not served."),
+        ("422", "Well-formed, but not what the model takes: `errors` names the fields."),
+        INTERNAL,
+        BUSY,
+        ("504", "The deadline passed."),
+    ];
+    const LIFECYCLE: Errors =
+        &[("400", "Malformed."), NOT_FOUND, ("409", "The model's state does not allow it."), ("422", "The model cannot be loaded; `detail` says why."), INTERNAL, BUSY];
+    const MODEL: Errors = &[("400", "Malformed."), NOT_FOUND, INTERNAL, BUSY];
+    if path.ends_with("/predict") || path.ends_with("/infer") {
+        return PREDICT;
+    }
+    if path.ends_with("/load") || path.ends_with("/unload") {
+        return LIFECYCLE;
+    }
+    if path.contains("{name}") || path.contains("{model}") { MODEL } else { &[] }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_openapi_yaml_is_this_document() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.yaml");
+        let document = document_yaml();
+        if std::env::var_os("UPDATE_OPENAPI").is_some() {
+            std::fs::write(path, &document).unwrap();
+        }
+        let file = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(file == document, "openapi.yaml is not the document of this code: run `ortus openapi > openapi.yaml`");
+    }
+
+    #[test]
+    fn every_operation_has_its_own_id_and_every_reference_a_target() {
+        let document: serde_json::Value = serde_json::from_str(&document_json()).unwrap();
+        assert_eq!(document["openapi"], "3.1.0");
+        let mut ids = std::collections::BTreeSet::new();
+        for (path, item) in document["paths"].as_object().unwrap() {
+            for operation in item.as_object().unwrap().values() {
+                let id = operation["operationId"].as_str().unwrap();
+                assert!(ids.insert(id.to_owned()), "{path}: {id} is there twice");
+            }
+        }
+        let text = document.to_string();
+        for reference in text.split("#/components/schemas/").skip(1) {
+            let name = reference.split('"').next().unwrap();
+            assert!(document["components"]["schemas"].get(name).is_some(), "there is no schema {name}");
+        }
+    }
+}

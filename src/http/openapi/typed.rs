@@ -1,0 +1,103 @@
+//! One operation for a loaded model, with its own inputs and outputs as types.
+
+use crate::engine::LoadedModel;
+use crate::http::v1::models::task_of;
+use crate::tensor::{DType, Dim, Spec, ValueType};
+use utoipa::openapi::path::{HttpMethod, OperationBuilder, PathItem};
+use utoipa::openapi::request_body::RequestBodyBuilder;
+use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema, SchemaType, Type};
+use utoipa::openapi::{ContentBuilder, Ref, RefOr, Required, ResponseBuilder};
+
+/// The path of `model`'s predictions and what may be sent to it.
+pub(super) fn operation(model: &LoadedModel) -> (String, PathItem) {
+    let name = model.name.as_str();
+    let (inputs, answer) = match &model.pipeline {
+        Some(_) => (items(), ("predictions", ArrayBuilder::new().items(any("One for each item.")).into())),
+        None => (tensors(&model.inputs), ("outputs", tensors(&model.outputs))),
+    };
+    let body = ObjectBuilder::new()
+        .property("inputs", inputs)
+        .required("inputs")
+        .property("parameters", ObjectBuilder::new().description(Some("What the task may be told.")))
+        .property("id", text(""))
+        .property("timeout_ms", ObjectBuilder::new().schema_type(Type::Integer));
+    let (key, schema) = answer;
+    let response = ObjectBuilder::new()
+        .property("model", text(name))
+        .property("version", text(&model.version.to_string()))
+        .property(key, schema)
+        .required("model")
+        .required("version")
+        .required(key);
+    let content = |schema: ObjectBuilder| ContentBuilder::new().schema(Some(Schema::from(schema))).build();
+    let problem = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
+    let operation = OperationBuilder::new()
+        .tag("predict")
+        .operation_id(Some(format!("predict_{}", name.replace(['-', '.'], "_"))))
+        .summary(Some(format!("Predict with {name}")))
+        .description(Some(format!("Task: {}. Version {} is the default.", task_of(model), model.version)))
+        .request_body(Some(
+            RequestBodyBuilder::new().required(Some(Required::True)).content("application/json", content(body)).build(),
+        ))
+        .response("200", ResponseBuilder::new().description("The predictions.").content("application/json", content(response)))
+        .response(
+            "default",
+            ResponseBuilder::new().description("See `Problem`.").content("application/problem+json", problem),
+        )
+        .build();
+    (format!("/v1/models/{name}/predict"), PathItem::new(HttpMethod::Post, operation))
+}
+
+/// One property for each tensor.
+fn tensors(specs: &[Spec]) -> RefOr<Schema> {
+    let mut object = ObjectBuilder::new();
+    for spec in specs {
+        object = object.property(&spec.name, value(spec));
+        if !spec.optional {
+            object = object.required(&spec.name);
+        }
+    }
+    Schema::from(object).into()
+}
+
+/// A nested array with the declared sizes.
+fn value(spec: &Spec) -> RefOr<Schema> {
+    let ValueType::Tensor { dtype, shape: Some(dims) } = &spec.ty else { return any(&spec.ty.to_string()) };
+    let element = ObjectBuilder::new().schema_type(element_type(*dtype)).description(Some(spec.ty.to_string()));
+    dims.iter().rev().fold(Schema::from(element).into(), |inner: RefOr<Schema>, dim| {
+        let array = ArrayBuilder::new().items(inner);
+        let array = match dim {
+            Dim::Fixed(size) => array.min_items(Some(*size)).max_items(Some(*size)),
+            Dim::Dynamic(_) => array,
+        };
+        Schema::from(array).into()
+    })
+}
+
+fn element_type(dtype: DType) -> SchemaType {
+    match dtype {
+        DType::Bool => Type::Boolean.into(),
+        DType::String => Type::String.into(),
+        // Non-finite numbers are text.
+        _ if dtype.is_float() => SchemaType::from_iter([Type::Number, Type::String]),
+        _ => Type::Integer.into(),
+    }
+}
+
+/// One item of a task or a list of them.
+fn items() -> RefOr<Schema> {
+    let item = || {
+        let b64 = ObjectBuilder::new().property("b64", text("The file in base64.")).required("b64");
+        OneOfBuilder::new().item(text("Text, or a `data:` URL.")).item(b64)
+    };
+    Schema::from(OneOfBuilder::new().item(item()).item(ArrayBuilder::new().items(item()))).into()
+}
+
+fn text(description: &str) -> RefOr<Schema> {
+    let description = (!description.is_empty()).then(|| description.to_owned());
+    Schema::from(ObjectBuilder::new().schema_type(Type::String).description(description)).into()
+}
+
+fn any(description: &str) -> RefOr<Schema> {
+    Schema::from(ObjectBuilder::new().schema_type(SchemaType::AnyValue).description(Some(description.to_owned()))).into()
+}

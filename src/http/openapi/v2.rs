@@ -1,0 +1,207 @@
+//! The Open Inference Protocol's routes and bodies, for the document only: the functions are never called, and the wire
+//! types that are read and written are in `http::v2`.
+
+use serde::Serialize;
+use serde_json::Value;
+use utoipa::ToSchema;
+
+/// Body of an error answer of `/v2`.
+#[derive(Serialize, ToSchema)]
+pub(super) struct V2Error {
+    #[schema(example = "there is no model 'resnet'; did you mean 'resnet50'?")]
+    error: String,
+}
+
+#[derive(Serialize, ToSchema)]
+struct V2Server {
+    #[schema(example = "ortus")]
+    name: String,
+    #[schema(example = "0.1.0")]
+    version: String,
+    #[schema(example = json!(["binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics"]))]
+    extensions: Vec<String>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct V2Model {
+    #[schema(example = "resnet50")]
+    name: String,
+    #[schema(example = json!(["1"]))]
+    versions: Vec<String>,
+    #[schema(example = "onnxruntime_onnx")]
+    platform: String,
+    inputs: Vec<V2TensorMetadata>,
+    outputs: Vec<V2TensorMetadata>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct V2TensorMetadata {
+    #[schema(example = "pixel_values")]
+    name: String,
+    #[schema(example = "FP32")]
+    datatype: String,
+    /// -1 is any size.
+    #[schema(example = json!([-1, 3, 224, 224]))]
+    shape: Vec<i64>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct V2InferRequest {
+    id: Option<String>,
+    #[schema(value_type = Option<Object>)]
+    parameters: Option<Value>,
+    inputs: Vec<V2InputTensor>,
+    outputs: Option<Vec<V2RequestedOutput>>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct V2InputTensor {
+    #[schema(example = "x")]
+    name: String,
+    #[schema(example = json!([1, 2]))]
+    shape: Vec<u64>,
+    #[schema(example = "FP32")]
+    datatype: String,
+    /// `binary_data_size`: the tensor's bytes stand after the JSON part.
+    #[schema(value_type = Option<Object>)]
+    parameters: Option<Value>,
+    /// Flat or nested; absent where the data is binary.
+    #[schema(value_type = Option<Vec<Object>>, example = json!([0.5, 1.5]))]
+    data: Option<Value>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct V2RequestedOutput {
+    #[schema(example = "y")]
+    name: String,
+    /// `binary_data`, `classification`.
+    #[schema(value_type = Option<Object>)]
+    parameters: Option<Value>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct V2InferResponse {
+    #[schema(example = "resnet50")]
+    model_name: String,
+    #[schema(example = "1")]
+    model_version: String,
+    id: Option<String>,
+    outputs: Vec<V2OutputTensor>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct V2OutputTensor {
+    #[schema(example = "y")]
+    name: String,
+    #[schema(example = "FP32")]
+    datatype: String,
+    #[schema(example = json!([1, 2]))]
+    shape: Vec<u64>,
+    /// `binary_data_size` where the data is binary.
+    #[schema(value_type = Option<Object>)]
+    parameters: Option<Value>,
+    #[schema(value_type = Option<Vec<Object>>, example = json!([0.25, 0.75]))]
+    data: Option<Value>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct V2IndexRequest {
+    /// Only models that are ready.
+    ready: Option<bool>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct V2IndexEntry {
+    #[schema(example = "resnet50")]
+    name: String,
+    #[schema(example = "1")]
+    version: Option<String>,
+    #[schema(example = "READY")]
+    state: String,
+    #[schema(example = "")]
+    reason: String,
+}
+
+#[derive(Serialize, ToSchema)]
+struct V2LoadRequest {
+    /// `config`: a model configuration as JSON text; `file:<version>/<name>`: a file in base64.
+    #[schema(value_type = Option<Object>)]
+    parameters: Option<Value>,
+}
+
+/// GET /v2/health/live
+#[utoipa::path(get, path = "/v2/health/live", tag = "v2", operation_id = "v2ServerLive",
+    responses((status = 200, description = "The process answers.")))]
+pub(super) fn server_live() {}
+
+/// GET /v2/health/ready
+#[utoipa::path(get, path = "/v2/health/ready", tag = "v2", operation_id = "v2ServerReady",
+    responses((status = 200, description = "Requests may be sent."), (status = 400, description = "Starting or stopping.")))]
+pub(super) fn server_ready() {}
+
+/// GET /v2
+#[utoipa::path(get, path = "/v2", tag = "v2", operation_id = "v2ServerMetadata",
+    responses((status = 200, description = "Name, version and extensions.", body = V2Server)))]
+pub(super) fn server_metadata() {}
+
+/// GET /v2/models/{model}
+#[utoipa::path(get, path = "/v2/models/{model}", tag = "v2", operation_id = "v2ModelMetadata",
+    params(("model" = String, Path, description = "The model's name.", example = "resnet50")),
+    responses((status = 200, description = "Inputs and outputs.", body = V2Model)))]
+pub(super) fn model_metadata() {}
+
+/// GET /v2/models/{model}/ready
+#[utoipa::path(get, path = "/v2/models/{model}/ready", tag = "v2", operation_id = "v2ModelReady",
+    params(("model" = String, Path, description = "The model's name.", example = "resnet50")),
+    responses((status = 200, description = "The model answers."), (status = 400, description = "The model is not ready.")))]
+pub(super) fn model_ready() {}
+
+/// POST /v2/models/{model}/infer
+#[utoipa::path(post, path = "/v2/models/{model}/infer", tag = "v2", operation_id = "v2ModelInfer",
+    params(
+        ("model" = String, Path, description = "The model's name.", example = "resnet50"),
+        ("Inference-Header-Content-Length" = Option<u64>, Header, description = "Bytes of the JSON part, where binary tensors follow it."),
+    ),
+    request_body(content(
+        (V2InferRequest = "application/json"),
+        (Vec<u8> = "application/octet-stream"),
+    )),
+    responses((status = 200, description = "The outputs.", body = V2InferResponse)))]
+pub(super) fn model_infer() {}
+
+/// GET /v2/models/{model}/config
+#[utoipa::path(get, path = "/v2/models/{model}/config", tag = "v2", operation_id = "v2ModelConfig",
+    params(("model" = String, Path, description = "The model's name.", example = "resnet50")),
+    responses((status = 200, description = "Triton's ModelConfig.", body = Object)))]
+pub(super) fn model_config() {}
+
+/// GET /v2/models/{model}/stats
+#[utoipa::path(get, path = "/v2/models/{model}/stats", tag = "v2", operation_id = "v2ModelStats",
+    params(("model" = String, Path, description = "The model's name.", example = "resnet50")),
+    responses((status = 200, description = "`{model_stats: […]}`", body = Object)))]
+pub(super) fn model_stats() {}
+
+/// GET /v2/models/stats
+#[utoipa::path(get, path = "/v2/models/stats", tag = "v2", operation_id = "v2Stats",
+    responses((status = 200, description = "`{model_stats: […]}` of all models.", body = Object)))]
+pub(super) fn stats() {}
+
+/// POST /v2/repository/index
+#[utoipa::path(post, path = "/v2/repository/index", tag = "v2", operation_id = "v2RepositoryIndex",
+    request_body = Option<V2IndexRequest>,
+    responses((status = 200, description = "All models and their states.", body = Vec<V2IndexEntry>)))]
+pub(super) fn repository_index() {}
+
+/// POST /v2/repository/models/{model}/load
+#[utoipa::path(post, path = "/v2/repository/models/{model}/load", tag = "v2", operation_id = "v2RepositoryLoad",
+    params(("model" = String, Path, description = "The model's name.", example = "resnet50")),
+    request_body = Option<V2LoadRequest>,
+    responses((status = 200, description = "Loaded.")))]
+pub(super) fn repository_load() {}
+
+/// POST /v2/repository/models/{model}/unload
+#[utoipa::path(post, path = "/v2/repository/models/{model}/unload", tag = "v2", operation_id = "v2RepositoryUnload",
+    params(("model" = String, Path, description = "The model's name.", example = "resnet50")),
+    request_body = Option<V2LoadRequest>,
+    responses((status = 200, description = "Unloaded.")))]
+pub(super) fn repository_unload() {}

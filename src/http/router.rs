@@ -1,0 +1,59 @@
+//! The route table. What happens around every route is in `middleware`.
+
+use super::error::ApiError;
+use super::{HttpState, health, middleware, openapi, v1, v2};
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::{StatusCode, header};
+use axum::response::{Html, IntoResponse};
+use axum::routing::{get, post};
+use std::net::IpAddr;
+
+/// All routes with everything around them. `listen` is the address that clients may name in `Host`.
+pub(super) fn router(state: HttpState, listen: IpAddr) -> Router {
+    let routes = Router::new()
+        .route("/", get(index))
+        .route("/livez", get(health::livez))
+        .route("/readyz", get(health::readyz))
+        .route("/healthz", get(health::healthz))
+        .route("/v1/models", get(v1::models::list))
+        .route("/v1/models/{name}", get(v1::models::show))
+        .route("/v1/models/{name}/load", post(v1::models::load))
+        .route("/v1/models/{name}/unload", post(v1::models::unload))
+        .route("/v1/models/{name}/predict", post(v1::predict::predict))
+        .route("/v1/models/{name}/versions/{version}/predict", post(v1::predict::predict))
+        .route("/v1/system", get(v1::models::system))
+        .route("/openapi.json", get(openapi::json))
+        .route("/openapi.yaml", get(openapi::yaml))
+        .merge(openapi::docs())
+        .merge(v2::router())
+        .fallback(not_found)
+        // `body::read` bounds bodies; axum's own limit would refuse what the settings allow.
+        .layer(DefaultBodyLimit::disable());
+    middleware::wrap(routes, &state.settings.clone(), listen).with_state(state)
+}
+
+async fn not_found() -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, "route_not_found", "there is no such path; GET /openapi.json lists all of them")
+}
+
+/// The page for those who open the address in a browser.
+async fn index() -> impl IntoResponse {
+    ([(header::CACHE_CONTROL, "no-store")], Html(INDEX))
+}
+
+const INDEX: &str = r#"<!doctype html>
+<html lang="en">
+<head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Ortus</title></head>
+<body>
+<h1>Ortus</h1>
+<p>This server answers predictions of ONNX models.</p>
+<ul>
+<li><a href="/docs/">API, to read and to try</a></li>
+<li><a href="/v1/models">Models</a></li>
+<li><a href="/healthz">Health</a></li>
+<li><a href="/v1/system">System</a></li>
+</ul>
+</body>
+</html>
+"#;

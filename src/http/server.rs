@@ -1,0 +1,368 @@
+//! Listens, accepts and drains.
+//!
+//! Invariants: never more than `max_connections` at a time; every connection has a time for its first bytes, for each
+//! head, for each body, and for taking an answer; a full file table slows accepting down and ends nothing; a drain ends
+//! within `shutdown_grace`, whatever clients do. Knows no route: see `router`.
+
+use super::{HttpSettings, HttpState, router};
+use crate::engine::InferenceEngine;
+use crate::tasks::Tasks;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::Request;
+use bytes::Bytes;
+use http_body::{Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::rt::Executor;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use std::convert::Infallible;
+use std::future::Future;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::CancellationToken;
+use tower::ServiceExt;
+
+/// Connections that the system may hold ready for us.
+const BACKLOG: u32 = 1024;
+/// Requests at a time on one HTTP/2 connection.
+const MAX_STREAMS: u32 = 128;
+/// How long a client may take no byte of its answer.
+const WRITE_STALL: Duration = Duration::from_secs(30);
+/// How long a draining connection may be without a request before it is cut.
+const DRAIN_IDLE: Duration = Duration::from_millis(500);
+const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
+const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// The smallest read buffer that hyper takes.
+const MIN_READ_BUFFER: usize = 8192;
+
+/// The REST door, bound to its address and not yet serving.
+pub struct Server {
+    listener: TcpListener,
+    address: SocketAddr,
+    settings: Arc<HttpSettings>,
+    router: Router,
+    tasks: Tasks,
+}
+
+impl Server {
+    /// Binds `settings.listen`. Must be called within the async runtime.
+    ///
+    /// # Errors
+    /// Where the address cannot be bound.
+    pub fn bind(settings: HttpSettings, engine: InferenceEngine, tasks: Tasks) -> io::Result<Server> {
+        let socket = if settings.listen.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        // A restarted server takes its port again though old connections linger.
+        socket.set_reuseaddr(true)?;
+        socket.bind(settings.listen)?;
+        let listener = socket.listen(BACKLOG)?;
+        let address = listener.local_addr()?;
+        let settings = Arc::new(settings);
+        let state = HttpState { engine, settings: settings.clone(), tasks: tasks.clone() };
+        Ok(Server { listener, address, router: router::router(state, address.ip()), settings, tasks })
+    }
+
+    /// The address in use: with the port that the system chose where the settings say 0.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Serves until the tasks are asked to stop, then drains: goes on accepting for `drain_delay` (readiness is false by
+    /// then), finishes the requests it has, and cuts what is left `shutdown_grace` after the signal.
+    pub async fn serve(self) {
+        let stopping = self.tasks.stopping().clone();
+        let permits = Arc::new(Semaphore::new(self.settings.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
+        let connections = Arc::new(Connections {
+            builder: builder(&self.settings, &self.tasks),
+            router: self.router,
+            head_timeout: self.settings.limits.header_read_timeout,
+            drain: CancellationToken::new(),
+            cut: CancellationToken::new(),
+        });
+        let accepting = accept(&self.listener, &self.tasks, &permits, &connections);
+        let drain_delay = self.settings.limits.drain_delay.min(self.settings.shutdown_grace);
+        let until_drain = async {
+            stopping.cancelled().await;
+            let stopped_at = Instant::now();
+            tokio::time::sleep(drain_delay).await;
+            stopped_at
+        };
+        let stopped_at = tokio::select! {
+            biased;
+            stopped_at = until_drain => stopped_at,
+            () = accepting => Instant::now(),
+        };
+        drop(self.listener);
+        connections.drain.cancel();
+        // Each connection holds a permit until its task ends: all of them are there when all have ended.
+        let all = u32::try_from(self.settings.max_connections.clamp(1, Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX);
+        let deadline = stopped_at + self.settings.shutdown_grace;
+        if tokio::time::timeout_at(deadline, permits.acquire_many(all)).await.is_err() {
+            let left = (all as usize).saturating_sub(permits.available_permits());
+            tracing::warn!(connections = left, "{left} connections did not end within shutdown_grace_ms and are cut");
+            connections.cut.cancel();
+            // Dropping a connection is a matter of polling its task once.
+            let _ = tokio::time::timeout(Duration::from_secs(1), permits.acquire_many(all)).await;
+        }
+    }
+}
+
+/// What all connections share.
+struct Connections {
+    builder: Builder<StreamExecutor>,
+    router: Router,
+    head_timeout: Duration,
+    /// Finish what you have.
+    drain: CancellationToken,
+    /// End at once.
+    cut: CancellationToken,
+}
+
+fn builder(settings: &HttpSettings, tasks: &Tasks) -> Builder<StreamExecutor> {
+    let limits = &settings.limits;
+    let max_header_bytes = limits.max_header_bytes.max(MIN_READ_BUFFER);
+    let mut builder = Builder::new(StreamExecutor(tasks.clone()));
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header_read_timeout)
+        .max_headers(limits.max_headers)
+        .max_buf_size(max_header_bytes)
+        .keep_alive(true);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(u32::try_from(max_header_bytes).unwrap_or(u32::MAX))
+        .keep_alive_interval(H2_PING_INTERVAL)
+        .keep_alive_timeout(H2_PING_TIMEOUT);
+    builder
+}
+
+/// Runs the requests of HTTP/2 connections.
+#[derive(Clone)]
+struct StreamExecutor(Tasks);
+
+impl<F: Future<Output: Send> + Send + 'static> Executor<F> for StreamExecutor {
+    fn execute(&self, future: F) {
+        self.0.spawn("http2 stream", async move {
+            future.await;
+        });
+    }
+}
+
+/// Accepts for ever. At `max_connections` it waits; the system's backlog holds who comes meanwhile.
+async fn accept(listener: &TcpListener, tasks: &Tasks, permits: &Arc<Semaphore>, connections: &Arc<Connections>) {
+    let mut failures = Failures::default();
+    loop {
+        // Closed never; if it were, nothing could be accepted any more.
+        let Ok(permit) = permits.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                failures.count = 0;
+                tasks.spawn("connection", serve_connection(stream, connections.clone(), permit));
+            }
+            // The client was gone before we took it.
+            Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {}
+            Err(error) => failures.wait(&error).await,
+        }
+    }
+}
+
+/// Accepting fails in a row where the process is out of file descriptors or memory: it passes, and to retry at once
+/// would only burn a core and fill the log.
+#[derive(Default)]
+struct Failures {
+    count: u32,
+    logged_at: Option<Instant>,
+}
+
+impl Failures {
+    async fn wait(&mut self, error: &io::Error) {
+        self.count = self.count.saturating_add(1);
+        if self.logged_at.is_none_or(|at| at.elapsed() >= Duration::from_secs(10)) {
+            self.logged_at = Some(Instant::now());
+            tracing::warn!(%error, "cannot accept connections, trying again: {error}");
+        }
+        tokio::time::sleep(Duration::from_millis(10 << self.count.min(6))).await;
+    }
+}
+
+async fn serve_connection(stream: TcpStream, shared: Arc<Connections>, permit: OwnedSemaphorePermit) {
+    // Answers are small and complete: waiting for more to send would only delay them. Fails on a dead socket only.
+    let _ = stream.set_nodelay(true);
+    let in_flight = Arc::new(AtomicUsize::new(0));
+    let service = hyper::service::service_fn({
+        let (router, in_flight) = (shared.router.clone(), in_flight.clone());
+        move |request: Request<Incoming>| {
+            let (router, guard) = (router.clone(), InFlight::new(&in_flight));
+            async move {
+                let response = router.oneshot(request.map(Body::new)).await?;
+                Ok::<_, Infallible>(response.map(|body| CountedBody { body, _guard: guard }))
+            }
+        }
+    });
+    let io = TokioIo::new(Guarded::new(stream, shared.head_timeout));
+    let mut connection = std::pin::pin!(shared.builder.serve_connection(io, service));
+    tokio::select! {
+        // The cut comes first: it must win over a connection that is always ready. Dropping any branch loses nothing,
+        // since the connection lives on outside.
+        biased;
+        () = shared.cut.cancelled() => return,
+        result = connection.as_mut() => return finished(result),
+        () = shared.drain.cancelled() => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    tokio::select! {
+        biased;
+        () = shared.cut.cancelled() => {}
+        result = connection.as_mut() => finished(result),
+        // A head that never becomes complete is no request: it must not hold the drain up.
+        () = idle(&in_flight) => {}
+    }
+    drop(permit);
+}
+
+/// Returns when there has been no request for [`DRAIN_IDLE`].
+async fn idle(in_flight: &AtomicUsize) {
+    let mut idle_since = Instant::now();
+    while idle_since.elapsed() < DRAIN_IDLE {
+        if in_flight.load(Ordering::Acquire) > 0 {
+            idle_since = Instant::now();
+        }
+        tokio::time::sleep(DRAIN_IDLE / 10).await;
+    }
+}
+
+fn finished(result: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
+    if let Err(error) = result {
+        // Clients that vanish or send no HTTP are daily business.
+        tracing::debug!(%error, "a connection ended early: {error}");
+    }
+}
+
+/// Counts a request from its head to the last byte of its answer.
+struct InFlight(Arc<AtomicUsize>);
+
+impl InFlight {
+    fn new(count: &Arc<AtomicUsize>) -> InFlight {
+        count.fetch_add(1, Ordering::AcqRel);
+        InFlight(count.clone())
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+struct CountedBody {
+    body: Body,
+    _guard: InFlight,
+}
+
+impl http_body::Body for CountedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A socket whose peer must send its first bytes and take its answers in time. Heads are timed by hyper, but only once
+/// it knows which version of HTTP it speaks.
+struct Guarded {
+    stream: TcpStream,
+    /// How much of the HTTP/2 preface has come; `None` once the version is clear.
+    preface: Option<usize>,
+    first_bytes: Pin<Box<Sleep>>,
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+impl Guarded {
+    fn new(stream: TcpStream, head_timeout: Duration) -> Guarded {
+        Guarded { stream, preface: Some(0), first_bytes: Box::pin(tokio::time::sleep(head_timeout)), stalled: None }
+    }
+
+    /// Ends the write where the peer takes nothing for too long.
+    fn watch<T>(&mut self, context: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if poll.is_ready() {
+            self.stalled = None;
+            return poll;
+        }
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_STALL)));
+        match stalled.as_mut().poll(context) {
+            Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl AsyncRead for Guarded {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let poll = Pin::new(&mut self.stream).poll_read(context, buffer);
+        let Some(seen) = self.preface else { return poll };
+        if poll.is_pending() {
+            return match self.first_bytes.as_mut().poll(context) {
+                Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+                Poll::Pending => Poll::Pending,
+            };
+        }
+        let got = buffer.filled().get(before..).unwrap_or_default();
+        let rest = PREFACE.get(seen..).unwrap_or_default();
+        let is_open = got.len() < rest.len() && rest.starts_with(got);
+        self.preface = is_open.then_some(seen + got.len());
+        poll
+    }
+}
+
+impl AsyncWrite for Guarded {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.stream).poll_write(context, data);
+        self.watch(context, poll)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        data: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let poll = Pin::new(&mut self.stream).poll_write_vectored(context, data);
+        self.watch(context, poll)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let poll = Pin::new(&mut self.stream).poll_flush(context);
+        self.watch(context, poll)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}

@@ -1,0 +1,6 @@
+//! The native API: handlers of three steps (parse, call, encode) and their wire types.
+
+mod encode;
+pub(super) mod models;
+mod parse;
+pub mod predict;

@@ -1,0 +1,428 @@
+//! Which models there are, their loading and unloading, and the system they run on.
+
+use crate::engine::{InferenceEngine, LoadOverrides, LoadedModel, ModelState, ModelStatus};
+use crate::http::HttpState;
+use crate::http::error::ApiError;
+use crate::http::extract::{ApiQuery, ModelPath};
+use crate::tensor::{Dim, Spec};
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::time::{Duration, SystemTime};
+use utoipa::ToSchema;
+
+/// How long `?wait=false` waits all the same, so that a wrong name is still an error of this request.
+const ERROR_WINDOW: Duration = Duration::from_millis(50);
+
+/// All models. `object` and `data` are what clients of OpenAI's API read.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct ModelList {
+    models: Vec<ModelInfo>,
+    #[schema(example = "list")]
+    object: &'static str,
+    data: Vec<OpenAiModel>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct OpenAiModel {
+    #[schema(example = "resnet50")]
+    id: String,
+    #[schema(example = "model")]
+    object: &'static str,
+    /// Unix seconds of the load; 0 where the model is not loaded.
+    created: u64,
+    #[schema(example = "ortus")]
+    owned_by: &'static str,
+}
+
+/// One model of the store. What is known only of a loaded model is `null` until then.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct ModelInfo {
+    #[schema(example = "resnet50")]
+    name: String,
+    versions: Vec<VersionInfo>,
+    /// The version that answers requests which name none.
+    #[schema(example = "1")]
+    default_version: Option<String>,
+    state: StateName,
+    /// Whether the default version answers requests.
+    loaded: bool,
+    /// HuggingFace's name of the task; `raw` where the model takes tensors.
+    #[schema(example = "image-classification")]
+    task: Option<String>,
+    #[schema(example = "cpu")]
+    device: Option<String>,
+    #[schema(example = "fp32")]
+    precision: Option<String>,
+    /// ONNX Runtime's execution providers, the preferred one first.
+    #[schema(example = json!(["CPUExecutionProvider"]))]
+    providers: Vec<String>,
+    /// The settings in force, by section.
+    #[schema(value_type = Option<Object>)]
+    config: Option<Value>,
+    metadata: ModelMetadata,
+    memory_usage: MemoryUsage,
+    total_parameters: Option<u64>,
+    /// A graph for inference trains none: 0 once it is loaded.
+    trainable_parameters: Option<u64>,
+    source: ModelSource,
+    /// Why the last load failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_error: Option<String>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct VersionInfo {
+    #[schema(example = "1")]
+    version: String,
+    state: StateName,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+}
+
+/// Where a model is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(in crate::http) enum StateName {
+    Unloaded,
+    Loading,
+    Ready,
+    Unloading,
+    Failed,
+}
+
+#[derive(Debug, Default, Serialize, ToSchema)]
+pub(in crate::http) struct ModelMetadata {
+    /// `onnx` or `ort`.
+    #[schema(example = "onnx")]
+    model_type: Option<String>,
+    /// Shape of the first input; -1 is any size.
+    #[schema(example = json!([-1, 3, 224, 224]))]
+    input_shape: Option<Vec<i64>>,
+    /// Shape of the first output; -1 is any size.
+    #[schema(example = json!([-1, 1000]))]
+    output_shape: Option<Vec<i64>>,
+    inputs: Vec<TensorInfo>,
+    outputs: Vec<TensorInfo>,
+    #[schema(example = 17)]
+    opset: Option<i64>,
+    producer: Option<String>,
+    description: Option<String>,
+    author: Option<String>,
+    license: Option<String>,
+    tags: Vec<String>,
+    num_parameters: Option<u64>,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct TensorInfo {
+    #[schema(example = "pixel_values")]
+    name: String,
+    /// The Open Inference Protocol's name of the element type, or the kind of a value that is no tensor.
+    #[schema(example = "FP32")]
+    dtype: String,
+    /// -1 is any size; `null` where the graph declares no rank.
+    #[schema(example = json!([-1, 3, 224, 224]))]
+    shape: Option<Vec<i64>>,
+    /// Whether a request may leave it out.
+    optional: bool,
+}
+
+/// In MiB; `null` where it is not measured.
+#[derive(Debug, Default, Serialize, ToSchema)]
+pub(in crate::http) struct MemoryUsage {
+    gpu_allocated_mb: Option<f64>,
+    gpu_reserved_mb: Option<f64>,
+    gpu_max_allocated_mb: Option<f64>,
+    cpu_memory_mb: Option<f64>,
+    total_params: Option<u64>,
+    trainable_params: Option<u64>,
+    /// The graph's file and its external data.
+    #[schema(example = 97.8)]
+    model_size_mb: Option<f64>,
+}
+
+/// Where the files came from.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct ModelSource {
+    #[serde(rename = "type")]
+    #[schema(example = "local")]
+    kind: &'static str,
+}
+
+/// The answer to a load or unload that is not waited for.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct Accepted {
+    #[schema(example = "resnet50")]
+    name: String,
+    state: Option<StateName>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::http) struct WaitQuery {
+    #[serde(default = "default_wait")]
+    wait: bool,
+}
+
+fn default_wait() -> bool {
+    true
+}
+
+/// What the server is and runs on.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct System {
+    #[schema(example = "ortus")]
+    name: &'static str,
+    #[schema(example = "0.1.0")]
+    version: &'static str,
+    /// The library that runs the graphs.
+    #[schema(example = "onnxruntime 1.32.0")]
+    runtime: String,
+    #[schema(example = "linux")]
+    os: &'static str,
+    #[schema(example = "x86_64")]
+    arch: &'static str,
+    /// Cores that this process may use; limits of its container are respected.
+    #[schema(example = 8)]
+    cores: usize,
+}
+
+/// `GET /v1/models`
+#[utoipa::path(get, path = "/v1/models", tag = "models", operation_id = "listModels",
+    responses((status = 200, description = "All models of the store, by name.", body = ModelList)))]
+pub(in crate::http) async fn list(State(state): State<HttpState>) -> Json<ModelList> {
+    let statuses = state.engine.models();
+    let data = statuses.iter().map(OpenAiModel::from).collect();
+    Json(ModelList { models: statuses.iter().map(ModelInfo::from).collect(), object: "list", data })
+}
+
+/// `GET /v1/models/{name}`
+#[utoipa::path(get, path = "/v1/models/{name}", tag = "models", operation_id = "getModel",
+    params(("name" = String, Path, description = "The model's name.", example = "resnet50")),
+    responses((status = 200, description = "The model.", body = ModelInfo)))]
+pub(in crate::http) async fn show(State(state): State<HttpState>, path: ModelPath) -> Result<Json<ModelInfo>, ApiError> {
+    Ok(Json(ModelInfo::from(&state.engine.status(&path.name)?)))
+}
+
+/// `POST /v1/models/{name}/load`
+#[utoipa::path(post, path = "/v1/models/{name}/load", tag = "models", operation_id = "loadModel",
+    params(
+        ("name" = String, Path, description = "The model's name.", example = "resnet50"),
+        ("wait" = Option<bool>, Query, description = "`false` answers at once; the model's state tells the outcome."),
+    ),
+    responses(
+        (status = 200, description = "The versions that the model's policy asks for are ready.", body = ModelInfo),
+        (status = 202, description = "Being loaded (`?wait=false`).", body = Accepted),
+    ))]
+pub(in crate::http) async fn load(
+    State(state): State<HttpState>,
+    path: ModelPath,
+    ApiQuery(query): ApiQuery<WaitQuery>,
+) -> Result<Response, ApiError> {
+    let (engine, name) = (state.engine.clone(), path.name.clone());
+    let work = async move { engine.load(&name, LoadOverrides::default()).await };
+    carry_out(&state, path, query, work).await
+}
+
+/// `POST /v1/models/{name}/unload`
+#[utoipa::path(post, path = "/v1/models/{name}/unload", tag = "models", operation_id = "unloadModel",
+    params(
+        ("name" = String, Path, description = "The model's name.", example = "resnet50"),
+        ("wait" = Option<bool>, Query, description = "`false` answers at once; the model's state tells the outcome."),
+    ),
+    responses(
+        (status = 200, description = "All versions are unloaded and their memory is free.", body = ModelInfo),
+        (status = 202, description = "Being unloaded (`?wait=false`).", body = Accepted),
+    ))]
+pub(in crate::http) async fn unload(
+    State(state): State<HttpState>,
+    path: ModelPath,
+    ApiQuery(query): ApiQuery<WaitQuery>,
+) -> Result<Response, ApiError> {
+    let (engine, name) = (state.engine.clone(), path.name.clone());
+    let work = async move { engine.unload(&name).await };
+    carry_out(&state, path, query, work).await
+}
+
+/// Runs `work` to its end whether or not the client waits for it: half a load would help nobody.
+async fn carry_out(
+    state: &HttpState,
+    path: ModelPath,
+    query: WaitQuery,
+    work: impl Future<Output = Result<ModelStatus, crate::engine::EngineError>> + Send + 'static,
+) -> Result<Response, ApiError> {
+    let mut task = state.tasks.spawn("model lifecycle", work);
+    let outcome = if query.wait {
+        Some((&mut task).await)
+    } else {
+        tokio::time::timeout(ERROR_WINDOW, &mut task).await.ok()
+    };
+    let status = match outcome {
+        Some(Ok(result)) => Some(result?),
+        Some(Err(error)) => return Err(ApiError::internal(error.to_string())),
+        None => None,
+    };
+    if query.wait
+        && let Some(status) = status
+    {
+        return Ok(Json(ModelInfo::from(&status)).into_response());
+    }
+    let now = state.engine.status(&path.name).ok().map(|status| StateName::from(status.state));
+    Ok((StatusCode::ACCEPTED, Json(Accepted { name: path.name.to_string(), state: now })).into_response())
+}
+
+/// `GET /v1/system`
+#[utoipa::path(get, path = "/v1/system", tag = "system", operation_id = "getSystem",
+    responses((status = 200, description = "What the server is and runs on.", body = System)))]
+pub(in crate::http) async fn system(State(state): State<HttpState>) -> Json<System> {
+    Json(system_of(&state.engine))
+}
+
+fn system_of(engine: &InferenceEngine) -> System {
+    System {
+        name: "ortus",
+        version: env!("CARGO_PKG_VERSION"),
+        runtime: engine.runtime_version(),
+        os: std::env::consts::OS,
+        arch: std::env::consts::ARCH,
+        cores: std::thread::available_parallelism().map_or(1, usize::from),
+    }
+}
+
+impl From<ModelState> for StateName {
+    fn from(state: ModelState) -> StateName {
+        match state {
+            ModelState::Unloaded => StateName::Unloaded,
+            ModelState::Loading => StateName::Loading,
+            ModelState::Ready => StateName::Ready,
+            ModelState::Unloading => StateName::Unloading,
+            ModelState::Failed => StateName::Failed,
+        }
+    }
+}
+
+impl From<&ModelStatus> for OpenAiModel {
+    fn from(status: &ModelStatus) -> OpenAiModel {
+        let created = default_of(status)
+            .and_then(|model| model.loaded_at.duration_since(SystemTime::UNIX_EPOCH).ok())
+            .map_or(0, |since| since.as_secs());
+        OpenAiModel { id: status.name.to_string(), object: "model", created, owned_by: "ortus" }
+    }
+}
+
+/// The loaded default version, or else the highest loaded one.
+pub(in crate::http) fn default_of(status: &ModelStatus) -> Option<&LoadedModel> {
+    let of_default = status.versions.iter().find(|version| Some(version.version) == status.default_version);
+    of_default
+        .and_then(|version| version.loaded.as_deref())
+        .or_else(|| status.versions.iter().rev().find_map(|version| version.loaded.as_deref()))
+}
+
+impl From<&ModelStatus> for ModelInfo {
+    fn from(status: &ModelStatus) -> ModelInfo {
+        let versions = status
+            .versions
+            .iter()
+            .map(|version| VersionInfo {
+                version: version.version.to_string(),
+                state: version.state.into(),
+                reason: version.reason.clone(),
+            })
+            .collect();
+        let loaded = default_of(status);
+        let parameters = loaded.and_then(|model| model.facts.num_parameters);
+        let manifest = &status.manifest;
+        let mut metadata = loaded.map_or_else(ModelMetadata::default, metadata_of);
+        metadata.description = manifest.description.clone().or(metadata.description);
+        metadata.author = manifest.author.clone();
+        metadata.license = manifest.license.clone();
+        metadata.tags = manifest.tags.clone();
+        ModelInfo {
+            name: status.name.to_string(),
+            versions,
+            default_version: status.default_version.map(|version| version.to_string()),
+            state: status.state.into(),
+            loaded: loaded.is_some(),
+            task: loaded.map(|model| task_of(model).to_owned()),
+            device: loaded.map(|model| model.facts.device.clone()),
+            precision: loaded.and_then(|model| model.facts.precision.clone()),
+            providers: loaded.map_or_else(Vec::new, |model| model.facts.providers.clone()),
+            config: loaded.map(config_of),
+            metadata,
+            memory_usage: MemoryUsage {
+                total_params: parameters,
+                trainable_params: loaded.map(|_| 0),
+                model_size_mb: loaded.map(|model| mebibytes(model.facts.size_bytes)),
+                ..MemoryUsage::default()
+            },
+            total_parameters: parameters,
+            trainable_parameters: loaded.map(|_| 0),
+            source: ModelSource { kind: "local" },
+            last_error: status.last_error.clone(),
+        }
+    }
+}
+
+/// HuggingFace's name of the model's task; `raw` where it takes tensors.
+pub(in crate::http) fn task_of(model: &LoadedModel) -> &'static str {
+    model.pipeline.as_ref().map_or("raw", |pipeline| pipeline.task())
+}
+
+/// To two decimals.
+fn mebibytes(bytes: u64) -> f64 {
+    (bytes as f64 / f64::from(1 << 20) * 100.0).round() / 100.0
+}
+
+fn metadata_of(model: &LoadedModel) -> ModelMetadata {
+    let first_shape = |specs: &[Spec]| specs.first().and_then(|spec| spec.ty.shape()).map(wire_shape);
+    ModelMetadata {
+        model_type: Some(model.facts.format.to_owned()),
+        input_shape: first_shape(&model.inputs),
+        output_shape: first_shape(&model.outputs),
+        inputs: model.inputs.iter().map(TensorInfo::from).collect(),
+        outputs: model.outputs.iter().map(TensorInfo::from).collect(),
+        opset: model.facts.opset,
+        producer: model.facts.producer.clone(),
+        description: model.facts.description.clone(),
+        num_parameters: model.facts.num_parameters,
+        ..ModelMetadata::default()
+    }
+}
+
+/// In the sections of the configuration file.
+fn config_of(model: &LoadedModel) -> Value {
+    let settings = &model.settings;
+    json!({
+        "device": {
+            "device_type": settings.device.device_type,
+            "device_index": settings.device.device_index,
+            "allow_fallback": settings.device.allow_fallback,
+        },
+        "optimization": { "optimization_level": settings.optimization_level },
+        "batch": {
+            "instances": model.instances,
+            "intra_threads": model.intra_threads,
+            "max_queue": settings.max_queue,
+        },
+        "performance": { "warmup_iterations": settings.warmup_iterations },
+    })
+}
+
+fn wire_shape(dims: &[Dim]) -> Vec<i64> {
+    dims.iter().map(Dim::to_wire).collect()
+}
+
+impl From<&Spec> for TensorInfo {
+    fn from(spec: &Spec) -> TensorInfo {
+        TensorInfo {
+            name: spec.name.clone(),
+            dtype: spec.ty.dtype().map_or_else(|| spec.ty.to_string(), |dtype| dtype.name().to_owned()),
+            shape: spec.ty.shape().map(wire_shape),
+            optional: spec.optional,
+        }
+    }
+}

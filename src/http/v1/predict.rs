@@ -1,0 +1,323 @@
+//! `POST /v1/models/{name}/predict`: parse, call, encode.
+//!
+//! What the bodies look like is in `parse` and `encode`. Knows no task: items and predictions are the engine's.
+
+use super::encode::{self, Answer, Format};
+use super::parse::{self, BodyKind, Call, Input, Limits};
+use crate::engine::{
+    EngineError, InferRequest, InferenceEngine, LoadedModel, ModelName, Parameters, PredictRequest, Timing, Version,
+};
+use crate::http::error::ApiError;
+use crate::http::extract::{ApiQuery, ModelPath, deadline, invalid_query, query_bool};
+use crate::http::middleware::Arrival;
+use crate::http::{HttpSettings, HttpState, body};
+use axum::extract::{Request, State};
+use axum::response::Response;
+use bytes::Bytes;
+use serde::Serialize;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+use utoipa::ToSchema;
+
+/// Larger bodies and answers are read and written off the async threads.
+const INLINE_BYTES: usize = 64 << 10;
+/// `parameters` in a query.
+const MAX_QUERY_PARAMETERS: usize = 32;
+
+/// What a query may say; every other key is one of the task's parameters, such as `top_k=3`.
+#[derive(Debug, Default, PartialEq)]
+struct PredictQuery {
+    version: Option<Version>,
+    /// Tensors instead of the task's answer.
+    raw: bool,
+    /// The outputs wanted, by name; empty = all.
+    outputs: Vec<String>,
+    timeout_ms: Option<u64>,
+    id: Option<String>,
+    parameters: Parameters,
+}
+
+/// Body of a prediction in JSON.
+#[derive(Serialize, ToSchema)]
+#[schema(as = PredictRequest)]
+pub(in crate::http) struct PredictRequestBody {
+    /// Tensor model: `{"<input>": nested array | {"dtype", "shape", "data"}}`, or the bare nested array where the model has
+    /// one input. Task model: one item or a list of items; an item is text, `{"b64": "…"}` or a `data:` URL. Non-finite
+    /// numbers are "NaN", "Infinity" and "-Infinity".
+    #[schema(value_type = Value, example = json!({"x": [[0.5, 1.5]]}))]
+    inputs: serde_json::Value,
+    /// What the task may be told, such as `top_k`.
+    #[schema(value_type = Option<Object>, example = json!({}))]
+    parameters: Option<serde_json::Value>,
+    /// Given back in the answer.
+    #[schema(example = "a-1")]
+    id: Option<String>,
+    /// When the answer is worthless, from the request's arrival; at most the server's request timeout.
+    #[schema(minimum = 1, example = 1000)]
+    timeout_ms: Option<u64>,
+}
+
+/// Answer to a prediction: `predictions` of a task, or `outputs` of a model that takes tensors.
+#[derive(Serialize, ToSchema)]
+#[schema(as = PredictResponse)]
+pub(in crate::http) struct PredictResponseBody {
+    #[schema(example = "resnet50")]
+    model: String,
+    #[schema(example = "1")]
+    version: String,
+    id: Option<String>,
+    /// One for each item, in order. Image classification: `[{label, score}]`, best first.
+    #[schema(value_type = Option<Vec<Vec<ScoredLabel>>>)]
+    predictions: Option<serde_json::Value>,
+    /// By name, as nested arrays.
+    #[schema(value_type = Option<Object>, example = json!({"y": [[0.25, 0.75]]}))]
+    outputs: Option<serde_json::Value>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(in crate::http) struct ScoredLabel {
+    #[schema(example = "tabby cat")]
+    label: String,
+    #[schema(example = 0.87)]
+    score: f32,
+}
+
+/// `POST /v1/models/{name}/predict`
+#[utoipa::path(post, path = "/v1/models/{name}/predict", tag = "predict", operation_id = "predict",
+    description = "Predicts. The media type of the body says what is sent, `Accept` what comes back: JSON by default, or the \
+        outputs as tensors. Query keys that are not listed are the task's `parameters`, such as `?top_k=3`.",
+    params(
+        ("name" = String, Path, description = "The model's name.", example = "resnet50"),
+        ("version" = Option<String>, Query, description = "The default version where absent."),
+        ("raw" = Option<bool>, Query, description = "The graph's outputs instead of the task's answer."),
+        ("output" = Option<String>, Query, description = "The output wanted; may be repeated."),
+        ("timeout_ms" = Option<u64>, Query, description = "As in the JSON body, which counts where both are there."),
+        ("id" = Option<String>, Query, description = "As in the JSON body, which counts where both are there."),
+    ),
+    request_body(content(
+        (PredictRequestBody = "application/json"),
+        (Object = "multipart/form-data", example = json!({"file": "(a picture)", "parameters": "{\"top_k\": 3}"})),
+        (Vec<u8> = "image/*"),
+        (Vec<u8> = "audio/*"),
+        (String = "text/plain"),
+        (Vec<u8> = "application/x-npy"),
+        (Vec<u8> = "application/x-npz"),
+        (Vec<u8> = "application/vnd.safetensors"),
+    )),
+    responses((status = 200, description = "The predictions.",
+        headers(("Server-Timing" = String, description = "`queue`, `preprocess`, `inference` and `postprocess` in ms.")),
+        content(
+            (PredictResponseBody = "application/json"),
+            (Vec<u8> = "application/x-npy"),
+            (Vec<u8> = "application/x-npz"),
+            (Vec<u8> = "application/vnd.safetensors"),
+        ))))]
+pub(in crate::http) async fn predict(
+    State(state): State<HttpState>,
+    path: ModelPath,
+    ApiQuery(query): ApiQuery<Vec<(String, String)>>,
+    arrival: Arrival,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let query = PredictQuery::parse(query)?;
+    let format = Format::negotiate(request.headers())?;
+    let model = state.engine.model(&path.name, path.version.or(query.version)).await?;
+    let kind = BodyKind::of(request.headers(), &model)?;
+    format.check(&model, &query.outputs)?;
+    let body = body::read(request.into_body(), &state.settings, 0).await?;
+
+    let size = body.len();
+    let limits = Limits::from(&*state.settings);
+    let parsed_for = model.clone();
+    let mut call = compute(&state, size, move || parse::parse(&parsed_for, kind, body, &limits)).await??;
+    query.complete(&mut call);
+    let deadline = deadline(arrival, call.timeout_ms, &state.settings)?;
+    let id = call.id.take();
+
+    let wants = Wants { raw: query.raw || format.is_binary(), outputs: query.outputs };
+    let (answer, timing) = run(&state.engine, &model, call, wants, deadline).await?;
+
+    let size = answer.size();
+    let encoded_for = model.clone();
+    let bytes = compute(&state, size, move || encode::encode(&encoded_for, format, id.as_deref(), &answer)).await??;
+    Ok(encode::response(format, bytes, &timing))
+}
+
+/// Runs `work` here where it is small, else off the async threads.
+async fn compute<T: Send + 'static>(
+    state: &HttpState,
+    size: usize,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    if size <= INLINE_BYTES {
+        return Ok(work());
+    }
+    state.tasks.spawn_blocking(work).await.map_err(|error| ApiError::internal(format!("reading or writing a body: {error}")))
+}
+
+/// What of the answer is wanted.
+struct Wants {
+    raw: bool,
+    /// Empty = all.
+    outputs: Vec<String>,
+}
+
+/// Tensors are answered by tensors; items by predictions, or by the graph's outputs where these are wanted.
+async fn run(
+    engine: &InferenceEngine,
+    model: &Arc<LoadedModel>,
+    call: Call,
+    wants: Wants,
+    deadline: Instant,
+) -> Result<(Answer, Timing), ApiError> {
+    let Call { input, parameters, .. } = call;
+    match input {
+        Input::Tensors(inputs) => {
+            if let Some(name) = parameters.keys().next() {
+                let field = format!("parameters.{}", name.chars().take(64).collect::<String>());
+                return Err(ApiError::field(field, "tensors are run as they are: no parameters apply to them"));
+            }
+            let response = engine.infer(model, InferRequest { inputs, outputs: wants.outputs, deadline }).await?;
+            Ok((Answer::Outputs(response.outputs), response.timing))
+        }
+        Input::Items(items) if wants.raw || !wants.outputs.is_empty() => {
+            let unknown = wants.outputs.iter().find(|name| !model.outputs.iter().any(|spec| &spec.name == *name));
+            if unknown.is_some() {
+                return Err(invalid_query("output: the model has no output of this name"));
+            }
+            let mut response = engine.predict_raw(model, PredictRequest { items, parameters, deadline }).await?;
+            if !wants.outputs.is_empty() {
+                response.outputs.retain(|(name, _)| wants.outputs.contains(name));
+            }
+            Ok((Answer::Outputs(response.outputs), response.timing))
+        }
+        Input::Items(items) => {
+            let response = engine.predict(model, PredictRequest { items, parameters, deadline }).await?;
+            Ok((Answer::Predictions(response.predictions), response.timing))
+        }
+    }
+}
+
+impl PredictQuery {
+    fn parse(pairs: Vec<(String, String)>) -> Result<PredictQuery, ApiError> {
+        let mut query = PredictQuery::default();
+        for (key, value) in pairs {
+            match key.as_str() {
+                "version" => {
+                    let version = Version::parse(&value).ok_or_else(|| invalid_query("version must be a number such as 1"))?;
+                    query.version = Some(version);
+                }
+                "raw" => query.raw = query_bool("raw", &value)?,
+                "output" => query.outputs.push(value),
+                "timeout_ms" => {
+                    let millis = value.parse().map_err(|_| invalid_query("timeout_ms must be a whole number of at least 1"))?;
+                    query.timeout_ms = Some(millis);
+                }
+                "id" => query.id = Some(value),
+                _ => {
+                    query.parameters.insert(key, scalar(value));
+                }
+            }
+            if query.parameters.len().max(query.outputs.len()) > MAX_QUERY_PARAMETERS {
+                return Err(invalid_query(format!("more than {MAX_QUERY_PARAMETERS} parameters or outputs in the query")));
+            }
+        }
+        Ok(query)
+    }
+
+    /// Adds to `call` what its body does not say itself.
+    fn complete(&self, call: &mut Call) {
+        call.timeout_ms = call.timeout_ms.or(self.timeout_ms);
+        call.id = call.id.take().or_else(|| self.id.clone());
+        for (name, value) in &self.parameters {
+            if !call.parameters.contains_key(name) {
+                call.parameters.insert(name.clone(), value.clone());
+            }
+        }
+    }
+}
+
+/// `3`, `0.5`, `true` and `null` are what they look like; all else is text.
+fn scalar(text: String) -> serde_json::Value {
+    match serde_json::from_str::<serde_json::Value>(&text) {
+        Ok(value) if !(value.is_array() || value.is_object() || value.is_string()) => value,
+        _ => serde_json::Value::String(text),
+    }
+}
+
+/// One prediction without a server, for the command line: the same bodies and the same answer as over HTTP.
+///
+/// `files` are items of a task, or tensors where they end in `.npy`, `.npz` or `.safetensors`; `json` is a whole body with
+/// `inputs`, or the inputs alone.
+///
+/// # Errors
+/// The text that a client would get as `detail`.
+pub async fn predict_offline(
+    engine: &InferenceEngine,
+    model: &ModelName,
+    version: Option<Version>,
+    files: Vec<(PathBuf, Bytes)>,
+    text: Option<String>,
+    json: Option<String>,
+) -> Result<String, String> {
+    /// Nobody waits behind a command.
+    const TIMEOUT: Duration = Duration::from_secs(3600);
+    let describe = |error: EngineError| match error.kind() {
+        crate::engine::ErrorKind::Internal => error.internal_detail(),
+        _ => error.to_string(),
+    };
+    let model = engine.model(model, version).await.map_err(describe)?;
+    let limits = Limits::from(&HttpSettings::default());
+    let call = parse::offline(&model, files, text, json, &limits).map_err(|error| error.detail().to_owned())?;
+    let id = call.id.clone();
+    let timeout = call.timeout_ms.map_or(TIMEOUT, Duration::from_millis);
+    let wants = Wants { raw: false, outputs: Vec::new() };
+    let (answer, _) = run(engine, &model, call, wants, Instant::now() + timeout)
+        .await
+        .map_err(|error| error.internal_detail().unwrap_or(error.detail()).to_owned())?;
+    let bytes = encode::encode(&model, Format::Json, id.as_deref(), &answer).map_err(|error| error.detail().to_owned())?;
+    String::from_utf8(bytes).map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn query(pairs: &[(&str, &str)]) -> Result<PredictQuery, ApiError> {
+        PredictQuery::parse(pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect())
+    }
+
+    #[test]
+    fn unlisted_query_keys_are_parameters() {
+        let query = query(&[("top_k", "3"), ("raw", "true"), ("version", "2"), ("function", "none"), ("x", "[1]"), ("y", "\"a\"")]);
+        let query = query.unwrap();
+        assert!(query.raw);
+        assert_eq!(query.version, Some(Version(2)));
+        assert_eq!(
+            serde_json::Value::Object(query.parameters),
+            json!({"top_k": 3, "function": "none", "x": "[1]", "y": "\"a\""})
+        );
+    }
+
+    #[test]
+    fn a_wrong_query_value_is_refused() {
+        for pair in [("version", "x"), ("version", "01"), ("raw", "maybe"), ("timeout_ms", "-1"), ("timeout_ms", "1.5")] {
+            assert_eq!(query(&[pair]).unwrap_err().code(), "invalid_query", "{pair:?}");
+        }
+        let many: Vec<String> = (0..40).map(|index| format!("p{index}")).collect();
+        let many: Vec<(&str, &str)> = many.iter().map(|name| (name.as_str(), "1")).collect();
+        assert!(query(&many).is_err());
+    }
+
+    #[test]
+    fn the_body_counts_where_the_query_says_the_same() {
+        let query = query(&[("top_k", "3"), ("id", "q"), ("timeout_ms", "5")]).unwrap();
+        let mut call = Call { input: Input::Items(vec![]), parameters: Parameters::new(), id: Some("b".into()), timeout_ms: None };
+        call.parameters.insert("top_k".into(), json!(1));
+        query.complete(&mut call);
+        assert_eq!((call.id.as_deref(), call.timeout_ms, &call.parameters["top_k"]), (Some("b"), Some(5), &json!(1)));
+    }
+}
