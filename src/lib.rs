@@ -1,5 +1,14 @@
-//! Ortus serves ONNX models over HTTP; see ARCHITECTURE.md for the map of the rooms.
+//! Ortus serves ONNX models over HTTP. ARCHITECTURE.md is the map: which room does what, and who may import whom.
+
+pub mod app;
 pub mod batching;
+pub mod cli;
+pub mod config;
+pub mod engine;
+pub mod http;
+pub mod models;
+pub mod pipelines;
 pub mod runtime;
 pub mod tasks;
+pub mod telemetry;
 pub mod tensor;

@@ -97,7 +97,6 @@ async fn run(config: Config) -> Result<(), AppError> {
     let (tasks, grace) = (rooms.tasks.clone(), config.http.shutdown_grace);
     let address = config.http.listen;
     let server = Server::bind(config.http, rooms.engine, tasks.clone())
-        .await
         .map_err(|source| AppError::Listen { address, source })?;
     announce(server.local_addr());
     let models = rooms.models.clone();

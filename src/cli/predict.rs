@@ -4,7 +4,7 @@ use super::args::PredictArgs;
 use super::error::CliError;
 use super::store::{offline_config, with_engine};
 use crate::engine::{ModelName, Version};
-use crate::http::v1;
+use crate::http;
 use bytes::Bytes;
 use serde_json::{Map, Value};
 use std::io::Read;
@@ -20,7 +20,7 @@ pub(super) fn predict(args: PredictArgs) -> Result<String, CliError> {
     let files = read_files(args.files, config.http.max_body_bytes)?;
     let version = args.model_version.map(Version);
     with_engine(&config, Some(&model), async |engine| {
-        v1::predict_offline(engine, &model, version, files, args.text, json).await.map_err(CliError::Predict)
+        http::predict_offline(engine, &model, version, files, args.text, json).await.map_err(CliError::Predict)
     })
 }
 

@@ -3,7 +3,7 @@
 use super::args::{Cli, Command, ConfigCommand};
 use super::error::{CliError, one_line};
 use super::{configuration, inspect, list, predict, serve};
-use crate::http::openapi;
+use crate::http;
 use crate::telemetry::printable;
 use clap::Parser;
 use std::ffi::OsString;
@@ -39,7 +39,7 @@ fn dispatch(command: Command) -> Result<String, CliError> {
         Command::List(args) => list::list(args),
         Command::Inspect(args) => inspect::inspect(args),
         Command::Predict(args) => predict::predict(args),
-        Command::Openapi(args) => Ok(if args.json { openapi::document_json() } else { openapi::document_yaml() }),
+        Command::Openapi(args) => Ok(if args.json { http::document_json() } else { http::document_yaml() }),
         Command::Config(ConfigCommand::Check(args)) => configuration::check(args),
         Command::Config(ConfigCommand::Show(args)) => configuration::show(args),
     }

@@ -4,6 +4,7 @@ use crate::batching::BatchError;
 use crate::models::{LoadError, ModelError, ModelState};
 use crate::pipelines::{PipelineError, PoolError};
 use crate::runtime::RuntimeError;
+use std::fmt;
 use std::time::Duration;
 
 /// All that a door needs to know to choose a status.
@@ -77,6 +78,7 @@ impl EngineError {
             EngineError::Batch(error) => batch_kind(error),
             EngineError::Pool(error) => match error {
                 PoolError::Full { .. } => ErrorKind::Overloaded,
+                PoolError::Closed => ErrorKind::ShuttingDown,
                 PoolError::Panicked => ErrorKind::Internal,
             },
             EngineError::Internal { .. } => ErrorKind::Internal,
@@ -105,6 +107,7 @@ impl EngineError {
                 BatchError::Runtime(_) => "internal_error",
             },
             EngineError::Pool(PoolError::Full { .. }) => "queue_full",
+            EngineError::Pool(PoolError::Closed) => "shutting_down",
             EngineError::Pool(PoolError::Panicked) | EngineError::Internal { .. } => "internal_error",
         }
     }
@@ -204,6 +207,40 @@ fn pipeline_kind(error: &PipelineError) -> ErrorKind {
         PipelineError::TooLarge { .. } => ErrorKind::TooLarge,
         // Found at request time these are the model's fault, not the request's.
         PipelineError::Setup(_) | PipelineError::Outputs(_) => ErrorKind::Internal,
+    }
+}
+
+fn model_kind(error: &ModelError) -> ErrorKind {
+    match error {
+        ModelError::NotFound { .. } | ModelError::VersionNotFound { .. } => ErrorKind::NotFound,
+        ModelError::NotReady { .. } => ErrorKind::NotReady,
+        ModelError::Conflict { .. } => ErrorKind::Conflict,
+        ModelError::Invalid { .. } => ErrorKind::InvalidInput,
+        ModelError::Load { source: LoadError::Stopping, .. } | ModelError::Stopping => ErrorKind::ShuttingDown,
+        ModelError::Load { source: LoadError::Panicked | LoadError::Threads(_), .. } => ErrorKind::Internal,
+        ModelError::Load { .. } => ErrorKind::InvalidInput,
+    }
+}
+
+fn model_code(error: &ModelError) -> &'static str {
+    match error {
+        ModelError::NotFound { .. } => "model_not_found",
+        ModelError::VersionNotFound { .. } => "version_not_found",
+        ModelError::NotReady { state: ModelState::Failed, .. } => "model_failed",
+        ModelError::NotReady { .. } => "model_not_ready",
+        ModelError::Conflict { .. } => "conflict",
+        ModelError::Invalid { .. } => "invalid_model",
+        ModelError::Load { .. } => "load_failed",
+        ModelError::Stopping => "shutting_down",
+    }
+}
+
+impl fmt::Display for FieldKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            FieldKind::Input => "input",
+            FieldKind::Output => "output",
+        })
     }
 }
 

@@ -9,8 +9,10 @@ mod error;
 mod infer;
 mod predict;
 mod request;
+#[cfg(test)]
+pub(crate) mod testing;
 
-pub use error::{EngineError, ErrorKind};
+pub use error::{EngineError, ErrorKind, FieldError, FieldKind};
 pub use request::{InferRequest, InferResponse, PredictRequest, PredictResponse, Timing};
 
 pub use crate::models::{LoadOverrides, LoadedModel, ModelName, ModelState, ModelStatus, NameError, Version, VersionStatus};
