@@ -1,0 +1,61 @@
+//! Engines and models without a graph, for tests of the doors.
+
+use super::{InferenceEngine, LoadedModel, ModelName, Version};
+use crate::batching::Handle;
+use crate::models::{ModelManager, ModelSettings, StoreSettings};
+use crate::pipelines::{PipelineLimits, Pool};
+use crate::runtime::fake::FakeRuntime;
+use crate::runtime::{
+    DeviceSettings, GraphSource, Input, Interrupt, OptimizationLevel, Runtime, RuntimeError, SessionSettings,
+};
+use crate::tasks::Tasks;
+use crate::tensor::{Spec, Value};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+/// An engine with an empty store.
+pub(crate) fn engine(tasks: &Tasks) -> InferenceEngine {
+    let runtime = Arc::new(FakeRuntime::new(vec![], vec![], |_, _, _| Ok(vec![])));
+    let store = StoreSettings {
+        models_dir: std::env::temp_dir().join("ortus-empty-store"),
+        autoload: false,
+        poll_interval: None,
+        max_model_bytes: 1 << 20,
+    };
+    let limits = PipelineLimits { max_pixels: 1 << 20 };
+    let models = ModelManager::new(runtime, tasks.clone(), store, ModelSettings::default(), limits);
+    InferenceEngine::new(models, Pool::new(tasks.clone(), 1), tasks.clone())
+}
+
+/// A loaded model `fake`, version 1, without a task, whose runs are `run`.
+pub(crate) fn model(
+    tasks: &Tasks,
+    inputs: Vec<Spec>,
+    outputs: Vec<Spec>,
+    run: impl Fn(&[Input], &[usize], &Interrupt) -> Result<Vec<Value>, RuntimeError> + Send + Sync + 'static,
+) -> Arc<LoadedModel> {
+    let source = GraphSource { file: "".into(), folder: "".into(), max_file_bytes: 0 };
+    let device = DeviceSettings::default();
+    let settings = SessionSettings { device, optimization_level: OptimizationLevel::None, intra_threads: 1 };
+    let session = FakeRuntime::new(inputs.clone(), outputs.clone(), run).load(&source, &settings).unwrap();
+    let facts = session.facts().clone();
+    Arc::new(LoadedModel {
+        name: ModelName::parse("fake").unwrap(),
+        version: Version(1),
+        inputs,
+        outputs,
+        facts,
+        pipeline: None,
+        task_evidence: String::new(),
+        settings: ModelSettings::default(),
+        instances: 1,
+        intra_threads: 1,
+        output_labels: BTreeMap::new(),
+        max_batch_size: 0,
+        config_json: serde_json::Value::Null,
+        handle: Handle::start("fake", vec![session], 8, tasks).unwrap(),
+        loaded_at: SystemTime::UNIX_EPOCH,
+        load_time: Duration::ZERO,
+    })
+}
