@@ -114,10 +114,12 @@ impl ApiError {
         self
     }
 
+    #[cfg(test)]
     pub(super) fn status(&self) -> StatusCode {
         self.0.status
     }
 
+    #[cfg(test)]
     pub(super) fn code(&self) -> &str {
         &self.0.code
     }

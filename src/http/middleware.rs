@@ -27,10 +27,6 @@ use tower_http::decompression::RequestDecompressionLayer;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
-/// A request's name in logs and answers: 1 to 128 characters of `[A-Za-z0-9._-]`.
-#[derive(Debug, Clone)]
-pub(super) struct RequestId(pub(super) Arc<str>);
-
 /// When the request's head had been read; deadlines count from here.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Arrival(pub(super) Instant);
@@ -64,7 +60,6 @@ async fn observe(mut request: Request, next: Next) -> Response {
         outcome: None,
     };
     let path = request.uri().path().to_owned();
-    request.extensions_mut().insert(RequestId(id.clone()));
     request.extensions_mut().insert(Arrival(line.started));
     let closes = request.version() < Version::HTTP_2;
     let response = next.run(request).await;
@@ -80,7 +75,7 @@ async fn observe(mut request: Request, next: Next) -> Response {
     response
 }
 
-/// The client's own id where it is clean, else a new one.
+/// The client's own id where it is clean (1 to 128 characters of `[A-Za-z0-9._-]`), else a new one.
 fn request_id(headers: &HeaderMap) -> Arc<str> {
     let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok()).filter(|id| is_clean_id(id));
     given.map_or_else(|| uuid::Uuid::new_v4().to_string().into(), Arc::from)

@@ -17,6 +17,9 @@ mod settings;
 mod v1;
 mod v2;
 
+#[cfg(test)]
+mod tests;
+
 pub use openapi::{document_json, document_yaml};
 pub use server::Server;
 pub use settings::{HttpLimits, HttpSettings};

@@ -144,22 +144,22 @@ pub(super) fn server_ready() {}
     responses((status = 200, description = "Name, version and extensions.", body = V2Server)))]
 pub(super) fn server_metadata() {}
 
-/// GET /v2/models/{model}
-#[utoipa::path(get, path = "/v2/models/{model}", tag = "v2", operation_id = "v2ModelMetadata",
-    params(("model" = String, Path, description = "The model's name.", example = "resnet50")),
+/// GET /v2/models/{name}
+#[utoipa::path(get, path = "/v2/models/{name}", tag = "v2", operation_id = "v2ModelMetadata",
+    params(("name" = String, Path, description = "The model's name.", example = "resnet50")),
     responses((status = 200, description = "Inputs and outputs.", body = V2Model)))]
 pub(super) fn model_metadata() {}
 
-/// GET /v2/models/{model}/ready
-#[utoipa::path(get, path = "/v2/models/{model}/ready", tag = "v2", operation_id = "v2ModelReady",
-    params(("model" = String, Path, description = "The model's name.", example = "resnet50")),
+/// GET /v2/models/{name}/ready
+#[utoipa::path(get, path = "/v2/models/{name}/ready", tag = "v2", operation_id = "v2ModelReady",
+    params(("name" = String, Path, description = "The model's name.", example = "resnet50")),
     responses((status = 200, description = "The model answers."), (status = 400, description = "The model is not ready.")))]
 pub(super) fn model_ready() {}
 
-/// POST /v2/models/{model}/infer
-#[utoipa::path(post, path = "/v2/models/{model}/infer", tag = "v2", operation_id = "v2ModelInfer",
+/// POST /v2/models/{name}/infer
+#[utoipa::path(post, path = "/v2/models/{name}/infer", tag = "v2", operation_id = "v2ModelInfer",
     params(
-        ("model" = String, Path, description = "The model's name.", example = "resnet50"),
+        ("name" = String, Path, description = "The model's name.", example = "resnet50"),
         ("Inference-Header-Content-Length" = Option<u64>, Header, description = "Bytes of the JSON part, where binary tensors follow it."),
     ),
     request_body(content(
@@ -169,15 +169,15 @@ pub(super) fn model_ready() {}
     responses((status = 200, description = "The outputs.", body = V2InferResponse)))]
 pub(super) fn model_infer() {}
 
-/// GET /v2/models/{model}/config
-#[utoipa::path(get, path = "/v2/models/{model}/config", tag = "v2", operation_id = "v2ModelConfig",
-    params(("model" = String, Path, description = "The model's name.", example = "resnet50")),
+/// GET /v2/models/{name}/config
+#[utoipa::path(get, path = "/v2/models/{name}/config", tag = "v2", operation_id = "v2ModelConfig",
+    params(("name" = String, Path, description = "The model's name.", example = "resnet50")),
     responses((status = 200, description = "Triton's ModelConfig.", body = Object)))]
 pub(super) fn model_config() {}
 
-/// GET /v2/models/{model}/stats
-#[utoipa::path(get, path = "/v2/models/{model}/stats", tag = "v2", operation_id = "v2ModelStats",
-    params(("model" = String, Path, description = "The model's name.", example = "resnet50")),
+/// GET /v2/models/{name}/stats
+#[utoipa::path(get, path = "/v2/models/{name}/stats", tag = "v2", operation_id = "v2ModelStats",
+    params(("name" = String, Path, description = "The model's name.", example = "resnet50")),
     responses((status = 200, description = "`{model_stats: […]}`", body = Object)))]
 pub(super) fn model_stats() {}
 
@@ -192,16 +192,16 @@ pub(super) fn stats() {}
     responses((status = 200, description = "All models and their states.", body = Vec<V2IndexEntry>)))]
 pub(super) fn repository_index() {}
 
-/// POST /v2/repository/models/{model}/load
-#[utoipa::path(post, path = "/v2/repository/models/{model}/load", tag = "v2", operation_id = "v2RepositoryLoad",
-    params(("model" = String, Path, description = "The model's name.", example = "resnet50")),
+/// POST /v2/repository/models/{name}/load
+#[utoipa::path(post, path = "/v2/repository/models/{name}/load", tag = "v2", operation_id = "v2RepositoryLoad",
+    params(("name" = String, Path, description = "The model's name.", example = "resnet50")),
     request_body = Option<V2LoadRequest>,
     responses((status = 200, description = "Loaded.")))]
 pub(super) fn repository_load() {}
 
-/// POST /v2/repository/models/{model}/unload
-#[utoipa::path(post, path = "/v2/repository/models/{model}/unload", tag = "v2", operation_id = "v2RepositoryUnload",
-    params(("model" = String, Path, description = "The model's name.", example = "resnet50")),
+/// POST /v2/repository/models/{name}/unload
+#[utoipa::path(post, path = "/v2/repository/models/{name}/unload", tag = "v2", operation_id = "v2RepositoryUnload",
+    params(("name" = String, Path, description = "The model's name.", example = "resnet50")),
     request_body = Option<V2LoadRequest>,
     responses((status = 200, description = "Unloaded.")))]
 pub(super) fn repository_unload() {}

@@ -118,7 +118,7 @@ pub(super) fn encode(model: &LoadedModel, format: Format, id: Option<&str>, answ
         (Format::Json, _) => Ok(encode_json(model, id, answer)),
         (_, Answer::Predictions(_)) => Err(ApiError::internal("predictions were to be written as tensors")),
         (_, Answer::Outputs(outputs)) => encode_tensors(format, outputs).map_err(|error| match error {
-            CodecError::UnsupportedMedia(detail) => not_acceptable(detail),
+            CodecError::UnsupportedMedia(detail) | CodecError::TooLarge(detail) => not_acceptable(detail),
             other => ApiError::internal(other.to_string()),
         }),
     }
@@ -134,10 +134,10 @@ fn encode_tensors(format: Format, outputs: &[(String, Value)]) -> Result<Vec<u8>
         tensors.push((name.as_str(), tensor));
     }
     match (format, tensors.as_slice()) {
-        (Format::Npy, [(_, tensor)]) => npy::encode_npy(tensor),
+        (Format::Npy, [(name, tensor)]) => npy::write(&format!("outputs.{name}"), tensor),
         (Format::Npy | Format::Json, _) => Err(CodecError::UnsupportedMedia("a .npy holds one tensor; name one with ?output=".into())),
-        (Format::Npz, tensors) => npy::encode_npz(tensors),
-        (Format::Safetensors, tensors) => safetensors::encode(tensors),
+        (Format::Npz, _) => npy::write_archive(tensors),
+        (Format::Safetensors, _) => safetensors::write(tensors),
     }
 }
 

@@ -124,14 +124,23 @@ pub(in crate::http) async fn predict(
     let query = PredictQuery::parse(query)?;
     let format = Format::negotiate(request.headers())?;
     let model = state.engine.model(&path.name, path.version.or(query.version)).await?;
+    answer(&state, model, query, format, arrival, request).await
+}
+
+/// What is left to do once the model is known.
+async fn answer(
+    state: &HttpState,
+    model: Arc<LoadedModel>,
+    query: PredictQuery,
+    format: Format,
+    arrival: Arrival,
+    request: Request,
+) -> Result<Response, ApiError> {
     let kind = BodyKind::of(request.headers(), &model)?;
     format.check(&model, &query.outputs)?;
     let body = body::read(request.into_body(), &state.settings, 0).await?;
 
-    let size = body.len();
-    let limits = Limits::from(&*state.settings);
-    let parsed_for = model.clone();
-    let mut call = compute(&state, size, move || parse::parse(&parsed_for, kind, body, &limits)).await??;
+    let mut call = read_call(state, &model, kind, body).await?;
     query.complete(&mut call);
     let deadline = deadline(arrival, call.timeout_ms, &state.settings)?;
     let id = call.id.take();
@@ -141,8 +150,17 @@ pub(in crate::http) async fn predict(
 
     let size = answer.size();
     let encoded_for = model.clone();
-    let bytes = compute(&state, size, move || encode::encode(&encoded_for, format, id.as_deref(), &answer)).await??;
+    let bytes = compute(state, size, move || encode::encode(&encoded_for, format, id.as_deref(), &answer)).await??;
     Ok(encode::response(format, bytes, &timing))
+}
+
+async fn read_call(state: &HttpState, model: &Arc<LoadedModel>, kind: BodyKind, body: Bytes) -> Result<Call, ApiError> {
+    let limits = Limits::from(&*state.settings);
+    if body.len() <= INLINE_BYTES {
+        return parse::parse(model, kind, body, &limits).await;
+    }
+    let (model, runtime) = (model.clone(), tokio::runtime::Handle::current());
+    compute(state, body.len(), move || runtime.block_on(parse::parse(&model, kind, body, &limits))).await?
 }
 
 /// Runs `work` here where it is small, else off the async threads.
@@ -270,7 +288,7 @@ pub async fn predict_offline(
     };
     let model = engine.model(model, version).await.map_err(describe)?;
     let limits = Limits::from(&HttpSettings::default());
-    let call = parse::offline(&model, files, text, json, &limits).map_err(|error| error.detail().to_owned())?;
+    let call = parse::offline(&model, files, text, json, &limits).await.map_err(|error| error.detail().to_owned())?;
     let id = call.id.clone();
     let timeout = call.timeout_ms.map_or(TIMEOUT, Duration::from_millis);
     let wants = Wants { raw: false, outputs: Vec::new() };
@@ -319,5 +337,105 @@ mod tests {
         call.parameters.insert("top_k".into(), json!(1));
         query.complete(&mut call);
         assert_eq!((call.id.as_deref(), call.timeout_ms, &call.parameters["top_k"]), (Some("b"), Some(5), &json!(1)));
+    }
+
+    /// Answers `model` gives to one body.
+    async fn ask(model: &Arc<LoadedModel>, query: &[(&str, &str)], media_type: &str, accept: &str, body: &[u8]) -> (u16, Bytes) {
+        use axum::response::IntoResponse;
+        use http_body_util::BodyExt;
+        let tasks = crate::tasks::Tasks::new();
+        let engine = crate::engine::testing::engine(&tasks);
+        let state = HttpState { engine, settings: Arc::new(HttpSettings::default()), tasks };
+        let request = Request::builder().header("content-type", media_type).header("accept", accept);
+        let request = request.body(axum::body::Body::from(body.to_vec())).unwrap();
+        let query = self::query(query).unwrap();
+        let format = Format::negotiate(request.headers()).unwrap();
+        let result = answer(&state, model.clone(), query, format, Arrival(Instant::now()), request).await;
+        let response = result.map_or_else(|error| {
+            let detail = error.detail().to_owned();
+            (error.status(), detail).into_response()
+        }, |response| response);
+        let status = response.status().as_u16();
+        (status, response.into_body().collect().await.unwrap().to_bytes())
+    }
+
+    /// Gives its input `x` back as `y`, and its double as `z`.
+    fn echo(tasks: &crate::tasks::Tasks) -> Arc<LoadedModel> {
+        use crate::tensor::{DType, Dim, Spec, Tensor, ValueType};
+        let spec = |name: &str| Spec {
+            name: name.to_owned(),
+            ty: ValueType::Tensor { dtype: DType::Fp32, shape: Some(vec![Dim::Dynamic(None)]) },
+            optional: false,
+        };
+        crate::engine::testing::model(tasks, vec![spec("x")], vec![spec("y"), spec("z")], |inputs, outputs, _| {
+            let tensor = inputs[0].1.as_tensor().unwrap();
+            let doubled: Vec<f32> = tensor.to_f32().unwrap().iter().map(|x| x * 2.0).collect();
+            let doubled = Tensor::from_vec(DType::Fp32, tensor.shape().to_vec(), doubled).unwrap();
+            Ok(outputs.iter().map(|&index| if index == 0 { tensor.clone().into() } else { doubled.clone().into() }).collect())
+        })
+    }
+
+    #[tokio::test]
+    async fn tensors_are_answered_by_tensors_in_the_format_asked_for() {
+        let tasks = crate::tasks::Tasks::new();
+        let model = echo(&tasks);
+        let (json, npy, npz, safetensors) =
+            ("application/json", "application/x-npy", "application/x-npz", "application/vnd.safetensors");
+        let body = br#"{"inputs": {"x": [0.5, "NaN"]}, "id": "a"}"#;
+        let (status, bytes) = ask(&model, &[], json, "*/*", body).await;
+        let expected = r#"{"model":"fake","version":"1","id":"a","outputs":{"y":[0.5,"NaN"],"z":[1.0,"NaN"]}}"#;
+        assert_eq!((status, std::str::from_utf8(&bytes).unwrap()), (200, expected));
+
+        let (status, array) = ask(&model, &[("output", "z")], json, npy, body).await;
+        assert_eq!((status, array.get(..6)), (200, Some(&b"\x93NUMPY"[..])));
+        let (status, bytes) = ask(&model, &[("output", "y")], npy, json, &array).await;
+        assert_eq!((status, bytes), (200, r#"{"model":"fake","version":"1","outputs":{"y":[1.0,"NaN"]}}"#.into()));
+
+        for format in [npz, safetensors] {
+            let (status, bytes) = ask(&model, &[], json, format, body).await;
+            assert_eq!(status, 200, "{bytes:?}");
+            // Its arrays are called y and z: the model has no such inputs.
+            let (status, problem) = ask(&model, &[], format, json, &bytes).await;
+            assert_eq!(status, 422, "{problem:?}");
+        }
+        let form = "--b\r\nContent-Disposition: form-data; name=\"x\"\r\n\r\n[1]\r\n--b--\r\n";
+        let (status, bytes) = ask(&model, &[], "multipart/form-data; boundary=b", json, form.as_bytes()).await;
+        assert_eq!((status, bytes), (200, r#"{"model":"fake","version":"1","outputs":{"y":[1.0],"z":[2.0]}}"#.into()));
+    }
+
+    #[tokio::test]
+    async fn large_bodies_and_answers_are_whole() {
+        let tasks = crate::tasks::Tasks::new();
+        let model = echo(&tasks);
+        let values = vec!["0.25"; 100_000].join(",");
+        let (status, bytes) = ask(&model, &[], "application/json", "*/*", format!("{{\"inputs\":[{values}]}}").as_bytes()).await;
+        assert_eq!((status, bytes.iter().filter(|&&byte| byte == b',').count()), (200, 2 * 99_999 + 3));
+    }
+
+    #[tokio::test]
+    async fn what_does_not_suit_the_model_is_refused() {
+        let tasks = crate::tasks::Tasks::new();
+        let model = echo(&tasks);
+        let good = r#"{"inputs": [1]}"#;
+        for (query, media_type, accept, body, expected) in [
+            (("raw", "0"), "image/png", "*/*", "x", 415),
+            (("raw", "0"), "application/octet-stream", "*/*", "x", 415),
+            (("raw", "0"), "multipart/form-data", "*/*", "x", 400),
+            (("raw", "0"), "application/json", "*/*", "{", 400),
+            (("raw", "0"), "application/json", "*/*", r#"{"inputs": {"w": [1]}}"#, 422),
+            (("raw", "0"), "application/json", "*/*", r#"{"inputs": [[1]]}"#, 422),
+            (("raw", "0"), "application/json", "*/*", r#"{"inputs": [1], "timeout_ms": 0}"#, 422),
+            (("top_k", "3"), "application/json", "*/*", good, 422),
+            (("output", "w"), "application/json", "*/*", good, 422),
+            (("raw", "0"), "application/json", "application/x-npy", good, 406),
+            (("raw", "0"), "application/x-npy", "*/*", "junk", 400),
+            (("raw", "0"), "application/x-npz", "*/*", "junk", 400),
+            (("raw", "0"), "application/vnd.safetensors", "*/*", "junk", 400),
+        ] {
+            let (status, bytes) = ask(&model, &[query], media_type, accept, body.as_bytes()).await;
+            // A timeout of 0 is refused by the codec as malformed or by the deadline as unprocessable.
+            let fine = status == expected || (body.contains("timeout_ms") && status == 400);
+            assert!(fine, "{query:?} {media_type} {accept} {body}: {status} {bytes:?}");
+        }
     }
 }

@@ -1,0 +1,301 @@
+//! The whole door without models: what surrounds every route, over `oneshot` and over real sockets.
+
+use super::{HttpSettings, HttpState, Server, router};
+use crate::engine::testing;
+use crate::tasks::Tasks;
+use axum::body::Body;
+use axum::http::{Request, StatusCode};
+use http_body_util::BodyExt;
+use serde_json::Value;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tower::ServiceExt;
+
+fn settings() -> HttpSettings {
+    HttpSettings {
+        listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        cors_origins: vec!["https://ui.example".to_owned()],
+        max_body_bytes: 1000,
+        ..HttpSettings::default()
+    }
+}
+
+fn routes(settings: HttpSettings) -> axum::Router {
+    let tasks = Tasks::new();
+    let state = HttpState { engine: testing::engine(&tasks), settings: Arc::new(settings), tasks };
+    router::router(state, [127, 0, 0, 1].into())
+}
+
+struct Answer {
+    status: u16,
+    headers: axum::http::HeaderMap,
+    body: Vec<u8>,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+}
+
+async fn send(method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Answer {
+    let mut request = Request::builder().method(method).uri(path);
+    if !headers.iter().any(|(name, _)| *name == "host") {
+        request = request.header("host", "localhost");
+    }
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let response = routes(settings()).oneshot(request.body(body.into()).unwrap()).await.unwrap();
+    let (parts, body) = response.into_parts();
+    Answer { status: parts.status.as_u16(), headers: parts.headers, body: body.collect().await.unwrap().to_bytes().to_vec() }
+}
+
+#[tokio::test]
+async fn every_refusal_is_a_problem_with_the_request_id() {
+    let json = ("content-type", "application/json");
+    for (method, path, headers, status, code) in [
+        ("GET", "/nothing", &[][..], 404, "route_not_found"),
+        ("DELETE", "/livez", &[], 405, "method_not_allowed"),
+        ("GET", "/v1/models/nope", &[], 404, "model_not_found"),
+        ("GET", "/v1/models/..", &[], 404, "model_not_found"),
+        ("GET", "/v1/models/%2e%2e", &[], 404, "model_not_found"),
+        ("GET", "/v1/models/a%00b", &[], 404, "model_not_found"),
+        ("GET", "/v1/models/a%ffb", &[], 404, "model_not_found"),
+        ("POST", "/v1/models/nope/predict", &[json], 404, "model_not_found"),
+        ("POST", "/v1/models/nope/versions/x/predict", &[json], 404, "version_not_found"),
+        ("POST", "/v1/models/nope/predict?version=x", &[json], 400, "invalid_query"),
+        ("POST", "/v1/models/nope/predict", &[json, ("accept", "image/png")], 406, "not_acceptable"),
+        ("POST", "/v1/models/nope/load?wait=maybe", &[], 400, "invalid_query"),
+        ("POST", "/v1/models/nope/load", &[], 404, "model_not_found"),
+        ("POST", "/v1/models/nope/unload?wait=false", &[], 404, "model_not_found"),
+        ("GET", "/v1/models", &[("host", "evil.example")], 421, "host_not_allowed"),
+        ("GET", "http://evil.example/v1/models", &[], 421, "host_not_allowed"),
+        ("GET", "/v1/models", &[("host", "localhost"), ("host", "localhost")], 400, "bad_host_header"),
+        ("POST", "/v1/models/nope/unload", &[("origin", "https://evil.example")], 403, "origin_not_allowed"),
+        ("POST", "/v1/models/nope/predict", &[json, ("content-encoding", "br")], 415, "unsupported_content_encoding"),
+        ("POST", "/v1/models/nope/predict", &[json, ("content-encoding", "gzip, gzip")], 415, "unsupported_content_encoding"),
+    ] {
+        let answer = send(method, path, &[headers, &[("x-request-id", "me-1")]].concat(), Body::empty()).await;
+        assert_eq!(answer.status, status, "{method} {path} {headers:?}");
+        assert_eq!(answer.header("content-type"), "application/problem+json", "{path}");
+        assert_eq!(answer.header("x-request-id"), "me-1");
+        let problem = answer.json();
+        assert_eq!((&problem["code"], &problem["status"]), (&code.into(), &status.into()), "{method} {path} {headers:?}");
+        assert_eq!(problem["request_id"], "me-1");
+        assert!(!problem["detail"].as_str().unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_method_is_answered_with_the_right_ones() {
+    let answer = send("PUT", "/v1/models", &[], Body::empty()).await;
+    assert_eq!((answer.status, answer.header("allow")), (405, "GET,HEAD"));
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_is_refused_also_when_it_is_compressed() {
+    let answer = send("POST", "/v1/models/nope/predict", &[("content-type", "application/json")], vec![b' '; 1001]).await;
+    assert_eq!((answer.status, &answer.json()["code"]), (413, &"body_too_large".into()));
+}
+
+#[tokio::test]
+async fn pages_and_documents_are_there_and_safe() {
+    for (path, media_type) in [
+        ("/", "text/html"),
+        ("/docs/", "text/html"),
+        ("/docs/swagger-ui-bundle.js", ""),
+        ("/openapi.json", "application/json"),
+        ("/openapi.yaml", "application/yaml"),
+        ("/livez", "text/plain"),
+        ("/healthz", "application/json"),
+        ("/v1/models", "application/json"),
+        ("/v1/system", "application/json"),
+    ] {
+        let answer = send("GET", path, &[], Body::empty()).await;
+        assert_ne!(answer.status, 404, "{path}");
+        assert!(answer.header("content-type").starts_with(media_type), "{path} {}", answer.header("content-type"));
+        assert_eq!(answer.header("x-content-type-options"), "nosniff");
+        assert_eq!(answer.header("referrer-policy"), "no-referrer");
+        assert_eq!(answer.header("x-request-id").len(), 36);
+        let is_page = media_type == "text/html";
+        assert_eq!(answer.header("content-security-policy").is_empty(), !is_page, "{path}");
+        if is_page {
+            assert!(!String::from_utf8(answer.body).unwrap().contains("https://"), "{path} asks another server");
+        }
+        let head = send("HEAD", path, &[], Body::empty()).await;
+        assert_eq!((head.status, head.body.len()), (answer.status, 0), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn the_list_of_models_suits_openai_clients() {
+    let answer = send("GET", "/v1/models", &[], Body::empty()).await;
+    assert_eq!(answer.json(), serde_json::json!({"models": [], "object": "list", "data": []}));
+}
+
+#[tokio::test]
+async fn only_the_origins_of_the_settings_get_cors_headers() {
+    let preflight = |origin: &'static str| async move {
+        let headers = [("origin", origin), ("access-control-request-method", "POST")];
+        send("OPTIONS", "/v1/models/a/predict", &headers, Body::empty()).await
+    };
+    assert_eq!(preflight("https://ui.example").await.header("access-control-allow-origin"), "https://ui.example");
+    assert_eq!(preflight("https://evil.example").await.header("access-control-allow-origin"), "");
+}
+
+#[tokio::test]
+async fn a_panic_is_a_500_of_its_own_request() {
+    let tasks = Tasks::new();
+    let state = HttpState { engine: testing::engine(&tasks), settings: Arc::new(settings()), tasks };
+    let routes = axum::Router::new().route("/boom", axum::routing::get(boom));
+    let routes = super::middleware::wrap(routes, &state.settings.clone(), [127, 0, 0, 1].into()).with_state(state);
+    let request = Request::builder().uri("/boom").header("host", "localhost").body(Body::empty()).unwrap();
+    let response = routes.oneshot(request).await.unwrap();
+    assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    let problem: Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(problem["code"], "internal_error");
+    assert!(!problem.to_string().contains("secret"));
+}
+
+async fn boom() -> &'static str {
+    panic!("a secret")
+}
+
+/// A server on a free port; the handle ends with the drain.
+fn start(settings: HttpSettings) -> (SocketAddr, Tasks, JoinHandle<()>) {
+    let tasks = Tasks::new();
+    let server = Server::bind(settings, testing::engine(&tasks), tasks.clone()).unwrap();
+    let address = server.local_addr();
+    let served = tasks.spawn("server", server.serve());
+    (address, tasks, served)
+}
+
+async fn exchange(address: SocketAddr, request: &[u8]) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(request).await.unwrap();
+    let mut answer = Vec::new();
+    // A server that closes with bytes unread resets the connection: what came until then counts.
+    let _ = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut answer)).await.unwrap();
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn malformed_heads_are_refused_and_the_connection_is_closed() {
+    let (address, _tasks, _) = start(settings());
+    let many = format!("GET /livez HTTP/1.1\r\nHost: localhost\r\n{}\r\n", "X: y\r\n".repeat(2000));
+    let long = format!("GET /livez HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "y".repeat(512 << 10));
+    let uri = format!("GET /{} HTTP/1.1\r\nHost: localhost\r\n\r\n", "a".repeat(100_000));
+    for (request, status) in [
+        ("GET /livez HTTP/1.1\r\n\r\n", "400"),
+        ("GET /livez HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n", "400"),
+        ("GET /livez HTTP/1.1\r\nHost: evil.example\r\n\r\n", "421"),
+        ("POST /v1/models/a/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10737418240\r\nExpect: 100-continue\r\n\r\n", "413"),
+        ("GET /livez HTTP/1.0\r\n\r\n", "200"),
+        ("\x16\x03\x01\x02\x00\x01\x00", ""),
+        (&many, "431"),
+        (&long, "431"),
+        (&uri, "4"),
+    ] {
+        let answer = exchange(address, request.as_bytes()).await;
+        let expected = if status.is_empty() { String::new() } else { format!(" {status}") };
+        assert!(answer.get(8..).unwrap_or_default().starts_with(&expected), "{:.60}: {answer:.200}", request);
+        assert!(!answer.contains("100 Continue"));
+    }
+}
+
+#[tokio::test]
+async fn pipelined_requests_are_answered_in_order() {
+    let (address, _tasks, _) = start(settings());
+    let mut request = String::new();
+    for index in 0..60 {
+        request += &format!("GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: r{index}\r\n\r\n");
+    }
+    request += "GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nX-Request-Id: r60\r\n\r\n";
+    let answer = exchange(address, request.as_bytes()).await;
+    let ids: Vec<&str> = answer.lines().filter_map(|line| line.strip_prefix("x-request-id: ")).collect();
+    assert_eq!(ids, (0..61).map(|index| format!("r{index}")).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn slow_heads_are_cut_off() {
+    let mut settings = settings();
+    settings.limits.header_read_timeout = Duration::from_millis(100);
+    let (address, _tasks, _) = start(settings);
+    for part in ["", "P", "PRI * HTTP/2.0\r\n", "GET /livez HTTP/1.1\r\nHo"] {
+        let started = Instant::now();
+        exchange(address, part.as_bytes()).await;
+        assert!(started.elapsed() < Duration::from_secs(10), "{part:?}");
+    }
+}
+
+#[tokio::test]
+async fn idle_and_half_sent_connections_do_not_hold_the_drain() {
+    let mut settings = settings();
+    settings.limits.drain_delay = Duration::from_millis(50);
+    let (address, tasks, served) = start(settings);
+    let idle = TcpStream::connect(address).await.unwrap();
+    let mut half = TcpStream::connect(address).await.unwrap();
+    half.write_all(b"GET /livez HTTP/1.1\r\nHos").await.unwrap();
+    let mut used = TcpStream::connect(address).await.unwrap();
+    used.write_all(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+    let mut first = [0; 15];
+    used.read_exact(&mut first).await.unwrap();
+    let started = Instant::now();
+    tasks.stop();
+    served.await.unwrap();
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert!(TcpStream::connect(address).await.is_err(), "it still accepts");
+    drop((idle, half));
+}
+
+#[tokio::test]
+async fn a_stopping_server_is_not_ready_and_still_accepts_for_the_drain_delay() {
+    let mut settings = settings();
+    settings.limits.drain_delay = Duration::from_secs(2);
+    let (address, tasks, served) = start(settings);
+    tasks.stop();
+    let answer = exchange(address, b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after: 1"), "{answer}");
+    served.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_dripping_body_ends_with_the_grace() {
+    let mut settings = settings();
+    settings.limits.drain_delay = Duration::ZERO;
+    settings.shutdown_grace = Duration::from_millis(300);
+    let (address, tasks, served) = start(settings);
+    let mut half = TcpStream::connect(address).await.unwrap();
+    half.write_all(b"POST /v2/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{").await.unwrap();
+    tokio::task::yield_now().await;
+    let started = Instant::now();
+    tasks.stop();
+    served.await.unwrap();
+    assert!(started.elapsed() < Duration::from_secs(5));
+}
+
+#[tokio::test]
+async fn over_the_bound_connections_wait_and_are_served_then() {
+    let (address, _tasks, _) = start(HttpSettings { max_connections: 1, ..settings() });
+    let first = TcpStream::connect(address).await.unwrap();
+    let request = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let mut second = TcpStream::connect(address).await.unwrap();
+    second.write_all(request).await.unwrap();
+    let mut answer = [0; 12];
+    let early = tokio::time::timeout(Duration::from_millis(100), second.read_exact(&mut answer)).await;
+    assert!(early.is_err(), "the second was served beside the first");
+    drop(first);
+    second.read_exact(&mut answer).await.unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200");
+}
