@@ -11,8 +11,6 @@ mod resize;
 mod settings;
 mod tensor;
 
-#[cfg(test)]
-mod golden;
 
 pub use classification::{ImageClassification, ScoreFunction};
 pub use input::{ImageInput, Layout};
