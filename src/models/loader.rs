@@ -45,8 +45,9 @@ pub(super) fn load(
     let started = Instant::now();
     let config = job.config.as_deref();
     let file = graph_file(&job.folder, &job.manifest, config)?;
-    let graph_name =
-        file.strip_prefix(&job.folder.folder).map_or_else(|_| String::new(), |file| file.to_string_lossy().into_owned());
+    let graph_name = file
+        .strip_prefix(&job.folder.folder)
+        .map_or_else(|_| String::new(), |file| file.to_string_lossy().into_owned());
     let (instances, intra_threads) = threads(&job.settings);
     let source = GraphSource { file, folder: job.folder.folder.clone(), max_file_bytes: job.max_model_bytes };
     let session_settings = SessionSettings {
@@ -137,7 +138,8 @@ fn output_labels(
     for output in job.config.iter().flat_map(|config| &config.outputs) {
         let Some(file) = &output.label_filename else { continue };
         let failed = |problem: String| LoadError::Labels { output: output.name.clone(), problem };
-        let path = companion(&job.folder, file).ok_or_else(|| failed(format!("there is no file {file} in the model's folder")))?;
+        let path = companion(&job.folder, file)
+            .ok_or_else(|| failed(format!("there is no file {file} in the model's folder")))?;
         let bytes = match read_bounded(&path, LABELS_BYTES_MAX) {
             Ok(Some(bytes)) => bytes,
             Ok(None) => return Err(failed(format!("{file} is larger than {LABELS_BYTES_MAX} bytes"))),
