@@ -7,11 +7,12 @@ use super::config_pbtxt::{GivenConfig, InForce, effective};
 use super::repository::{VersionFolder, companion, graph_file, read_bounded};
 use super::{LoadError, LoadedModel, Manifest, ModelName, ModelSettings, Version, VersionPolicy, warmup};
 use crate::batching::Handle;
-use crate::pipelines::{Pipeline, PipelineLimits};
+use crate::pipelines::{LabelsSource, Pipeline, PipelineLimits};
 use crate::runtime::{GraphSource, Interrupt, Runtime, Session, SessionSettings};
 use crate::tasks::Tasks;
 use crate::tensor::Spec;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -119,9 +120,24 @@ fn threads(settings: &ModelSettings) -> (usize, usize) {
 
 /// The model's task from the manifest and the files beside the graph, and what it was told from.
 fn task(job: &Job, inputs: &[Spec], outputs: &[Spec]) -> Result<(Option<Arc<dyn Pipeline>>, String), LoadError> {
-    let folders = [job.folder.folder.as_path(), job.folder.model_folder.as_path()];
-    let detected = crate::pipelines::detect(&folders, &job.manifest.pipeline, inputs, outputs, &job.limits)?;
+    let detected = crate::pipelines::detect(task_folder(job), &job.manifest.pipeline, inputs, outputs, &job.limits)?;
+    for problem in &detected.missing {
+        tracing::warn!(model = %job.name, version = %job.version, problem, "a model's task is not fully served");
+    }
     Ok((detected.pipeline, detected.evidence))
+}
+
+/// The folder with the files that make the task: the version's own, else what all versions share.
+fn task_folder(job: &Job) -> &Path {
+    let (own, shared) = (&job.folder.folder, &job.folder.model_folder);
+    let labels = match &job.manifest.pipeline.labels {
+        Some(LabelsSource::File(file)) => Some(file.as_str()),
+        Some(LabelsSource::List(_)) | None => None,
+    };
+    let has_any = |folder: &Path| {
+        ["config.json", "preprocessor_config.json"].into_iter().chain(labels).any(|file| folder.join(file).is_file())
+    };
+    if !has_any(own) && has_any(shared) { shared } else { own }
 }
 
 fn output_labels(
