@@ -10,7 +10,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let onnx = protox::compile(["proto/onnx-ml.proto"], ["proto"])?;
     prost_build::Config::new().bytes(["."]).disable_comments(["."]).compile_fds(onnx)?;
     // Read at run time through `prost-reflect`, which brings the text format and JSON; so no Rust code is made of it.
-    let model_config = protox::Compiler::new(["proto"])?.include_imports(true).open_file("model_config.proto")?.encode_file_descriptor_set();
+    let model_config = protox::Compiler::new(["proto"])?
+        .include_imports(true)
+        .open_file("model_config.proto")?
+        .encode_file_descriptor_set();
     std::fs::write(out.join("model_config.fds"), model_config)?;
     Ok(())
 }

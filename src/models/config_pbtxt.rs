@@ -8,7 +8,9 @@ use super::manifest::{INSTANCES_MAX, VersionPolicy, is_contained};
 use super::{ModelName, ModelOverrides, Version};
 use crate::runtime::DeviceType;
 use crate::tensor::{DType, Dim, Spec, ValueType};
-use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MapKey, MessageDescriptor, SerializeOptions, Value};
+use prost_reflect::{
+    DescriptorPool, DeserializeOptions, DynamicMessage, MapKey, MessageDescriptor, SerializeOptions, Value,
+};
 use std::num::NonZeroUsize;
 use std::sync::OnceLock;
 
@@ -145,8 +147,8 @@ impl GivenConfig {
     /// # Errors
     /// The first mistake, by its field where it has one.
     pub(super) fn parse_text(text: &str) -> Result<GivenConfig, ConfigError> {
-        check_depth(text)?;
-        let message = DynamicMessage::parse_text_format(descriptor("ModelConfig")?, text)
+        let text = normalise(text)?;
+        let message = DynamicMessage::parse_text_format(descriptor("ModelConfig")?, &text)
             .map_err(|error| ConfigError::Syntax(bounded(&error.to_string())))?;
         GivenConfig::new(message)
     }
@@ -159,18 +161,23 @@ impl GivenConfig {
         let syntax = |error: serde_json::Error| ConfigError::Syntax(bounded(&error.to_string()));
         let mut reader = serde_json::Deserializer::from_str(text);
         let options = DeserializeOptions::new().deny_unknown_fields(true);
-        let message = DynamicMessage::deserialize_with_options(descriptor("ModelConfig")?, &mut reader, &options).map_err(syntax)?;
+        let message = DynamicMessage::deserialize_with_options(descriptor("ModelConfig")?, &mut reader, &options)
+            .map_err(syntax)?;
         reader.end().map_err(syntax)?;
         GivenConfig::new(message)
     }
 
     fn new(message: DynamicMessage) -> Result<GivenConfig, ConfigError> {
         refuse_what_is_not_served(&message)?;
-        let max_batch_size = u32::try_from(int(&message, "max_batch_size"))
-            .map_err(|_| value("max_batch_size", format!("expected 0 or more, got {}", int(&message, "max_batch_size"))))?;
+        let max_batch_size = u32::try_from(int(&message, "max_batch_size")).map_err(|_| {
+            value("max_batch_size", format!("expected 0 or more, got {}", int(&message, "max_batch_size")))
+        })?;
         let graph_file = some_text(&message, "default_model_filename");
         if let Some(file) = graph_file.as_deref().filter(|file| !is_contained(file)) {
-            return Err(value("default_model_filename", format!("expected a file inside the version's folder, got {file:?}")));
+            return Err(value(
+                "default_model_filename",
+                format!("expected a file inside the version's folder, got {file:?}"),
+            ));
         }
         Ok(GivenConfig {
             name: some_text(&message, "name"),
@@ -223,7 +230,11 @@ impl GivenConfig {
         };
         let declared = type_number(Some(*dtype));
         if tensor.data_type != declared {
-            let problem = format!("the graph declares {}, the configuration {}", type_name(declared), type_name(tensor.data_type));
+            let problem = format!(
+                "the graph declares {}, the configuration {}",
+                type_name(declared),
+                type_name(tensor.data_type)
+            );
             return Err(value(&format!("{}: data_type", place()), problem));
         }
         let Some(shape) = shape.as_deref() else { return Ok(()) };
@@ -233,7 +244,10 @@ impl GivenConfig {
         let batch = (self.max_batch_size > 0).then_some(-1);
         let stated: Vec<i64> = batch.into_iter().chain(tensor.dims.iter().copied()).collect();
         let agree = stated.len() == shape.len()
-            && stated.iter().zip(shape).all(|(&stated, dim)| stated == -1 || dim.to_wire() == -1 || stated == dim.to_wire());
+            && stated
+                .iter()
+                .zip(shape)
+                .all(|(&stated, dim)| stated == -1 || dim.to_wire() == -1 || stated == dim.to_wire());
         if agree {
             return Ok(());
         }
@@ -268,23 +282,32 @@ pub(super) fn effective(given: Option<&GivenConfig>, in_force: &InForce<'_>) -> 
     put(&mut message, "backend", Value::String("onnxruntime".into()))?;
     put(&mut message, "default_model_filename", Value::String(in_force.graph_file.to_owned()))?;
     put(&mut message, "version_policy", policy_message(in_force.policy)?)?;
-    for (field, kind, specs) in [("input", "ModelInput", in_force.inputs), ("output", "ModelOutput", in_force.outputs)] {
+    for (field, kind, specs) in [("input", "ModelInput", in_force.inputs), ("output", "ModelOutput", in_force.outputs)]
+    {
         let stated = messages(&message, field);
         let list = specs
             .iter()
-            .map(|spec| tensor_message(kind, spec, batched, stated.iter().find(|tensor| text(tensor, "name") == spec.name)))
+            .map(|spec| {
+                tensor_message(kind, spec, batched, stated.iter().find(|tensor| text(tensor, "name") == spec.name))
+            })
             .collect::<Result<_, _>>()?;
         put(&mut message, field, Value::List(list))?;
     }
     let group = group_message(in_force, messages(&message, "instance_group").first())?;
     put(&mut message, "instance_group", Value::List(vec![group]))?;
-    let options = SerializeOptions::new().stringify_64_bit_integers(false).use_proto_field_name(true).skip_default_fields(false);
+    let options =
+        SerializeOptions::new().stringify_64_bit_integers(false).use_proto_field_name(true).skip_default_fields(false);
     message
         .serialize_with_options(serde_json::value::Serializer, &options)
         .map_err(|error| ConfigError::Syntax(bounded(&error.to_string())))
 }
 
-fn tensor_message(kind: &str, spec: &Spec, batched: bool, stated: Option<&DynamicMessage>) -> Result<Value, ConfigError> {
+fn tensor_message(
+    kind: &str,
+    spec: &Spec,
+    batched: bool,
+    stated: Option<&DynamicMessage>,
+) -> Result<Value, ConfigError> {
     let mut tensor = match stated {
         Some(stated) => stated.clone(),
         None => DynamicMessage::new(descriptor(kind)?),
@@ -325,7 +348,8 @@ fn policy_message(policy: &VersionPolicy) -> Result<Value, ConfigError> {
         }
         VersionPolicy::All => ("all", "All", None),
         VersionPolicy::Specific(versions) => {
-            let list = versions.iter().map(|version| Value::I64(i64::try_from(version.0).unwrap_or(i64::MAX))).collect();
+            let list =
+                versions.iter().map(|version| Value::I64(i64::try_from(version.0).unwrap_or(i64::MAX))).collect();
             ("specific", "Specific", Some(("versions", Value::List(list))))
         }
     };
@@ -343,7 +367,11 @@ fn refuse_what_is_not_served(message: &DynamicMessage) -> Result<(), ConfigError
         let stated = text(message, field);
         if !stated.is_empty() && stated != served {
             let what = format!("\"{}\"", bounded(&stated));
-            return Err(ConfigError::NotServed { field, what, instead: "ONNX models are: platform \"onnxruntime_onnx\", backend \"onnxruntime\"" });
+            return Err(ConfigError::NotServed {
+                field,
+                what,
+                instead: "ONNX models are: platform \"onnxruntime_onnx\", backend \"onnxruntime\"",
+            });
         }
     }
     for (field, what, instead) in [
@@ -355,8 +383,14 @@ fn refuse_what_is_not_served(message: &DynamicMessage) -> Result<(), ConfigError
         }
     }
     let instead = "leave it out, or use a graph of ONNX's own operators";
-    if child(message, "model_operations").is_some_and(|operations| !messages_or_numbers(&operations, "op_library_filename").is_empty()) {
-        return Err(ConfigError::NotServed { field: "model_operations", what: "a library of operators".into(), instead });
+    if child(message, "model_operations")
+        .is_some_and(|operations| !messages_or_numbers(&operations, "op_library_filename").is_empty())
+    {
+        return Err(ConfigError::NotServed {
+            field: "model_operations",
+            what: "a library of operators".into(),
+            instead,
+        });
     }
     if child(message, "model_transaction_policy").is_some_and(|policy| int(&policy, "decoupled") != 0) {
         let instead = "every request has one answer";
@@ -430,13 +464,19 @@ fn settings(message: &DynamicMessage) -> Result<ModelOverrides, ConfigError> {
     let mut settings = ModelOverrides::default();
     let groups = messages(message, "instance_group");
     if groups.len() > 1 {
-        tracing::warn!(groups = groups.len(), "only the first instance_group chooses the device; the counts are added up");
+        tracing::warn!(
+            groups = groups.len(),
+            "only the first instance_group chooses the device; the counts are added up"
+        );
     }
     let mut instances = 0usize;
     for group in &groups {
         let count = usize::try_from(int(group, "count")).ok().filter(|count| *count <= INSTANCES_MAX);
         let Some(count) = count else {
-            return Err(value("instance_group.count", format!("expected 0 to {INSTANCES_MAX}, got {}", int(group, "count"))));
+            return Err(value(
+                "instance_group.count",
+                format!("expected 0 to {INSTANCES_MAX}, got {}", int(group, "count")),
+            ));
         };
         instances = instances.saturating_add(count);
     }
@@ -451,13 +491,17 @@ fn settings(message: &DynamicMessage) -> Result<ModelOverrides, ConfigError> {
         settings.device.device_index = gpu.and_then(|gpu| u32::try_from(gpu).ok());
     }
     if settings.device.device_type != Some(DeviceType::Cpu)
-        && let Some(accelerators) = child(message, "optimization").and_then(|policy| child(&policy, "execution_accelerators"))
+        && let Some(accelerators) =
+            child(message, "optimization").and_then(|policy| child(&policy, "execution_accelerators"))
     {
         for accelerator in messages(&accelerators, "gpu_execution_accelerator") {
             match text(&accelerator, "name").as_str() {
                 "tensorrt" => settings.device.device_type = Some(DeviceType::Tensorrt),
                 "cuda" => settings.device.device_type = Some(DeviceType::Cuda),
-                other => tracing::warn!(accelerator = bounded(other), "an execution accelerator is not known and is not used"),
+                other => tracing::warn!(
+                    accelerator = bounded(other),
+                    "an execution accelerator is not known and is not used"
+                ),
             }
         }
     }
@@ -465,7 +509,8 @@ fn settings(message: &DynamicMessage) -> Result<ModelOverrides, ConfigError> {
     settings.batch.max_queue =
         queue.and_then(|queue| usize::try_from(int(&queue, "max_queue_size")).ok()).filter(|size| *size > 0);
     if let Some(count) = parameter(message, "intra_op_thread_count") {
-        let problem = || value("parameters.intra_op_thread_count", format!("expected a number, got {:?}", bounded(&count)));
+        let problem =
+            || value("parameters.intra_op_thread_count", format!("expected a number, got {:?}", bounded(&count)));
         let count: usize = count.trim().parse().map_err(|_| problem())?;
         // 0 is "as many as there are cores", which is the default here as well.
         settings.batch.intra_threads = (count > 0).then_some(count.min(INSTANCES_MAX));
@@ -498,10 +543,16 @@ fn warmup(message: &DynamicMessage) -> Result<Vec<GivenWarmup>, ConfigError> {
     Ok(samples)
 }
 
-fn warmup_input(sample: &str, name: &str, entry: &DynamicMessage, batch_size: usize) -> Result<WarmupInput, ConfigError> {
+fn warmup_input(
+    sample: &str,
+    name: &str,
+    entry: &DynamicMessage,
+    batch_size: usize,
+) -> Result<WarmupInput, ConfigError> {
     let place = format!("model_warmup '{sample}': input '{}'", bounded(name));
     let number = i32::try_from(int(entry, "data_type")).unwrap_or(0);
-    let dtype = dtype_of(number).ok_or_else(|| value(&place, format!("data_type: {} has no data", type_name(number))))?;
+    let dtype =
+        dtype_of(number).ok_or_else(|| value(&place, format!("data_type: {} has no data", type_name(number))))?;
     let dims = messages_or_numbers(entry, "dims");
     let mut shape: Vec<usize> = if batch_size > 0 { vec![batch_size] } else { vec![] };
     for dim in dims.iter().filter_map(Value::as_i64) {
@@ -510,7 +561,10 @@ fn warmup_input(sample: &str, name: &str, entry: &DynamicMessage, batch_size: us
     }
     let data = match (some_text(entry, "input_data_file"), int(entry, "random_data") != 0) {
         (Some(file), _) if !is_contained(&file) => {
-            return Err(value(&place, format!("input_data_file: expected a file inside the folder warmup, got {file:?}")));
+            return Err(value(
+                &place,
+                format!("input_data_file: expected a file inside the folder warmup, got {file:?}"),
+            ));
         }
         (Some(_), _) if dtype == DType::String => {
             return Err(value(&place, "input_data_file: text from a file is not served; use zero_data".into()));
@@ -522,27 +576,47 @@ fn warmup_input(sample: &str, name: &str, entry: &DynamicMessage, batch_size: us
     Ok(WarmupInput { name: name.to_owned(), dtype, shape, data })
 }
 
+/// The text as the parser takes it: with the colon that Triton's files leave out before a list (`input [ … ]`).
+///
 /// Refuses a text that nests deeper than the schema: the parser recurses for each level.
-fn check_depth(text: &str) -> Result<(), ConfigError> {
+fn normalise(text: &str) -> Result<String, ConfigError> {
+    let mut normal = String::with_capacity(text.len());
+    let mut copied = 0;
     let mut depth = 0usize;
     let mut quote = None;
-    let mut bytes = text.bytes();
-    while let Some(byte) = bytes.next() {
+    // Whether a name or a word stood last, blanks and comments not counted.
+    let mut after_word = false;
+    let mut bytes = text.bytes().enumerate();
+    while let Some((at, byte)) = bytes.next() {
         match (quote, byte) {
             (Some(_), b'\\') => drop(bytes.next()),
             (Some(_), b'\n') => return Err(ConfigError::Syntax("a string without an end".into())),
             (Some(open), _) => quote = (byte != open).then_some(open),
-            (None, b'"' | b'\'') => quote = Some(byte),
-            (None, b'#') => drop(bytes.find(|&byte| byte == b'\n')),
-            (None, b'{' | b'<' | b'[') => depth += 1,
-            (None, b'}' | b'>' | b']') => depth = depth.saturating_sub(1),
-            (None, _) => {}
+            (None, b'#') => drop(bytes.find(|&(_, byte)| byte == b'\n')),
+            (None, _) if byte.is_ascii_whitespace() => {}
+            (None, _) => {
+                match byte {
+                    b'"' | b'\'' => quote = Some(byte),
+                    b'[' if after_word => {
+                        // All the bytes before an ASCII one are whole characters.
+                        normal.push_str(text.get(copied..at).unwrap_or_default());
+                        normal.push(':');
+                        copied = at;
+                        depth += 1;
+                    }
+                    b'{' | b'<' | b'[' => depth += 1,
+                    b'}' | b'>' | b']' => depth = depth.saturating_sub(1),
+                    _ => {}
+                }
+                after_word = byte.is_ascii_alphanumeric() || byte == b'_';
+            }
         }
         if depth > DEPTH_MAX {
             return Err(ConfigError::Syntax(format!("nested deeper than {DEPTH_MAX} levels")));
         }
     }
-    Ok(())
+    normal.push_str(text.get(copied..).unwrap_or_default());
+    Ok(normal)
 }
 
 fn value(field: &str, problem: String) -> ConfigError {
@@ -609,6 +683,7 @@ mod tests {
 
     #[test]
     fn both_spellings_give_the_same_configuration() {
+        // Triton's files mostly leave out the colon before a list, and end lists of messages in any way.
         let text = r#"
             name: "m"  # a comment with { and "
             platform: "onnxruntime_onnx"
@@ -652,7 +727,8 @@ mod tests {
         fn check(text: &str, expected: Option<DeviceType>) {
             assert_eq!(GivenConfig::parse_text(text).unwrap().settings.device.device_type, expected, "{text}");
         }
-        let tensorrt = "optimization { execution_accelerators { gpu_execution_accelerator : [ { name : \"tensorrt\" } ] } }";
+        let tensorrt =
+            "optimization { execution_accelerators { gpu_execution_accelerator : [ { name : \"tensorrt\" } ] } }";
         check(tensorrt, Some(DeviceType::Tensorrt));
         check(&format!("{tensorrt} instance_group {{ kind: KIND_CPU }}"), Some(DeviceType::Cpu));
         check("instance_group { kind: KIND_GPU gpus: [ 1 ] }", Some(DeviceType::Cuda));
@@ -668,11 +744,17 @@ mod tests {
             assert!(error.contains(expected), "{error}");
             assert!(error.len() < 1_000);
         }
-        check("platform: \"tensorflow_savedmodel\"", "platform: \"tensorflow_savedmodel\" is not served; ONNX models are");
+        check(
+            "platform: \"tensorflow_savedmodel\"",
+            "platform: \"tensorflow_savedmodel\" is not served; ONNX models are",
+        );
         check("backend: \"python\"", "backend");
         check("ensemble_scheduling { step { model_name: \"a\" } }", "ensemble");
         check("sequence_batching { }", "sequence batching is not served");
-        check("input { name: \"x\" data_type: TYPE_FP32 dims: 1 reshape { shape: [] } }", "reshape (of input 'x') is not served");
+        check(
+            "input { name: \"x\" data_type: TYPE_FP32 dims: 1 reshape { shape: [] } }",
+            "reshape (of input 'x') is not served",
+        );
         check("max_batch_size: -1", "max_batch_size: expected 0 or more, got -1");
         check("max_batchsize: 1", "max_batchsize");
         check("input { data_type: TYPE_FP32 }", "without a name");
@@ -685,8 +767,14 @@ mod tests {
         check("output { name: \"y\" label_filename: \"../x\" }", "label_filename");
         check("model_operations { op_library_filename: \"x.so\" }", "library of operators");
         check("model_transaction_policy { decoupled: true }", "decoupled");
-        check("model_warmup { inputs { key: \"x\" value { data_type: TYPE_STRING input_data_file: \"f\" } } }", "input_data_file");
-        check("model_warmup { inputs { key: \"x\" value { data_type: TYPE_FP32 input_data_file: \"../f\" } } }", "input_data_file");
+        check(
+            "model_warmup { inputs { key: \"x\" value { data_type: TYPE_STRING input_data_file: \"f\" } } }",
+            "input_data_file",
+        );
+        check(
+            "model_warmup { inputs { key: \"x\" value { data_type: TYPE_FP32 input_data_file: \"../f\" } } }",
+            "input_data_file",
+        );
         check("name: \"a", "");
         check("{", "");
         check(&"[a/inference.ModelConfig] {".repeat(50_000), "nested deeper");
@@ -710,10 +798,22 @@ mod tests {
         check("", "");
         check("input { name: \"x\" data_type: TYPE_FP32 dims: [ -1, 3 ] }", "");
         check("input { name: \"x\" data_type: TYPE_FP32 dims: [ 4, -1 ] }", "");
-        check("max_batch_size: 4 input { name: \"x\" data_type: TYPE_FP32 dims: 3 } output { name: \"y\" data_type: TYPE_STRING }", "");
-        check("input { name: \"z\" data_type: TYPE_FP32 dims: 3 }", "input 'z': the graph has no input of this name; it has x");
-        check("input { name: \"x\" data_type: TYPE_FP16 dims: [ -1, 3 ] }", "input 'x': data_type: the graph declares TYPE_FP32, the configuration TYPE_FP16");
-        check("input { name: \"x\" data_type: TYPE_FP32 dims: [ -1, 4 ] }", "input 'x': dims: the graph declares FP32[-1, 3], the configuration [-1, 4]");
+        check(
+            "max_batch_size: 4 input { name: \"x\" data_type: TYPE_FP32 dims: 3 } output { name: \"y\" data_type: TYPE_STRING }",
+            "",
+        );
+        check(
+            "input { name: \"z\" data_type: TYPE_FP32 dims: 3 }",
+            "input 'z': the graph has no input of this name; it has x",
+        );
+        check(
+            "input { name: \"x\" data_type: TYPE_FP16 dims: [ -1, 3 ] }",
+            "input 'x': data_type: the graph declares TYPE_FP32, the configuration TYPE_FP16",
+        );
+        check(
+            "input { name: \"x\" data_type: TYPE_FP32 dims: [ -1, 4 ] }",
+            "input 'x': dims: the graph declares FP32[-1, 3], the configuration [-1, 4]",
+        );
         let config = GivenConfig::parse_text("max_batch_size: 4").unwrap();
         let error = config.check_graph(&[spec("x", DType::Fp32, &[1, 3])], &[]).unwrap_err().to_string();
         assert!(error.contains("state max_batch_size: 0"), "{error}");
@@ -748,7 +848,9 @@ mod tests {
         assert_eq!(config["default_model_filename"], "model.onnx");
         assert!(config.get("sequence_batching").is_none(), "{config}");
 
-        let given = GivenConfig::parse_text("max_batch_size: 4 dynamic_batching { max_queue_delay_microseconds: 9 } metric_tags { key: 'a' value: 'b' }");
+        let given = GivenConfig::parse_text(
+            "max_batch_size: 4 dynamic_batching { max_queue_delay_microseconds: 9 } metric_tags { key: 'a' value: 'b' }",
+        );
         let config = effective(Some(&given.unwrap()), &in_force).unwrap();
         assert_eq!(config["max_batch_size"], 4);
         assert_eq!(config["input"][0]["dims"], json!([3]));

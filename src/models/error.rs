@@ -3,7 +3,6 @@
 //! Texts are safe to show to a client: they name models, versions, keys and files inside a model's folder, no others.
 
 use super::config_pbtxt::ConfigError;
-use super::manifest::ManifestError;
 use super::repository::FolderError;
 use super::{ModelName, ModelState, Version};
 use crate::pipelines::PipelineError;
@@ -18,7 +17,7 @@ pub enum ModelError {
     /// The model is there and cannot answer at present.
     #[error("model '{model}' is {state}{}", reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default())]
     NotReady { model: ModelName, state: ModelState, reason: Option<String> },
-    /// Another server works on the same store, or the store cannot take what the call brings.
+    /// The store cannot take what the call brings: it is read-only, or full.
     #[error("model '{model}': {problem}")]
     Conflict { model: ModelName, problem: String },
     /// The manifest, the configuration or what the call brings is wrong.
@@ -39,8 +38,6 @@ pub enum LoadError {
     Runtime(#[from] RuntimeError),
     #[error("pipeline: {0}")]
     Pipeline(#[from] PipelineError),
-    #[error(transparent)]
-    Manifest(#[from] ManifestError),
     #[error("model configuration: {0}")]
     Config(#[from] ConfigError),
     #[error("warm-up with {sample}: {problem}")]

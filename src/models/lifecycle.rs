@@ -110,7 +110,13 @@ mod tests {
 
     /// One row: the disk and the known versions as (version, fingerprint), failed ones with a fingerprint below 0.
     #[track_caller]
-    fn check(policy: VersionPolicy, disk: &[(u64, u64)], known: &[(u64, i64)], command: Command, expected: [&[u64]; 4]) {
+    fn check(
+        policy: VersionPolicy,
+        disk: &[(u64, u64)],
+        known: &[(u64, i64)],
+        command: Command,
+        expected: [&[u64]; 4],
+    ) {
         let on_disk = disk.iter().map(|&(version, files)| (Version(version), Fingerprint(files))).collect();
         let mut map: BTreeMap<Version, Known> = BTreeMap::new();
         for &(version, files) in known {

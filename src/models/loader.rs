@@ -7,11 +7,12 @@ use super::config_pbtxt::{GivenConfig, InForce, effective};
 use super::repository::{VersionFolder, companion, graph_file, read_bounded};
 use super::{LoadError, LoadedModel, Manifest, ModelName, ModelSettings, Version, VersionPolicy, warmup};
 use crate::batching::Handle;
-use crate::pipelines::{Pipeline, PipelineLimits};
+use crate::pipelines::{LabelsSource, Pipeline, PipelineLimits};
 use crate::runtime::{GraphSource, Interrupt, Runtime, Session, SessionSettings};
 use crate::tasks::Tasks;
 use crate::tensor::Spec;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -45,8 +46,9 @@ pub(super) fn load(
     let started = Instant::now();
     let config = job.config.as_deref();
     let file = graph_file(&job.folder, &job.manifest, config)?;
-    let graph_name =
-        file.strip_prefix(&job.folder.folder).map_or_else(|_| String::new(), |file| file.to_string_lossy().into_owned());
+    let graph_name = file
+        .strip_prefix(&job.folder.folder)
+        .map_or_else(|_| String::new(), |file| file.to_string_lossy().into_owned());
     let (instances, intra_threads) = threads(&job.settings);
     let source = GraphSource { file, folder: job.folder.folder.clone(), max_file_bytes: job.max_model_bytes };
     let session_settings = SessionSettings {
@@ -118,9 +120,24 @@ fn threads(settings: &ModelSettings) -> (usize, usize) {
 
 /// The model's task from the manifest and the files beside the graph, and what it was told from.
 fn task(job: &Job, inputs: &[Spec], outputs: &[Spec]) -> Result<(Option<Arc<dyn Pipeline>>, String), LoadError> {
-    let folders = [job.folder.folder.as_path(), job.folder.model_folder.as_path()];
-    let detected = crate::pipelines::detect(&folders, &job.manifest.pipeline, inputs, outputs, &job.limits)?;
+    let detected = crate::pipelines::detect(task_folder(job), &job.manifest.pipeline, inputs, outputs, &job.limits)?;
+    for problem in &detected.missing {
+        tracing::warn!(model = %job.name, version = %job.version, problem, "a model's task is not fully served");
+    }
     Ok((detected.pipeline, detected.evidence))
+}
+
+/// The folder with the files that make the task: the version's own, else what all versions share.
+fn task_folder(job: &Job) -> &Path {
+    let (own, shared) = (&job.folder.folder, &job.folder.model_folder);
+    let labels = match &job.manifest.pipeline.labels {
+        Some(LabelsSource::File(file)) => Some(file.as_str()),
+        Some(LabelsSource::List(_)) | None => None,
+    };
+    let has_any = |folder: &Path| {
+        ["config.json", "preprocessor_config.json"].into_iter().chain(labels).any(|file| folder.join(file).is_file())
+    };
+    if !has_any(own) && has_any(shared) { shared } else { own }
 }
 
 fn output_labels(
@@ -137,7 +154,8 @@ fn output_labels(
     for output in job.config.iter().flat_map(|config| &config.outputs) {
         let Some(file) = &output.label_filename else { continue };
         let failed = |problem: String| LoadError::Labels { output: output.name.clone(), problem };
-        let path = companion(&job.folder, file).ok_or_else(|| failed(format!("there is no file {file} in the model's folder")))?;
+        let path = companion(&job.folder, file)
+            .ok_or_else(|| failed(format!("there is no file {file} in the model's folder")))?;
         let bytes = match read_bounded(&path, LABELS_BYTES_MAX) {
             Ok(Some(bytes)) => bytes,
             Ok(None) => return Err(failed(format!("{file} is larger than {LABELS_BYTES_MAX} bytes"))),

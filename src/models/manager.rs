@@ -101,7 +101,9 @@ impl ModelManager {
                 }
                 futures_util::stream::iter(names).for_each_concurrent(LOADS_AT_ONCE, |name| self.tend(name)).await;
             }
-            Some(Err(error)) => tracing::error!(error = %error.kind(), "the model store could not be read; no model is served"),
+            Some(Err(error)) => {
+                tracing::error!(error = %error.kind(), "the model store could not be read; no model is served")
+            }
             None => {}
         }
         self.0.started.store(true, Ordering::Release);
@@ -138,7 +140,11 @@ impl ModelManager {
     ///
     /// # Cancel safety
     /// Dropping the future leaves a load that it began running.
-    pub async fn get_or_load(&self, name: &ModelName, version: Option<Version>) -> Result<Arc<LoadedModel>, ModelError> {
+    pub async fn get_or_load(
+        &self,
+        name: &ModelName,
+        version: Option<Version>,
+    ) -> Result<Arc<LoadedModel>, ModelError> {
         let autoload = self.0.store.autoload;
         match self.find(name, version, autoload) {
             Some(Found::Ready(model)) => return Ok(model),
@@ -266,7 +272,8 @@ impl ModelManager {
         overrides: LoadOverrides,
     ) -> Result<(), ModelError> {
         let (manager, model) = (self.clone(), name.clone());
-        let work = self.0.tasks.spawn("load a model", async move { manager.change(&model, &gate, command, overrides).await });
+        let work =
+            self.0.tasks.spawn("load a model", async move { manager.change(&model, &gate, command, overrides).await });
         work.await.unwrap_or(Err(ModelError::Stopping))
     }
 
@@ -361,7 +368,13 @@ impl ModelManager {
     }
 
     /// Makes the plan for a model and carries it out.
-    async fn change(&self, name: &ModelName, gate: &Gate, command: Command, overrides: LoadOverrides) -> Result<(), ModelError> {
+    async fn change(
+        &self,
+        name: &ModelName,
+        gate: &Gate,
+        command: Command,
+        overrides: LoadOverrides,
+    ) -> Result<(), ModelError> {
         let skip = self.edit(name, |entry| command == Command::Refresh && (entry.held || entry.pinned));
         if skip == Some(true) {
             return Ok(());
@@ -410,11 +423,18 @@ impl ModelManager {
         result
     }
 
-    async fn carry_out(&self, name: &ModelName, command: Command, prepared: Prepared, overridden: bool) -> Result<(), ModelError> {
+    async fn carry_out(
+        &self,
+        name: &ModelName,
+        command: Command,
+        prepared: Prepared,
+        overridden: bool,
+    ) -> Result<(), ModelError> {
         let on_disk: BTreeMap<Version, Fingerprint> =
             prepared.folder.versions.iter().map(|(version, folder)| (*version, folder.fingerprint)).collect();
         let planned = self.edit(name, |entry| {
-            let before: BTreeMap<Version, _> = entry.slots.iter().map(|(version, slot)| (*version, slot.failed.clone())).collect();
+            let before: BTreeMap<Version, _> =
+                entry.slots.iter().map(|(version, slot)| (*version, slot.failed.clone())).collect();
             let plan = lifecycle::plan(&prepared.policy, &on_disk, &entry.known(), command);
             for version in &plan.load {
                 entry.slots.entry(*version).or_default().busy = Some(Busy::Loading);
@@ -461,7 +481,9 @@ impl ModelManager {
                 // The versions go back to what the disk made of them.
                 entry.slots.retain(|version, slot| before.contains_key(version) || slot.serving.is_some());
                 for (version, failed) in before {
-                    if let Some(slot) = entry.slots.get_mut(&version).filter(|slot| slot.serving.is_none() || slot.failed.is_some()) {
+                    if let Some(slot) =
+                        entry.slots.get_mut(&version).filter(|slot| slot.serving.is_none() || slot.failed.is_some())
+                    {
                         slot.failed = failed;
                     }
                 }
@@ -530,7 +552,8 @@ impl ModelManager {
         let mut work = self.0.tasks.spawn_blocking(move || {
             let _permit = permit;
             // The receiver is gone where the process stops.
-            loader::load(&job, inner.runtime.as_ref(), &inner.tasks, &switch, || drop(warming.send(())))
+            let warming = || _ = warming.send(());
+            loader::load(&job, inner.runtime.as_ref(), &inner.tasks, &switch, warming)
         });
         let too_long = async {
             match warms.await {
@@ -603,7 +626,7 @@ impl ModelManager {
     /// Removes an entry that was made for a call whose files did not make a model.
     fn forget_empty(&self, name: &ModelName) {
         let mut registry = self.lock();
-        if registry.get(name).is_some_and(|entry| entry.slots.is_empty() && !entry.broken && entry.looked_at.is_none()) {
+        if registry.get(name).is_some_and(|entry| entry.slots.is_empty() && !entry.broken) {
             registry.remove(name);
         }
     }
@@ -645,7 +668,10 @@ impl Inner {
             let mut hasher = DefaultHasher::new();
             overrides.config_json.hash(&mut hasher);
             let mix = hasher.finish();
-            folder.versions.values_mut().for_each(|version| version.fingerprint = Fingerprint(version.fingerprint.0 ^ mix));
+            folder
+                .versions
+                .values_mut()
+                .for_each(|version| version.fingerprint = Fingerprint(version.fingerprint.0 ^ mix));
         }
         let prepared = self.settle(name, folder, overridden, written.clone());
         if let (Err(_), Some(written)) = (&prepared, written) {
@@ -663,8 +689,10 @@ impl Inner {
         written: Option<PathBuf>,
     ) -> Result<Prepared, ModelError> {
         let (manifest, config) = (&folder.manifest, folder.config.as_deref());
-        if let Some(stated) = config.and_then(|config| config.name.as_deref()).filter(|stated| *stated != name.as_str()) {
-            let problem = format!("the configuration is of model {stated:?}; expected the folder's name, {:?}", name.as_str());
+        if let Some(stated) = config.and_then(|config| config.name.as_deref()).filter(|stated| *stated != name.as_str())
+        {
+            let problem =
+                format!("the configuration is of model {stated:?}; expected the folder's name, {:?}", name.as_str());
             return Err(ModelError::Invalid { model: name.clone(), problem });
         }
         let config_policy = config.and_then(|config| config.version_policy.clone());

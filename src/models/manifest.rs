@@ -122,7 +122,10 @@ struct Raw {
 }
 
 #[derive(Deserialize)]
-#[serde(untagged, expecting = "expected \"latest\", \"latest:N\", \"all\" or a list of versions such as [\"1\", \"4\"]")]
+#[serde(
+    untagged,
+    expecting = "expected \"latest\", \"latest:N\", \"all\" or a list of versions such as [\"1\", \"4\"]"
+)]
 enum RawPolicy {
     Word(String),
     Versions(Vec<RawVersion>),
@@ -142,8 +145,12 @@ impl Manifest {
     /// The first mistake found, with its line or its key.
     pub fn parse(text: &str) -> Result<Manifest, ManifestError> {
         let raw: Raw = toml::from_str(text).map_err(|error| describe(text, &error))?;
-        let overrides =
-            ModelOverrides { device: raw.device, optimization: raw.optimization, batch: raw.batch, performance: raw.performance };
+        let overrides = ModelOverrides {
+            device: raw.device,
+            optimization: raw.optimization,
+            batch: raw.batch,
+            performance: raw.performance,
+        };
         let manifest = Manifest {
             description: raw.description,
             author: raw.author,
@@ -303,7 +310,8 @@ mod tests {
     fn a_version_policy_has_four_forms() {
         let latest = |count| Some(VersionPolicy::Latest(NonZeroUsize::new(count).unwrap()));
         let check = |text: &str, expected: Option<VersionPolicy>| {
-            let got = Manifest::parse(&format!("version_policy = {text}")).ok().and_then(|manifest| manifest.version_policy);
+            let got =
+                Manifest::parse(&format!("version_policy = {text}")).ok().and_then(|manifest| manifest.version_policy);
             assert_eq!(got, expected, "{text}");
         };
         check("\"latest\"", latest(1));
@@ -325,7 +333,10 @@ mod tests {
         check("descripton = \"x\"", "line 1: unknown key 'descripton'; did you mean 'description'?");
         check("\n[pipeline]\ntaks = \"x\"", "line 3: unknown key 'taks'; did you mean 'task'?");
         check("[batch]\ninstance = 1", "line 2: unknown key 'instance'; did you mean 'instances'?");
-        check("[batch]\nqqqqqqq = 1", "line 2: unknown key 'qqqqqqq'; the keys here are instances, intra_threads, max_queue");
+        check(
+            "[batch]\nqqqqqqq = 1",
+            "line 2: unknown key 'qqqqqqq'; the keys here are instances, intra_threads, max_queue",
+        );
         check("[warmup]\nfile = \"a\"", "line 1");
         check("[[warmup]]\nfil = \"a\"", "did you mean 'file'?");
         check("description = ", "line 1");

@@ -22,7 +22,9 @@ pub struct StoreLock {
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    #[error("the model store is in use by another server; give each server its own store, or mount a shared one read-only")]
+    #[error(
+        "the model store is in use by another server; give each server its own store, or mount a shared one read-only"
+    )]
     InUse,
     #[error("the model store could not be opened: {0}")]
     Io(io::ErrorKind),
@@ -39,7 +41,9 @@ impl StoreLock {
             .and_then(|()| OpenOptions::new().create(true).write(true).truncate(false).open(folder.join("lock")));
         let file = match opened {
             Ok(file) => file,
-            Err(error) if matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied) => {
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied) =>
+            {
                 return Ok(None);
             }
             Err(error) => return Err(StoreError::Io(error.kind())),
@@ -58,13 +62,16 @@ impl StoreLock {
 /// What is wrong with it and what it should be.
 pub(super) fn check_name(name: &str) -> Result<(Version, &str), String> {
     let shown: String = name.chars().take(100).collect();
-    let wrong = || format!("file {shown:?}: expected <version>/<file name>, such as 1/model.onnx, without '..' or '\\'");
+    let wrong =
+        || format!("file {shown:?}: expected <version>/<file name>, such as 1/model.onnx, without '..' or '\\'");
     let (version, path) = name.split_once('/').ok_or_else(wrong)?;
     let version = Version::parse(version).ok_or_else(wrong)?;
     let good = name.len() <= NAME_BYTES_MAX
         && is_contained(path)
         && !path.ends_with('/')
-        && path.split('/').all(|part| !part.is_empty() && part != "." && !part.starts_with('.') && part.len() <= PART_BYTES_MAX)
+        && path
+            .split('/')
+            .all(|part| !part.is_empty() && part != "." && !part.starts_with('.') && part.len() <= PART_BYTES_MAX)
         && !path.chars().any(char::is_control);
     if good { Ok((version, path)) } else { Err(wrong()) }
 }
@@ -91,8 +98,7 @@ pub(super) fn write(
     if total > bytes_max {
         return Err(invalid(format!("expected files of at most {bytes_max} bytes together, got {total}")));
     }
-    let checked =
-        files.iter().map(|(name, content)| check_name(name).map(|(version, path)| (version, path, content)));
+    let checked = files.iter().map(|(name, content)| check_name(name).map(|(version, path)| (version, path, content)));
     let checked: Vec<(Version, &str, &Bytes)> = checked.collect::<Result<_, _>>().map_err(invalid)?;
     let folder = folder_of(models_dir, model).join(uuid::Uuid::new_v4().simple().to_string());
     let result = write_all(models_dir, &folder, &checked);
@@ -162,8 +168,30 @@ mod tests {
     #[test]
     fn names_that_could_leave_the_folder_are_refused() {
         for bad in [
-            "", "/", "1", "1/", "1//x", "/1/x", "../1/x", "1/../x", "1/a/../../x", "1/..", "1/.", "1/./x", "1/x/", "1/x\\y", "1/x\0",
-            "1/\n", "1/.hidden", "1/a/.b/c", "x/model.onnx", "01/model.onnx", "-1/x", "model.onnx", "1\\x", "99999999999999999999/x",
+            "",
+            "/",
+            "1",
+            "1/",
+            "1//x",
+            "/1/x",
+            "../1/x",
+            "1/../x",
+            "1/a/../../x",
+            "1/..",
+            "1/.",
+            "1/./x",
+            "1/x/",
+            "1/x\\y",
+            "1/x\0",
+            "1/\n",
+            "1/.hidden",
+            "1/a/.b/c",
+            "x/model.onnx",
+            "01/model.onnx",
+            "-1/x",
+            "model.onnx",
+            "1\\x",
+            "99999999999999999999/x",
         ] {
             assert!(check_name(bad).is_err(), "{bad:?}");
         }
@@ -178,7 +206,8 @@ mod tests {
         let store = tempfile::tempdir().unwrap();
         let model = ModelName::parse("m").unwrap();
         let file = |name: &str| (name.to_owned(), Bytes::from_static(b"abc"));
-        for files in [vec![file("1/a"), file("1/a")], vec![file("1/a"), file("1/a/b")], vec![file("1/a"), file("../b")]] {
+        for files in [vec![file("1/a"), file("1/a")], vec![file("1/a"), file("1/a/b")], vec![file("1/a"), file("../b")]]
+        {
             assert!(matches!(write(store.path(), &model, &files, 100), Err(ModelError::Invalid { .. })));
         }
         assert!(matches!(write(store.path(), &model, &[file("1/a"), file("1/b")], 5), Err(ModelError::Invalid { .. })));

@@ -4,7 +4,9 @@
 //! under one look at the entry. Pure data behind the manager's mutex: no file, task or runtime.
 
 use super::lifecycle::{self, Fingerprint, Known};
-use super::{LoadedModel, Manifest, ModelError, ModelName, ModelState, ModelStatus, Version, VersionPolicy, VersionStatus};
+use super::{
+    LoadedModel, Manifest, ModelError, ModelName, ModelState, ModelStatus, Version, VersionPolicy, VersionStatus,
+};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -100,7 +102,11 @@ impl Entry {
         }
         let refused = |state, reason| Found::Refused(ModelError::NotReady { model: name.clone(), state, reason });
         let by_hand = || Some(format!("load it with POST /v1/models/{name}/load"));
-        let busy = self.slots.iter().filter(|(key, _)| version.is_none_or(|version| version == **key)).find_map(|(_, slot)| slot.busy);
+        let busy = self
+            .slots
+            .iter()
+            .filter(|(key, _)| version.is_none_or(|version| version == **key))
+            .find_map(|(_, slot)| slot.busy);
         if busy == Some(Busy::Loading) {
             return if may_load { Found::MayLoad } else { refused(ModelState::Loading, None) };
         }

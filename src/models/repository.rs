@@ -35,13 +35,19 @@ pub enum FolderError {
     Unreadable { entry: String, kind: io::ErrorKind },
     #[error("{entry} holds more than {FILES_MAX} files or is deeper than {DEPTH_MAX} folders")]
     TooMany { entry: String },
-    #[error("there is no version: expected a folder named by a number, such as 1/model.onnx, or a file model.onnx; found {found}")]
+    #[error(
+        "there is no version: expected a folder named by a number, such as 1/model.onnx, or a file model.onnx; found {found}"
+    )]
     NoVersion { found: String },
     #[error("{file}, which {named_by} names, is not in {folder}; found {found}")]
     NoSuchGraph { file: String, named_by: &'static str, folder: String, found: String },
-    #[error("there is no model file in {folder}: expected model.onnx, model.ort, onnx/model.onnx or a single .onnx or .ort file; found {found}")]
+    #[error(
+        "there is no model file in {folder}: expected model.onnx, model.ort, onnx/model.onnx or a single .onnx or .ort file; found {found}"
+    )]
     NoGraph { folder: String, found: String },
-    #[error("there are several model files in {folder}: {found}; name one as model.onnx, or in model.toml as pipeline.file")]
+    #[error(
+        "there are several model files in {folder}: {found}; name one as model.onnx, or in model.toml as pipeline.file"
+    )]
     ManyGraphs { folder: String, found: String },
     #[error(transparent)]
     Manifest(#[from] ManifestError),
@@ -166,16 +172,21 @@ pub(super) fn read_folder(bounds: &Path, folder: &Path) -> Result<ModelFolder, F
         }
         let own = Walk::over(&bounds, &path, DEPTH_MAX)?;
         let fingerprint = Fingerprint(shared.hash ^ own.hash.rotate_left(1));
-        versions.insert(version, VersionFolder { folder: path, model_folder: folder.clone(), bounds: bounds.clone(), fingerprint });
+        versions.insert(
+            version,
+            VersionFolder { folder: path, model_folder: folder.clone(), bounds: bounds.clone(), fingerprint },
+        );
     }
     if versions.is_empty() {
         let all = Walk::over(&bounds, &folder, DEPTH_MAX)?;
-        let names_graph = manifest.pipeline.file.is_some() || config.as_ref().is_some_and(|config| config.graph_file.is_some());
+        let names_graph =
+            manifest.pipeline.file.is_some() || config.as_ref().is_some_and(|config| config.graph_file.is_some());
         if !names_graph && all.graphs().next().is_none() {
             return Err(FolderError::NoVersion { found: all.listing() });
         }
         let fingerprint = Fingerprint(all.hash);
-        versions.insert(Version(1), VersionFolder { folder: folder.clone(), model_folder: folder, bounds, fingerprint });
+        versions
+            .insert(Version(1), VersionFolder { folder: folder.clone(), model_folder: folder, bounds, fingerprint });
     }
     Ok(ModelFolder { manifest, config, versions })
 }
@@ -190,7 +201,8 @@ pub(super) fn graph_file(
     // Only the last part of the path is told: a version's number or the model's name.
     let shown = || folder.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     let named = manifest.pipeline.file.as_deref().map(|file| (file, "model.toml"));
-    let named = named.or_else(|| config.and_then(|config| config.graph_file.as_deref()).map(|file| (file, "config.pbtxt")));
+    let named =
+        named.or_else(|| config.and_then(|config| config.graph_file.as_deref()).map(|file| (file, "config.pbtxt")));
     let found = if let Some((file, named_by)) = named {
         let path = folder.join(file);
         if !super::manifest::is_contained(file) || !path.is_file() {
@@ -247,7 +259,8 @@ pub(super) fn read_bounded(file: &Path, max: u64) -> io::Result<Option<Vec<u8>>>
 fn read_config(folder: &Path) -> Result<Option<GivenConfig>, FolderError> {
     match read_bounded(&folder.join("config.pbtxt"), CONFIG_BYTES_MAX) {
         Ok(Some(bytes)) => {
-            let text = String::from_utf8(bytes).map_err(|_| ConfigError::Syntax("the file is not UTF-8 text".into()))?;
+            let text =
+                String::from_utf8(bytes).map_err(|_| ConfigError::Syntax("the file is not UTF-8 text".into()))?;
             Ok(Some(GivenConfig::parse_text(&text)?))
         }
         Ok(None) => Err(ConfigError::Syntax(format!("the file is larger than {CONFIG_BYTES_MAX} bytes")).into()),
@@ -288,7 +301,8 @@ impl Walk {
         let mut walk = Walk { files: BTreeSet::new(), seen: 0, hash: 0 };
         let mut pending = vec![(PathBuf::new(), depth)];
         while let Some((below, depth)) = pending.pop() {
-            let shown = || if below.as_os_str().is_empty() { "the folder".to_owned() } else { below.display().to_string() };
+            let shown =
+                || if below.as_os_str().is_empty() { "the folder".to_owned() } else { below.display().to_string() };
             let entries = fs::read_dir(folder.join(&below))
                 .map_err(|error| FolderError::Unreadable { entry: shown(), kind: error.kind() })?;
             for entry in entries {
@@ -344,7 +358,9 @@ impl Walk {
     }
 
     fn graphs(&self) -> impl Iterator<Item = &PathBuf> {
-        self.files.iter().filter(|file| file.extension().is_some_and(|extension| extension == "onnx" || extension == "ort"))
+        self.files
+            .iter()
+            .filter(|file| file.extension().is_some_and(|extension| extension == "onnx" || extension == "ort"))
     }
 
     fn listing(&self) -> String {
@@ -417,27 +433,51 @@ mod tests {
         check(&[("m/model.ort", ""), ("m/x.onnx", "")], "1:model.ort");
         check(&[("m/onnx/model.onnx", ""), ("m/onnx/model_int8.onnx", ""), ("m/config.json", "")], "1:onnx/model.onnx");
         check(&[("m/only.onnx", ""), ("m/labels.txt", "")], "1:only.onnx");
-        check(&[("m/1/model.onnx", ""), ("m/10/model.onnx", ""), ("m/01/model.onnx", "")], "1:1/model.onnx 10:10/model.onnx");
+        check(
+            &[("m/1/model.onnx", ""), ("m/10/model.onnx", ""), ("m/01/model.onnx", "")],
+            "1:1/model.onnx 10:10/model.onnx",
+        );
         check(&[("m/3/net.onnx", ""), ("m/model.onnx", "")], "3:3/net.onnx");
-        check(&[("m/model.toml", "[pipeline]\nfile = \"onnx/a.onnx\""), ("m/onnx/a.onnx", ""), ("m/model.onnx", "")], "1:onnx/a.onnx");
-        check(&[("m/config.pbtxt", "default_model_filename: \"net.onnx\""), ("m/2/net.onnx", ""), ("m/2/model.onnx", "")], "2:2/net.onnx");
+        check(
+            &[("m/model.toml", "[pipeline]\nfile = \"onnx/a.onnx\""), ("m/onnx/a.onnx", ""), ("m/model.onnx", "")],
+            "1:onnx/a.onnx",
+        );
+        check(
+            &[("m/config.pbtxt", "default_model_filename: \"net.onnx\""), ("m/2/net.onnx", ""), ("m/2/model.onnx", "")],
+            "2:2/net.onnx",
+        );
         check(&[("x/model.onnx", "")], "none");
     }
 
     #[test]
     fn what_is_missing_is_said_with_what_is_there() {
         check(&[("m/README.md", "")], "there is no version…");
-        check(&[("m/1/weights.bin", "")], "1:there is no model file in 1: expected model.onnx, model.ort, onnx/model.onnx or a single .onnx or .ort file; found weights.bin");
+        check(
+            &[("m/1/weights.bin", "")],
+            "1:there is no model file in 1: expected model.onnx, model.ort, onnx/model.onnx or a single .onnx or .ort file; found weights.bin",
+        );
         check(&[("m/a.onnx", ""), ("m/b.onnx", "")], "1:there are several model files in m: a.onnx, b.onnx…");
-        check(&[("m/model.toml", "[pipeline]\nfile = \"a.onnx\""), ("m/model.onnx", "")], "1:a.onnx, which model.toml names, is not in m; found model.onnx, model.toml");
-        check(&[("m/config.pbtxt", "default_model_filename: \"../../x\""), ("m/1/model.onnx", "")], "config.pbtxt: default_model_filename…");
+        check(
+            &[("m/model.toml", "[pipeline]\nfile = \"a.onnx\""), ("m/model.onnx", "")],
+            "1:a.onnx, which model.toml names, is not in m; found model.onnx, model.toml",
+        );
+        check(
+            &[("m/config.pbtxt", "default_model_filename: \"../../x\""), ("m/1/model.onnx", "")],
+            "config.pbtxt: default_model_filename…",
+        );
         check(&[("m/model.toml", "x = 1"), ("m/model.onnx", "")], "model.toml, line 1: unknown key 'x'…");
         check(&[("m/config.pbtxt", "nonsense {"), ("m/1/model.onnx", "")], "config.pbtxt: …");
     }
 
     #[test]
     fn odd_names_are_skipped_and_nothing_panics() {
-        let root = store(&[("good/model.onnx", ""), (".hidden/model.onnx", ""), (".ortus/x", ""), ("-bad/model.onnx", ""), ("file", "")]);
+        let root = store(&[
+            ("good/model.onnx", ""),
+            (".hidden/model.onnx", ""),
+            (".ortus/x", ""),
+            ("-bad/model.onnx", ""),
+            ("file", ""),
+        ]);
         fs::create_dir(root.path().join(std::ffi::OsStr::from_bytes(b"\xff\xfe"))).unwrap();
         fs::write(root.path().join("good").join(std::ffi::OsStr::from_bytes(b"\xff.onnx")), "").unwrap();
         symlink("nowhere", root.path().join("good/dangling")).unwrap();

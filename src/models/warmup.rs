@@ -55,7 +55,9 @@ pub(super) fn samples(
     for sample in &manifest.warmup {
         let failed = |problem: String| LoadError::Warmup { sample: sample.file.clone(), problem };
         let Some(pipeline) = pipeline else {
-            return Err(failed("the model has no task, so a file cannot be made into tensors; remove [[warmup]]".into()));
+            return Err(failed(
+                "the model has no task, so a file cannot be made into tensors; remove [[warmup]]".into(),
+            ));
         };
         let bytes = read(version, &sample.file).map_err(failed)?;
         let item = match Path::new(&sample.file).extension() {
@@ -69,7 +71,8 @@ pub(super) fn samples(
         for session in sessions.iter_mut() {
             let inputs = by_index(session.inputs(), tensors.iter().cloned()).map_err(failed)?;
             let outputs = run(session.as_mut(), &inputs, interrupt).map_err(failed)?;
-            let named: Vec<(String, Value)> = session.outputs().iter().map(|spec| spec.name.clone()).zip(outputs).collect();
+            let named: Vec<(String, Value)> =
+                session.outputs().iter().map(|spec| spec.name.clone()).zip(outputs).collect();
             pipeline.postprocess(&named, 1, &parameters).map_err(|error| failed(error.to_string()))?;
         }
     }
@@ -111,7 +114,10 @@ fn run(session: &mut dyn Session, inputs: &[Input], interrupt: &Interrupt) -> Re
 fn by_index(specs: &[Spec], tensors: impl Iterator<Item = (String, Tensor)>) -> Result<Vec<Input>, String> {
     let mut inputs: Vec<Input> = Vec::with_capacity(specs.len());
     for (name, tensor) in tensors {
-        let index = specs.iter().position(|spec| spec.name == name).ok_or_else(|| format!("the graph has no input '{name}'"))?;
+        let index = specs
+            .iter()
+            .position(|spec| spec.name == name)
+            .ok_or_else(|| format!("the graph has no input '{name}'"))?;
         let value = Value::Tensor(tensor);
         if let Some(spec) = specs.get(index) {
             spec.ty.check(&value).map_err(|mismatch| format!("input '{name}': {mismatch}"))?;
@@ -156,7 +162,9 @@ fn made_up_value(ty: &ValueType) -> Option<Value> {
             zeros(*dtype, shape).map(Value::Tensor)
         }
         ValueType::Sequence(element) => made_up_value(element).map(|value| Value::Sequence(vec![value])),
-        ValueType::Map { key, value } => Some(Value::Map { keys: zeros(*key, vec![1])?, values: zeros(*value, vec![1])? }),
+        ValueType::Map { key, value } => {
+            Some(Value::Map { keys: zeros(*key, vec![1])?, values: zeros(*value, vec![1])? })
+        }
         ValueType::Optional(_) => Some(Value::None),
     }
 }
@@ -187,11 +195,15 @@ fn random(dtype: DType, shape: Vec<usize>) -> Option<Tensor> {
         DType::Fp32 => Tensor::from_vec(dtype, shape, (0..count).map(|_| next()).collect::<Vec<f32>>()).ok(),
         DType::Fp64 => Tensor::from_vec(dtype, shape, (0..count).map(|_| f64::from(next())).collect::<Vec<f64>>()).ok(),
         DType::Fp16 => {
-            Tensor::from_vec(dtype, shape, (0..count).map(|_| half::f16::from_f32(next())).collect::<Vec<half::f16>>()).ok()
+            Tensor::from_vec(dtype, shape, (0..count).map(|_| half::f16::from_f32(next())).collect::<Vec<half::f16>>())
+                .ok()
         }
-        DType::Bf16 => {
-            Tensor::from_vec(dtype, shape, (0..count).map(|_| half::bf16::from_f32(next())).collect::<Vec<half::bf16>>()).ok()
-        }
+        DType::Bf16 => Tensor::from_vec(
+            dtype,
+            shape,
+            (0..count).map(|_| half::bf16::from_f32(next())).collect::<Vec<half::bf16>>(),
+        )
+        .ok(),
         // 0 and 1 are inside every type and every vocabulary.
         _ => match dtype.size() {
             Some(size) => {
