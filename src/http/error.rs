@@ -218,9 +218,10 @@ pub(super) fn problem_of_status(status: StatusCode, headers: &HeaderMap) -> Prob
             let allowed = headers.get(header::ALLOW).and_then(|value| value.to_str().ok()).unwrap_or("other methods");
             ("method_not_allowed", format!("this path takes {allowed} only"))
         }
-        StatusCode::UNSUPPORTED_MEDIA_TYPE if headers.contains_key(header::ACCEPT_ENCODING) => {
-            ("unsupported_content_encoding", "Content-Encoding may be gzip, deflate or identity, one of them".to_owned())
-        }
+        StatusCode::UNSUPPORTED_MEDIA_TYPE if headers.contains_key(header::ACCEPT_ENCODING) => (
+            "unsupported_content_encoding",
+            "Content-Encoding may be gzip, deflate or identity, one of them".to_owned(),
+        ),
         _ if status.is_server_error() => ("internal_error", "the server failed on this request".to_owned()),
         _ => ("bad_request", "the request cannot be served as it is".to_owned()),
     };
@@ -291,7 +292,8 @@ mod tests {
 
     #[test]
     fn a_codec_error_has_its_status_and_names_the_field() {
-        let error = ApiError::from(CodecError::Unprocessable { field: "inputs.x".into(), problem: "expected FP32".into() });
+        let error =
+            ApiError::from(CodecError::Unprocessable { field: "inputs.x".into(), problem: "expected FP32".into() });
         assert_eq!((error.status().as_u16(), error.detail()), (422, "inputs.x: expected FP32"));
         let (_, body) = render(&error.0, "/v1/models/a/predict", "id");
         let body: serde_json::Value = serde_json::from_slice(&body).unwrap();

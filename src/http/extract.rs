@@ -47,7 +47,11 @@ fn no_such_model() -> ApiError {
 }
 
 fn no_such_version() -> ApiError {
-    ApiError::new(StatusCode::NOT_FOUND, "version_not_found", "there is no such version: a version is a number such as 1")
+    ApiError::new(
+        StatusCode::NOT_FOUND,
+        "version_not_found",
+        "there is no such version: a version is a number such as 1",
+    )
 }
 
 /// The query as `T`; a key that is wrong is a 400 that says so.
@@ -90,7 +94,11 @@ impl<S: Send + Sync> FromRequestParts<S> for Arrival {
 ///
 /// # Errors
 /// Where `timeout_ms` is 0.
-pub(super) fn deadline(arrival: Arrival, timeout_ms: Option<u64>, settings: &HttpSettings) -> Result<Instant, ApiError> {
+pub(super) fn deadline(
+    arrival: Arrival,
+    timeout_ms: Option<u64>,
+    settings: &HttpSettings,
+) -> Result<Instant, ApiError> {
     let timeout = match timeout_ms {
         Some(0) => return Err(ApiError::field("timeout_ms", "must be at least 1")),
         Some(millis) => Duration::from_millis(millis).min(settings.request_timeout),
@@ -140,7 +148,8 @@ fn media_range(text: &str) -> Option<(String, f32)> {
 /// The weight that the most specific matching range gives `offer`.
 fn quality(ranges: &[(String, f32)], offer: &str) -> f32 {
     let family = offer.split('/').next().unwrap_or_default();
-    let find = |wanted: &dyn Fn(&str) -> bool| ranges.iter().find(|(range, _)| wanted(range)).map(|(_, quality)| *quality);
+    let find =
+        |wanted: &dyn Fn(&str) -> bool| ranges.iter().find(|(range, _)| wanted(range)).map(|(_, quality)| *quality);
     find(&|range| range == offer)
         .or_else(|| find(&|range| range.strip_suffix("/*").is_some_and(|prefix| prefix == family)))
         .or_else(|| find(&|range| range == "*/*"))

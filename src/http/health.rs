@@ -9,14 +9,14 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// `GET /livez`: the process answers.
+/// Tells that the process answers.
 #[utoipa::path(get, path = "/livez", tag = "health", operation_id = "livez",
     responses((status = 200, description = "The process answers.", body = String, content_type = "text/plain", example = "ok")))]
 pub(super) async fn livez() -> &'static str {
     "ok"
 }
 
-/// `GET /readyz`: whether a balancer may send requests.
+/// Tells whether a balancer may send requests.
 #[utoipa::path(get, path = "/readyz", tag = "health", operation_id = "readyz",
     responses(
         (status = 200, description = "Requests may be sent.", body = String, content_type = "text/plain", example = "ok"),
@@ -26,7 +26,8 @@ pub(super) async fn readyz(State(state): State<HttpState>) -> Response {
     if state.engine.is_ready() {
         return "ok".into_response();
     }
-    (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, HeaderValue::from_static("1"))], "not ready").into_response()
+    (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, HeaderValue::from_static("1"))], "not ready")
+        .into_response()
 }
 
 /// What the server is doing.
@@ -51,7 +52,7 @@ pub(super) struct ModelCounts {
     failed: usize,
 }
 
-/// `GET /healthz`: an overview; 503 where `/readyz` says so.
+/// Gives an overview; 503 where `/readyz` says so.
 #[utoipa::path(get, path = "/healthz", tag = "health", operation_id = "healthz",
     responses(
         (status = 200, description = "The server takes requests.", body = Health),
@@ -65,7 +66,8 @@ pub(super) async fn healthz(State(state): State<HttpState>) -> Response {
         (false, true) => "ok",
         (false, false) => "starting",
     };
-    let counts = ModelCounts { ready: count(ModelState::Ready), total: models.len(), failed: count(ModelState::Failed) };
+    let counts =
+        ModelCounts { ready: count(ModelState::Ready), total: models.len(), failed: count(ModelState::Failed) };
     let code = if status == "ok" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, Json(Health { status, models: counts })).into_response()
 }

@@ -5,6 +5,7 @@
 
 use super::error::{self, ApiError, CLIENT_CLOSED, Problem};
 use super::{HttpSettings, HttpState};
+use axum::Router;
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{self, HeaderName, HeaderValue};
@@ -12,7 +13,6 @@ use axum::http::uri::Authority;
 use axum::http::{HeaderMap, Method, StatusCode, Version};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::Router;
 use http_body::Body as _;
 use http_body_util::Limited;
 use std::any::Any;
@@ -52,13 +52,8 @@ pub(super) fn wrap(routes: Router<HttpState>, settings: &Arc<HttpSettings>, list
 async fn observe(mut request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
     let route: Arc<str> = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).into();
-    let mut line = AccessLine {
-        method: request.method().clone(),
-        route,
-        id: id.clone(),
-        started: Instant::now(),
-        outcome: None,
-    };
+    let mut line =
+        AccessLine { method: request.method().clone(), route, id: id.clone(), started: Instant::now(), outcome: None };
     let path = request.uri().path().to_owned();
     request.extensions_mut().insert(Arrival(line.started));
     let closes = request.version() < Version::HTTP_2;
@@ -137,7 +132,9 @@ fn write_problem(mut response: Response, path: &str, id: &str) -> Response {
     };
     let code = &*problem.code;
     match &problem.internal {
-        Some(detail) => tracing::error!(request_id = id, code, detail, "request {id} failed: {}", detail.escape_debug()),
+        Some(detail) => {
+            tracing::error!(request_id = id, code, detail, "request {id} failed: {}", detail.escape_debug())
+        }
         None => tracing::debug!(request_id = id, code, "request {id} was refused: {code}"),
     }
     let (media_type, body) = error::render(&problem, path, id);
@@ -153,7 +150,10 @@ fn is_error(status: StatusCode) -> bool {
 
 /// A panic in a handler is a fault of ours and of this request alone. Its text may hold anything: only the log sees it.
 fn panicked(payload: Box<dyn Any + Send>) -> Response {
-    let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned()).or_else(|| payload.downcast_ref::<String>().cloned());
+    let text = payload
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| payload.downcast_ref::<String>().cloned());
     ApiError::internal(format!("panic: {}", text.unwrap_or_else(|| "without text".to_owned()))).into_response()
 }
 
@@ -344,10 +344,14 @@ mod tests {
 
     #[test]
     fn a_host_is_loopback_our_address_or_allowed_by_name() {
-        for host in ["localhost", "LOCALHOST:8080", "localhost.", "a.localhost:1", "127.0.0.1:8080", "127.9.9.9", "[::1]:8080"] {
+        for host in
+            ["localhost", "LOCALHOST:8080", "localhost.", "a.localhost:1", "127.0.0.1:8080", "127.9.9.9", "[::1]:8080"]
+        {
             check_host_rule("127.0.0.1", &[], host, true);
         }
-        for host in ["evil.example", "localhost.evil.example", "10.0.0.5", "0.0.0.0", "evil@localhost", "", "a b", "[::2]"] {
+        for host in
+            ["evil.example", "localhost.evil.example", "10.0.0.5", "0.0.0.0", "evil@localhost", "", "a b", "[::2]"]
+        {
             check_host_rule("127.0.0.1", &[], host, false);
         }
         check_host_rule("10.0.0.5", &[], "10.0.0.5:8080", true);

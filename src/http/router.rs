@@ -34,7 +34,11 @@ pub(super) fn router(state: HttpState, listen: IpAddr) -> Router {
 }
 
 async fn not_found() -> ApiError {
-    ApiError::new(StatusCode::NOT_FOUND, "route_not_found", "there is no such path; GET /openapi.json lists all of them")
+    ApiError::new(
+        StatusCode::NOT_FOUND,
+        "route_not_found",
+        "there is no such path; GET /openapi.json lists all of them",
+    )
 }
 
 /// The page for those who open the address in a browser.

@@ -57,7 +57,11 @@ async fn send(method: &str, path: &str, headers: &[(&str, &str)], body: impl Int
     }
     let response = routes(settings()).oneshot(request.body(body.into()).unwrap()).await.unwrap();
     let (parts, body) = response.into_parts();
-    Answer { status: parts.status.as_u16(), headers: parts.headers, body: body.collect().await.unwrap().to_bytes().to_vec() }
+    Answer {
+        status: parts.status.as_u16(),
+        headers: parts.headers,
+        body: body.collect().await.unwrap().to_bytes().to_vec(),
+    }
 }
 
 #[tokio::test]
@@ -83,14 +87,24 @@ async fn every_refusal_is_a_problem_with_the_request_id() {
         ("GET", "/v1/models", &[("host", "localhost"), ("host", "localhost")], 400, "bad_host_header"),
         ("POST", "/v1/models/nope/unload", &[("origin", "https://evil.example")], 403, "origin_not_allowed"),
         ("POST", "/v1/models/nope/predict", &[json, ("content-encoding", "br")], 415, "unsupported_content_encoding"),
-        ("POST", "/v1/models/nope/predict", &[json, ("content-encoding", "gzip, gzip")], 415, "unsupported_content_encoding"),
+        (
+            "POST",
+            "/v1/models/nope/predict",
+            &[json, ("content-encoding", "gzip, gzip")],
+            415,
+            "unsupported_content_encoding",
+        ),
     ] {
         let answer = send(method, path, &[headers, &[("x-request-id", "me-1")]].concat(), Body::empty()).await;
         assert_eq!(answer.status, status, "{method} {path} {headers:?}");
         assert_eq!(answer.header("content-type"), "application/problem+json", "{path}");
         assert_eq!(answer.header("x-request-id"), "me-1");
         let problem = answer.json();
-        assert_eq!((&problem["code"], &problem["status"]), (&code.into(), &status.into()), "{method} {path} {headers:?}");
+        assert_eq!(
+            (&problem["code"], &problem["status"]),
+            (&code.into(), &status.into()),
+            "{method} {path} {headers:?}"
+        );
         assert_eq!(problem["request_id"], "me-1");
         assert!(!problem["detail"].as_str().unwrap().is_empty());
     }
@@ -104,8 +118,63 @@ async fn a_wrong_method_is_answered_with_the_right_ones() {
 
 #[tokio::test]
 async fn a_body_over_the_limit_is_refused_also_when_it_is_compressed() {
-    let answer = send("POST", "/v1/models/nope/predict", &[("content-type", "application/json")], vec![b' '; 1001]).await;
+    let answer =
+        send("POST", "/v1/models/nope/predict", &[("content-type", "application/json")], vec![b' '; 1001]).await;
     assert_eq!((answer.status, &answer.json()["code"]), (413, &"body_too_large".into()));
+}
+
+/// A route that reads its body, with everything around it.
+async fn read_compressed(encoding: &str, body: Vec<u8>) -> (u16, String) {
+    use axum::extract::State;
+    let read = async |State(state): State<HttpState>, request: Request<Body>| {
+        let bytes = super::body::read(request.into_body(), &state.settings, 0).await?;
+        Ok::<_, super::error::ApiError>(bytes.len().to_string())
+    };
+    let tasks = Tasks::new();
+    let state = HttpState { engine: testing::engine(&tasks), settings: Arc::new(settings()), tasks };
+    let routes = axum::Router::new().route("/read", axum::routing::post(read));
+    let routes = super::middleware::wrap(routes, &state.settings.clone(), [127, 0, 0, 1].into()).with_state(state);
+    let request = Request::post("/read").header("host", "localhost").header("content-encoding", encoding);
+    let response = routes.oneshot(request.body(Body::from(body)).unwrap()).await.unwrap();
+    let status = response.status().as_u16();
+    (status, String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap())
+}
+
+#[tokio::test]
+async fn a_compressed_body_is_bounded_before_and_after() {
+    use base64::Engine;
+    let decode = |text: &str| base64::engine::general_purpose::STANDARD.decode(text).unwrap();
+    // Ten letters, and 100 000 spaces in 133 bytes, by Python's gzip.compress(..., mtime=0).
+    let small = decode(SMALL);
+    let bomb = decode(BOMB);
+    assert_eq!(read_compressed("gzip", small.clone()).await, (200, "10".to_owned()));
+    for (encoding, body, status, code) in [
+        ("gzip", bomb, 413, "body_too_large"),
+        ("gzip", vec![b' '; 1001], 413, "body_too_large"),
+        ("gzip", b"junk, junk, junk".to_vec(), 400, "malformed_encoding"),
+        ("gzip", small[..small.len() - 9].to_vec(), 400, "malformed_encoding"),
+        ("deflate", small.clone(), 400, "malformed_encoding"),
+        ("zstd", small, 415, "unsupported_content_encoding"),
+    ] {
+        let (got, text) = read_compressed(encoding, body).await;
+        assert_eq!(got, status, "{encoding} {text}");
+        assert!(text.contains(code), "{text}");
+    }
+}
+
+const SMALL: &str = "H4sIAAAAAAACA6uogAEAd0ffjgoAAAA=";
+const BOMB: &str = "H4sIAAAAAAACA+3BMQEAAADCoCrrn9IaHkABAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAArwYt8HnKoIYBAA==";
+
+#[tokio::test]
+async fn http_2_is_served_on_the_same_port() {
+    let (address, _tasks, _) = start(settings());
+    let client = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+    for _ in 0..2 {
+        let response = client.get(format!("http://{address}/livez")).send().await.unwrap();
+        assert_eq!((response.status().as_u16(), response.version()), (200, axum::http::Version::HTTP_2));
+    }
+    let foreign = client.get(format!("http://{address}/livez")).header("host", "evil.example").send().await.unwrap();
+    assert_eq!(foreign.status().as_u16(), 421);
 }
 
 #[tokio::test]
@@ -200,7 +269,10 @@ async fn malformed_heads_are_refused_and_the_connection_is_closed() {
         ("GET /livez HTTP/1.1\r\n\r\n", "400"),
         ("GET /livez HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n\r\n", "400"),
         ("GET /livez HTTP/1.1\r\nHost: evil.example\r\n\r\n", "421"),
-        ("POST /v1/models/a/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10737418240\r\nExpect: 100-continue\r\n\r\n", "413"),
+        (
+            "POST /v1/models/a/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10737418240\r\nExpect: 100-continue\r\n\r\n",
+            "413",
+        ),
         ("GET /livez HTTP/1.0\r\n\r\n", "200"),
         ("\x16\x03\x01\x02\x00\x01\x00", ""),
         (&many, "431"),

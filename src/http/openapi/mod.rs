@@ -94,7 +94,7 @@ fn served(state: &HttpState) -> openapi::OpenApi {
     document
 }
 
-/// `GET /openapi.json`
+/// Gives this document as JSON.
 #[utoipa::path(get, path = "/openapi.json", tag = "system", operation_id = "getOpenApiJson",
     responses((status = 200, description = "This document, with one typed operation for each loaded model.", body = Object)))]
 pub(super) async fn json(State(state): State<HttpState>) -> Result<Response, ApiError> {
@@ -102,7 +102,7 @@ pub(super) async fn json(State(state): State<HttpState>) -> Result<Response, Api
     Ok(([(header::CONTENT_TYPE, "application/json")], text).into_response())
 }
 
-/// `GET /openapi.yaml`
+/// Gives this document as YAML.
 #[utoipa::path(get, path = "/openapi.yaml", tag = "system", operation_id = "getOpenApiYaml",
     responses((status = 200, description = "This document, with one typed operation for each loaded model.", body = String, content_type = "application/yaml")))]
 pub(super) async fn yaml(State(state): State<HttpState>) -> Result<Response, ApiError> {
@@ -131,7 +131,6 @@ impl Modify for Versioned {
             let mut item = item.clone();
             for operation in operations(&mut item) {
                 operation.operation_id = operation.operation_id.as_ref().map(|id| format!("{id}OfVersion"));
-                operation.summary = operation.summary.as_ref().map(|summary| summary.replace(base, &format!("{base}/versions/{{version}}")));
                 let parameters = operation.parameters.get_or_insert_default();
                 parameters.retain(|known| !is_named(known, "version"));
                 let at = parameters.iter().position(|known| is_named(known, "name")).map_or(0, |index| index + 1);
@@ -166,10 +165,14 @@ impl Modify for ErrorAnswers {
         for (path, item) in &mut document.paths.paths {
             for operation in operations(item) {
                 for (status, description) in errors_of(path) {
-                    let (media_type, schema) =
-                        if path.starts_with("/v2") { ("application/json", "V2Error") } else { ("application/problem+json", "Problem") };
+                    let (media_type, schema) = if path.starts_with("/v2") {
+                        ("application/json", "V2Error")
+                    } else {
+                        ("application/problem+json", "Problem")
+                    };
                     let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(schema))).build();
-                    let response = ResponseBuilder::new().description(*description).content(media_type, content).build();
+                    let response =
+                        ResponseBuilder::new().description(*description).content(media_type, content).build();
                     operation.responses.responses.entry((*status).to_owned()).or_insert_with(|| response.into());
                 }
             }
@@ -186,8 +189,10 @@ type Errors = &'static [(&'static str, &'static str)];
 fn errors_of(path: &str) -> Errors {
     const NOT_FOUND: (&str, &str) = ("404", "No such model or version.");
     const INTERNAL: (&str, &str) = ("500", "A fault of the server; its log has the reason under the request id.");
-    const BUSY: (&str, &str) =
-        ("503", "The queue is full, the model is not ready, or the server drains; `Retry-After` says when to come back.");
+    const BUSY: (&str, &str) = (
+        "503",
+        "The queue is full, the model is not ready, or the server drains; `Retry-After` says when to come back.",
+    );
     const PREDICT: Errors = &[
         ("400", "Malformed."),
         NOT_FOUND,
@@ -200,13 +205,32 @@ fn errors_of(path: &str) -> Errors {
         BUSY,
         ("504", "The deadline passed."),
     ];
-    const LIFECYCLE: Errors =
-        &[("400", "Malformed."), NOT_FOUND, ("409", "The model's state does not allow it."), ("422", "The model cannot be loaded; `detail` says why."), INTERNAL, BUSY];
+    const LIFECYCLE: Errors = &[
+        ("400", "Malformed."),
+        NOT_FOUND,
+        ("409", "The model's state does not allow it."),
+        ("422", "The model cannot be loaded; `detail` says why."),
+        INTERNAL,
+        BUSY,
+    ];
+    const V2_INFER: Errors = &[
+        ("400", "Malformed, or not what the model takes."),
+        NOT_FOUND,
+        ("408", "The body did not arrive in time."),
+        ("413", "The body or something in it is larger than a limit."),
+        ("415", "The content encoding is not served."),
+        INTERNAL,
+        BUSY,
+        ("504", "The deadline passed."),
+    ];
     const MODEL: Errors = &[("400", "Malformed."), NOT_FOUND, INTERNAL, BUSY];
-    if path.ends_with("/predict") || path.ends_with("/infer") {
+    if path.ends_with("/predict") {
         return PREDICT;
     }
-    if path.ends_with("/load") || path.ends_with("/unload") {
+    if path.ends_with("/infer") {
+        return V2_INFER;
+    }
+    if path.starts_with("/v1") && (path.ends_with("/load") || path.ends_with("/unload")) {
         return LIFECYCLE;
     }
     if path.contains("{name}") { MODEL } else { &[] }
@@ -225,6 +249,32 @@ mod tests {
         }
         let file = std::fs::read_to_string(path).unwrap_or_default();
         assert!(file == document, "openapi.yaml is not the document of this code: run `ortus openapi > openapi.yaml`");
+    }
+
+    #[tokio::test]
+    async fn a_loaded_model_has_its_own_types() {
+        use crate::tensor::{DType, Dim, Spec, ValueType};
+        let tasks = crate::tasks::Tasks::new();
+        let spec = |name: &str, dtype, shape| Spec {
+            name: name.to_owned(),
+            ty: ValueType::Tensor { dtype, shape },
+            optional: false,
+        };
+        let inputs =
+            vec![spec("x", DType::Fp32, Some(vec![Dim::Dynamic(None), Dim::Fixed(3)])), spec("s", DType::String, None)];
+        let model = crate::engine::testing::model(&tasks, inputs, vec![], |_, _, _| Ok(vec![]));
+        let (path, item) = typed::operation(&model);
+        let item = serde_json::to_value(item).unwrap();
+        let schema = &item["post"]["requestBody"]["content"]["application/json"]["schema"]["properties"]["inputs"];
+        assert_eq!(path, "/v1/models/fake/predict");
+        assert_eq!(schema["required"], serde_json::json!(["x", "s"]));
+        let rows = &schema["properties"]["x"];
+        assert_eq!(
+            (&rows["type"], &rows["items"]["minItems"], &rows["items"]["maxItems"]),
+            (&"array".into(), &3.into(), &3.into())
+        );
+        assert_eq!(rows["items"]["items"]["type"], serde_json::json!(["number", "string"]));
+        assert_eq!(schema["properties"]["s"]["description"], "BYTES[...]");
     }
 
     #[test]

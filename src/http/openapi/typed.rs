@@ -39,7 +39,10 @@ pub(super) fn operation(model: &LoadedModel) -> (String, PathItem) {
         .request_body(Some(
             RequestBodyBuilder::new().required(Some(Required::True)).content("application/json", content(body)).build(),
         ))
-        .response("200", ResponseBuilder::new().description("The predictions.").content("application/json", content(response)))
+        .response(
+            "200",
+            ResponseBuilder::new().description("The predictions.").content("application/json", content(response)),
+        )
         .response(
             "default",
             ResponseBuilder::new().description("See `Problem`.").content("application/problem+json", problem),
@@ -99,5 +102,6 @@ fn text(description: &str) -> RefOr<Schema> {
 }
 
 fn any(description: &str) -> RefOr<Schema> {
-    Schema::from(ObjectBuilder::new().schema_type(SchemaType::AnyValue).description(Some(description.to_owned()))).into()
+    Schema::from(ObjectBuilder::new().schema_type(SchemaType::AnyValue).description(Some(description.to_owned())))
+        .into()
 }

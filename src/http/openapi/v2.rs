@@ -129,34 +129,34 @@ struct V2LoadRequest {
     parameters: Option<Value>,
 }
 
-/// GET /v2/health/live
+/// Tells that the process answers.
 #[utoipa::path(get, path = "/v2/health/live", tag = "v2", operation_id = "v2ServerLive",
     responses((status = 200, description = "The process answers.")))]
 pub(super) fn server_live() {}
 
-/// GET /v2/health/ready
+/// Tells whether requests may be sent.
 #[utoipa::path(get, path = "/v2/health/ready", tag = "v2", operation_id = "v2ServerReady",
     responses((status = 200, description = "Requests may be sent."), (status = 400, description = "Starting or stopping.")))]
 pub(super) fn server_ready() {}
 
-/// GET /v2
+/// Describes the server.
 #[utoipa::path(get, path = "/v2", tag = "v2", operation_id = "v2ServerMetadata",
     responses((status = 200, description = "Name, version and extensions.", body = V2Server)))]
 pub(super) fn server_metadata() {}
 
-/// GET /v2/models/{name}
+/// Describes a model.
 #[utoipa::path(get, path = "/v2/models/{name}", tag = "v2", operation_id = "v2ModelMetadata",
     params(("name" = String, Path, description = "The model's name.", example = "resnet50")),
     responses((status = 200, description = "Inputs and outputs.", body = V2Model)))]
 pub(super) fn model_metadata() {}
 
-/// GET /v2/models/{name}/ready
+/// Tells whether a model answers.
 #[utoipa::path(get, path = "/v2/models/{name}/ready", tag = "v2", operation_id = "v2ModelReady",
     params(("name" = String, Path, description = "The model's name.", example = "resnet50")),
     responses((status = 200, description = "The model answers."), (status = 400, description = "The model is not ready.")))]
 pub(super) fn model_ready() {}
 
-/// POST /v2/models/{name}/infer
+/// Runs a model on tensors.
 #[utoipa::path(post, path = "/v2/models/{name}/infer", tag = "v2", operation_id = "v2ModelInfer",
     params(
         ("name" = String, Path, description = "The model's name.", example = "resnet50"),
@@ -169,37 +169,37 @@ pub(super) fn model_ready() {}
     responses((status = 200, description = "The outputs.", body = V2InferResponse)))]
 pub(super) fn model_infer() {}
 
-/// GET /v2/models/{name}/config
+/// Gives a model's configuration.
 #[utoipa::path(get, path = "/v2/models/{name}/config", tag = "v2", operation_id = "v2ModelConfig",
     params(("name" = String, Path, description = "The model's name.", example = "resnet50")),
     responses((status = 200, description = "Triton's ModelConfig.", body = Object)))]
 pub(super) fn model_config() {}
 
-/// GET /v2/models/{name}/stats
+/// Gives a model's statistics.
 #[utoipa::path(get, path = "/v2/models/{name}/stats", tag = "v2", operation_id = "v2ModelStats",
     params(("name" = String, Path, description = "The model's name.", example = "resnet50")),
     responses((status = 200, description = "`{model_stats: […]}`", body = Object)))]
 pub(super) fn model_stats() {}
 
-/// GET /v2/models/stats
+/// Gives all models' statistics.
 #[utoipa::path(get, path = "/v2/models/stats", tag = "v2", operation_id = "v2Stats",
     responses((status = 200, description = "`{model_stats: […]}` of all models.", body = Object)))]
 pub(super) fn stats() {}
 
-/// POST /v2/repository/index
+/// Lists the models and their states.
 #[utoipa::path(post, path = "/v2/repository/index", tag = "v2", operation_id = "v2RepositoryIndex",
     request_body = Option<V2IndexRequest>,
     responses((status = 200, description = "All models and their states.", body = Vec<V2IndexEntry>)))]
 pub(super) fn repository_index() {}
 
-/// POST /v2/repository/models/{name}/load
+/// Loads a model.
 #[utoipa::path(post, path = "/v2/repository/models/{name}/load", tag = "v2", operation_id = "v2RepositoryLoad",
     params(("name" = String, Path, description = "The model's name.", example = "resnet50")),
     request_body = Option<V2LoadRequest>,
     responses((status = 200, description = "Loaded.")))]
 pub(super) fn repository_load() {}
 
-/// POST /v2/repository/models/{name}/unload
+/// Unloads a model.
 #[utoipa::path(post, path = "/v2/repository/models/{name}/unload", tag = "v2", operation_id = "v2RepositoryUnload",
     params(("name" = String, Path, description = "The model's name.", example = "resnet50")),
     request_body = Option<V2LoadRequest>,

@@ -41,7 +41,8 @@ impl Format {
     /// # Errors
     /// 406 where `Accept` takes none of the formats.
     pub(super) fn negotiate(headers: &HeaderMap) -> Result<Format, ApiError> {
-        let chosen = negotiate(headers, &FORMATS.map(|(_, media_type)| media_type)).and_then(|index| FORMATS.get(index));
+        let chosen =
+            negotiate(headers, &FORMATS.map(|(_, media_type)| media_type)).and_then(|index| FORMATS.get(index));
         chosen.map(|(format, _)| *format).ok_or_else(|| {
             not_acceptable("Accept takes none of application/json, application/x-npy, application/x-npz and application/vnd.safetensors")
         })
@@ -113,7 +114,12 @@ fn value_size(value: &Value) -> usize {
 ///
 /// # Errors
 /// 406 where an output cannot be written in the format that was asked for.
-pub(super) fn encode(model: &LoadedModel, format: Format, id: Option<&str>, answer: &Answer) -> Result<Vec<u8>, ApiError> {
+pub(super) fn encode(
+    model: &LoadedModel,
+    format: Format,
+    id: Option<&str>,
+    answer: &Answer,
+) -> Result<Vec<u8>, ApiError> {
     match (format, answer) {
         (Format::Json, _) => Ok(encode_json(model, id, answer)),
         (_, Answer::Predictions(_)) => Err(ApiError::internal("predictions were to be written as tensors")),
@@ -128,14 +134,17 @@ fn encode_tensors(format: Format, outputs: &[(String, Value)]) -> Result<Vec<u8>
     let mut tensors = Vec::with_capacity(outputs.len());
     for (name, value) in outputs {
         let Some(tensor) = value.as_tensor() else {
-            let text = format!("output '{name}' is no tensor; accept application/json, or name other outputs with ?output=");
+            let text =
+                format!("output '{name}' is no tensor; accept application/json, or name other outputs with ?output=");
             return Err(CodecError::UnsupportedMedia(text));
         };
         tensors.push((name.as_str(), tensor));
     }
     match (format, tensors.as_slice()) {
         (Format::Npy, [(name, tensor)]) => npy::write(&format!("outputs.{name}"), tensor),
-        (Format::Npy | Format::Json, _) => Err(CodecError::UnsupportedMedia("a .npy holds one tensor; name one with ?output=".into())),
+        (Format::Npy | Format::Json, _) => {
+            Err(CodecError::UnsupportedMedia("a .npy holds one tensor; name one with ?output=".into()))
+        }
         (Format::Npz, _) => npy::write_archive(tensors),
         (Format::Safetensors, _) => safetensors::write(tensors),
     }

@@ -191,7 +191,7 @@ pub(in crate::http) struct System {
     cores: usize,
 }
 
-/// `GET /v1/models`
+/// Lists the models.
 #[utoipa::path(get, path = "/v1/models", tag = "models", operation_id = "listModels",
     responses((status = 200, description = "All models of the store, by name.", body = ModelList)))]
 pub(in crate::http) async fn list(State(state): State<HttpState>) -> Json<ModelList> {
@@ -200,15 +200,18 @@ pub(in crate::http) async fn list(State(state): State<HttpState>) -> Json<ModelL
     Json(ModelList { models: statuses.iter().map(ModelInfo::from).collect(), object: "list", data })
 }
 
-/// `GET /v1/models/{name}`
+/// Describes a model.
 #[utoipa::path(get, path = "/v1/models/{name}", tag = "models", operation_id = "getModel",
     params(("name" = String, Path, description = "The model's name.", example = "resnet50")),
     responses((status = 200, description = "The model.", body = ModelInfo)))]
-pub(in crate::http) async fn show(State(state): State<HttpState>, path: ModelPath) -> Result<Json<ModelInfo>, ApiError> {
+pub(in crate::http) async fn show(
+    State(state): State<HttpState>,
+    path: ModelPath,
+) -> Result<Json<ModelInfo>, ApiError> {
     Ok(Json(ModelInfo::from(&state.engine.status(&path.name)?)))
 }
 
-/// `POST /v1/models/{name}/load`
+/// Loads a model, or loads it again where its files have changed.
 #[utoipa::path(post, path = "/v1/models/{name}/load", tag = "models", operation_id = "loadModel",
     params(
         ("name" = String, Path, description = "The model's name.", example = "resnet50"),
@@ -228,7 +231,7 @@ pub(in crate::http) async fn load(
     carry_out(&state, path, query, work).await
 }
 
-/// `POST /v1/models/{name}/unload`
+/// Unloads a model.
 #[utoipa::path(post, path = "/v1/models/{name}/unload", tag = "models", operation_id = "unloadModel",
     params(
         ("name" = String, Path, description = "The model's name.", example = "resnet50"),
@@ -256,11 +259,8 @@ async fn carry_out(
     work: impl Future<Output = Result<ModelStatus, crate::engine::EngineError>> + Send + 'static,
 ) -> Result<Response, ApiError> {
     let mut task = state.tasks.spawn("model lifecycle", work);
-    let outcome = if query.wait {
-        Some((&mut task).await)
-    } else {
-        tokio::time::timeout(ERROR_WINDOW, &mut task).await.ok()
-    };
+    let outcome =
+        if query.wait { Some((&mut task).await) } else { tokio::time::timeout(ERROR_WINDOW, &mut task).await.ok() };
     let status = match outcome {
         Some(Ok(result)) => Some(result?),
         Some(Err(error)) => return Err(ApiError::internal(error.to_string())),
@@ -275,7 +275,7 @@ async fn carry_out(
     Ok((StatusCode::ACCEPTED, Json(Accepted { name: path.name.to_string(), state: now })).into_response())
 }
 
-/// `GET /v1/system`
+/// Describes the server.
 #[utoipa::path(get, path = "/v1/system", tag = "system", operation_id = "getSystem",
     responses((status = 200, description = "What the server is and runs on.", body = System)))]
 pub(in crate::http) async fn system(State(state): State<HttpState>) -> Json<System> {

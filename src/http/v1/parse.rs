@@ -83,7 +83,9 @@ fn modality(task: &str) -> Modality {
         return Modality::Audio;
     }
     let is_text = task.starts_with("text") || task.contains("question") || task.contains("token");
-    if is_text || matches!(task, "feature-extraction" | "sentence-similarity" | "fill-mask" | "zero-shot-classification") {
+    if is_text
+        || matches!(task, "feature-extraction" | "sentence-similarity" | "fill-mask" | "zero-shot-classification")
+    {
         return Modality::Text;
     }
     Modality::Other
@@ -122,13 +124,18 @@ impl BodyKind {
                 return Err(format!("application/octet-stream does not say what the bytes are; send one of {served}"));
             }
             "application/x-www-form-urlencoded" => {
-                return Err(format!("a form is not served (curl -d sends one unless -H names a type); send one of {served}"));
+                return Err(format!(
+                    "a form is not served (curl -d sends one unless -H names a type); send one of {served}"
+                ));
             }
             _ => return Err(format!("this Content-Type is not served; send one of {served}")),
         };
         let (kind, brings) = kind;
         let Some(task) = task else {
-            return Err(format!("{} is not what a model without a task takes; send tensors as one of {served}", noun(brings)));
+            return Err(format!(
+                "{} is not what a model without a task takes; send tensors as one of {served}",
+                noun(brings)
+            ));
         };
         let takes = modality(task);
         if takes == brings || takes == Modality::Other {
@@ -175,7 +182,9 @@ pub(super) async fn parse(model: &LoadedModel, kind: BodyKind, body: Bytes, limi
             Err(_) => Err(ApiError::new(StatusCode::BAD_REQUEST, "malformed_body", "the text is not UTF-8")),
         },
         BodyKind::Npy => Ok(Call::new(Input::Tensors(vec![parse_npy(model, &body, limits)?]))),
-        BodyKind::Npz => Ok(Call::new(named(npy::read_archive(&body, limits.json.max_elements, limits.unpacked_bytes)?))),
+        BodyKind::Npz => {
+            Ok(Call::new(named(npy::read_archive(&body, limits.json.max_elements, limits.unpacked_bytes)?)))
+        }
         BodyKind::Safetensors => Ok(Call::new(named(safetensors::read(&body, limits.json.max_elements)?))),
     }
 }
@@ -196,13 +205,22 @@ fn input(inputs: PredictInput) -> Input {
     }
 }
 
-async fn parse_form(model: &LoadedModel, body: Bytes, content_type: HeaderValue, limits: &Limits) -> Result<Call, ApiError> {
+async fn parse_form(
+    model: &LoadedModel,
+    body: Bytes,
+    content_type: HeaderValue,
+    limits: &Limits,
+) -> Result<Call, ApiError> {
     let mut request = Request::new(Body::from(body));
     request.headers_mut().insert(header::CONTENT_TYPE, content_type);
     // The body has been read within our own limit.
     DefaultBodyLimit::disable().apply(&mut request);
     let form = Multipart::from_request(request, &()).await.map_err(|error| {
-        ApiError::new(StatusCode::BAD_REQUEST, "malformed_body", format!("the form cannot be read: {}", error.body_text()))
+        ApiError::new(
+            StatusCode::BAD_REQUEST,
+            "malformed_body",
+            format!("the form cannot be read: {}", error.body_text()),
+        )
     })?;
     let form = multipart::read(form, &target(model), &limits.json).await?;
     Ok(Call { input: input(form.inputs), parameters: form.parameters, id: form.id, timeout_ms: form.timeout_ms })
@@ -213,7 +231,10 @@ fn parse_npy(model: &LoadedModel, body: &Bytes, limits: &Limits) -> Result<(Stri
     let mut required = model.inputs.iter().filter(|spec| !spec.optional);
     let (Some(spec), None) = (required.next().or(model.inputs.first()), required.next()) else {
         let names: Vec<&str> = model.inputs.iter().take(16).map(|spec| spec.name.as_str()).collect();
-        let problem = format!("a .npy holds one tensor, the model has inputs {}; send a .npz with one array for each", names.join(", "));
+        let problem = format!(
+            "a .npy holds one tensor, the model has inputs {}; send a .npz with one array for each",
+            names.join(", ")
+        );
         return Err(ApiError::field("inputs", problem));
     };
     let tensor = npy::read(&format!("inputs.{}", spec.name), body, limits.json.max_elements)?;
@@ -239,7 +260,9 @@ pub(super) async fn offline(
     match (files.is_empty(), text, json) {
         (true, None, Some(json)) => parse_json(model, &whole_body(json), limits),
         (true, Some(text), None) if has_task => Ok(Call::new(Input::Items(vec![Item::Text(text)]))),
-        (true, Some(_), None) => Err(ApiError::field("text", "the model takes tensors: give --json or a .npy, .npz or .safetensors file")),
+        (true, Some(_), None) => {
+            Err(ApiError::field("text", "the model takes tensors: give --json or a .npy, .npz or .safetensors file"))
+        }
         (false, None, None) => offline_files(model, files, limits).await,
         (true, None, None) => Err(ApiError::field("inputs", "give a file, --text or --json")),
         _ => Err(ApiError::field("inputs", "give only one of files, --text and --json")),
@@ -248,7 +271,8 @@ pub(super) async fn offline(
 
 /// `json` as it is where it is a body, else as the inputs of one.
 fn whole_body(json: String) -> Bytes {
-    let is_body = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(&json).is_ok_and(|body| body.contains_key("inputs"));
+    let is_body = serde_json::from_str::<serde_json::Map<String, serde_json::Value>>(&json)
+        .is_ok_and(|body| body.contains_key("inputs"));
     if is_body { json.into() } else { format!("{{\"inputs\":{json}}}").into() }
 }
 
@@ -295,11 +319,21 @@ mod tests {
         let image = Some("image-classification");
         check(image, "image/jpeg", Ok(BodyKind::File));
         check(image, "IMAGE/PNG", Ok(BodyKind::File));
-        check(image, "audio/wav", Err("a sound is not what its task image-classification takes; send one of application/json, multipart/form-data, image/*"));
+        check(
+            image,
+            "audio/wav",
+            Err(
+                "a sound is not what its task image-classification takes; send one of application/json, multipart/form-data, image/*",
+            ),
+        );
         check(image, "text/plain", Err("a text is not what its task"));
         check(image, "application/json; charset=utf-8", Ok(BodyKind::Json));
         check(image, "application/x-npy", Ok(BodyKind::Npy));
-        check(None, "image/jpeg", Err("a picture is not what a model without a task takes; send tensors as one of application/json"));
+        check(
+            None,
+            "image/jpeg",
+            Err("a picture is not what a model without a task takes; send tensors as one of application/json"),
+        );
         check(None, "application/x-npz", Ok(BodyKind::Npz));
         check(None, "application/vnd.safetensors", Ok(BodyKind::Safetensors));
         check(None, "application/octet-stream", Err("does not say what the bytes are"));
@@ -312,7 +346,11 @@ mod tests {
 
     #[test]
     fn the_command_line_takes_a_whole_body_or_the_inputs_alone() {
-        for (given, expected) in [("[1]", r#"{"inputs":[1]}"#), (r#"{"inputs":[1]}"#, r#"{"inputs":[1]}"#), (r#"{"x":1}"#, r#"{"inputs":{"x":1}}"#)] {
+        for (given, expected) in [
+            ("[1]", r#"{"inputs":[1]}"#),
+            (r#"{"inputs":[1]}"#, r#"{"inputs":[1]}"#),
+            (r#"{"x":1}"#, r#"{"inputs":{"x":1}}"#),
+        ] {
             assert_eq!(whole_body(given.to_owned()), expected);
         }
     }

@@ -23,6 +23,8 @@ use utoipa::ToSchema;
 
 /// Larger bodies and answers are read and written off the async threads.
 const INLINE_BYTES: usize = 64 << 10;
+/// Bytes of an `id`.
+const MAX_ID_BYTES: usize = 1024;
 /// `parameters` in a query.
 const MAX_QUERY_PARAMETERS: usize = 32;
 
@@ -84,7 +86,7 @@ pub(in crate::http) struct ScoredLabel {
     score: f32,
 }
 
-/// `POST /v1/models/{name}/predict`
+/// Predicts with a model.
 #[utoipa::path(post, path = "/v1/models/{name}/predict", tag = "predict", operation_id = "predict",
     description = "Predicts. The media type of the body says what is sent, `Accept` what comes back: JSON by default, or the \
         outputs as tensors. Query keys that are not listed are the task's `parameters`, such as `?top_k=3`.",
@@ -122,6 +124,9 @@ pub(in crate::http) async fn predict(
     request: Request,
 ) -> Result<Response, ApiError> {
     let query = PredictQuery::parse(query)?;
+    if path.version.is_some() && query.version.is_some() && path.version != query.version {
+        return Err(invalid_query("the path and ?version= name different versions"));
+    }
     let format = Format::negotiate(request.headers())?;
     let model = state.engine.model(&path.name, path.version.or(query.version)).await?;
     answer(&state, model, query, format, arrival, request).await
@@ -172,7 +177,11 @@ async fn compute<T: Send + 'static>(
     if size <= INLINE_BYTES {
         return Ok(work());
     }
-    state.tasks.spawn_blocking(work).await.map_err(|error| ApiError::internal(format!("reading or writing a body: {error}")))
+    state
+        .tasks
+        .spawn_blocking(work)
+        .await
+        .map_err(|error| ApiError::internal(format!("reading or writing a body: {error}")))
 }
 
 /// What of the answer is wanted.
@@ -194,16 +203,16 @@ async fn run(
     match input {
         Input::Tensors(inputs) => {
             if let Some(name) = parameters.keys().next() {
-                let field = format!("parameters.{}", name.chars().take(64).collect::<String>());
+                let field = format!("parameters.{}", clip(name));
                 return Err(ApiError::field(field, "tensors are run as they are: no parameters apply to them"));
             }
             let response = engine.infer(model, InferRequest { inputs, outputs: wants.outputs, deadline }).await?;
             Ok((Answer::Outputs(response.outputs), response.timing))
         }
         Input::Items(items) if wants.raw || !wants.outputs.is_empty() => {
-            let unknown = wants.outputs.iter().find(|name| !model.outputs.iter().any(|spec| &spec.name == *name));
-            if unknown.is_some() {
-                return Err(invalid_query("output: the model has no output of this name"));
+            if let Some(name) = wants.outputs.iter().find(|name| !model.outputs.iter().any(|spec| &spec.name == *name))
+            {
+                return Err(ApiError::field(format!("outputs.{}", clip(name)), "the model has no output of this name"));
             }
             let mut response = engine.predict_raw(model, PredictRequest { items, parameters, deadline }).await?;
             if !wants.outputs.is_empty() {
@@ -218,20 +227,30 @@ async fn run(
     }
 }
 
+/// A foreign name, short enough for an error text.
+fn clip(name: &str) -> String {
+    name.chars().take(64).collect()
+}
+
 impl PredictQuery {
     fn parse(pairs: Vec<(String, String)>) -> Result<PredictQuery, ApiError> {
         let mut query = PredictQuery::default();
         for (key, value) in pairs {
             match key.as_str() {
                 "version" => {
-                    let version = Version::parse(&value).ok_or_else(|| invalid_query("version must be a number such as 1"))?;
+                    let version =
+                        Version::parse(&value).ok_or_else(|| invalid_query("version must be a number such as 1"))?;
                     query.version = Some(version);
                 }
                 "raw" => query.raw = query_bool("raw", &value)?,
                 "output" => query.outputs.push(value),
                 "timeout_ms" => {
-                    let millis = value.parse().map_err(|_| invalid_query("timeout_ms must be a whole number of at least 1"))?;
+                    let millis =
+                        value.parse().map_err(|_| invalid_query("timeout_ms must be a whole number of at least 1"))?;
                     query.timeout_ms = Some(millis);
+                }
+                "id" if value.len() > MAX_ID_BYTES => {
+                    return Err(invalid_query(format!("id must be at most {MAX_ID_BYTES} bytes long")));
                 }
                 "id" => query.id = Some(value),
                 _ => {
@@ -239,7 +258,9 @@ impl PredictQuery {
                 }
             }
             if query.parameters.len().max(query.outputs.len()) > MAX_QUERY_PARAMETERS {
-                return Err(invalid_query(format!("more than {MAX_QUERY_PARAMETERS} parameters or outputs in the query")));
+                return Err(invalid_query(format!(
+                    "more than {MAX_QUERY_PARAMETERS} parameters or outputs in the query"
+                )));
             }
         }
         Ok(query)
@@ -295,7 +316,8 @@ pub async fn predict_offline(
     let (answer, _) = run(engine, &model, call, wants, Instant::now() + timeout)
         .await
         .map_err(|error| error.internal_detail().unwrap_or(error.detail()).to_owned())?;
-    let bytes = encode::encode(&model, Format::Json, id.as_deref(), &answer).map_err(|error| error.detail().to_owned())?;
+    let bytes =
+        encode::encode(&model, Format::Json, id.as_deref(), &answer).map_err(|error| error.detail().to_owned())?;
     String::from_utf8(bytes).map_err(|error| error.to_string())
 }
 
@@ -310,7 +332,14 @@ mod tests {
 
     #[test]
     fn unlisted_query_keys_are_parameters() {
-        let query = query(&[("top_k", "3"), ("raw", "true"), ("version", "2"), ("function", "none"), ("x", "[1]"), ("y", "\"a\"")]);
+        let query = query(&[
+            ("top_k", "3"),
+            ("raw", "true"),
+            ("version", "2"),
+            ("function", "none"),
+            ("x", "[1]"),
+            ("y", "\"a\""),
+        ]);
         let query = query.unwrap();
         assert!(query.raw);
         assert_eq!(query.version, Some(Version(2)));
@@ -322,7 +351,8 @@ mod tests {
 
     #[test]
     fn a_wrong_query_value_is_refused() {
-        for pair in [("version", "x"), ("version", "01"), ("raw", "maybe"), ("timeout_ms", "-1"), ("timeout_ms", "1.5")] {
+        for pair in [("version", "x"), ("version", "01"), ("raw", "maybe"), ("timeout_ms", "-1"), ("timeout_ms", "1.5")]
+        {
             assert_eq!(query(&[pair]).unwrap_err().code(), "invalid_query", "{pair:?}");
         }
         let many: Vec<String> = (0..40).map(|index| format!("p{index}")).collect();
@@ -333,14 +363,21 @@ mod tests {
     #[test]
     fn the_body_counts_where_the_query_says_the_same() {
         let query = query(&[("top_k", "3"), ("id", "q"), ("timeout_ms", "5")]).unwrap();
-        let mut call = Call { input: Input::Items(vec![]), parameters: Parameters::new(), id: Some("b".into()), timeout_ms: None };
+        let mut call =
+            Call { input: Input::Items(vec![]), parameters: Parameters::new(), id: Some("b".into()), timeout_ms: None };
         call.parameters.insert("top_k".into(), json!(1));
         query.complete(&mut call);
         assert_eq!((call.id.as_deref(), call.timeout_ms, &call.parameters["top_k"]), (Some("b"), Some(5), &json!(1)));
     }
 
     /// Answers `model` gives to one body.
-    async fn ask(model: &Arc<LoadedModel>, query: &[(&str, &str)], media_type: &str, accept: &str, body: &[u8]) -> (u16, Bytes) {
+    async fn ask(
+        model: &Arc<LoadedModel>,
+        query: &[(&str, &str)],
+        media_type: &str,
+        accept: &str,
+        body: &[u8],
+    ) -> (u16, Bytes) {
         use axum::response::IntoResponse;
         use http_body_util::BodyExt;
         let tasks = crate::tasks::Tasks::new();
@@ -351,10 +388,13 @@ mod tests {
         let query = self::query(query).unwrap();
         let format = Format::negotiate(request.headers()).unwrap();
         let result = answer(&state, model.clone(), query, format, Arrival(Instant::now()), request).await;
-        let response = result.map_or_else(|error| {
-            let detail = error.detail().to_owned();
-            (error.status(), detail).into_response()
-        }, |response| response);
+        let response = result.map_or_else(
+            |error| {
+                let detail = error.detail().to_owned();
+                (error.status(), detail).into_response()
+            },
+            |response| response,
+        );
         let status = response.status().as_u16();
         (status, response.into_body().collect().await.unwrap().to_bytes())
     }
@@ -371,7 +411,10 @@ mod tests {
             let tensor = inputs[0].1.as_tensor().unwrap();
             let doubled: Vec<f32> = tensor.to_f32().unwrap().iter().map(|x| x * 2.0).collect();
             let doubled = Tensor::from_vec(DType::Fp32, tensor.shape().to_vec(), doubled).unwrap();
-            Ok(outputs.iter().map(|&index| if index == 0 { tensor.clone().into() } else { doubled.clone().into() }).collect())
+            Ok(outputs
+                .iter()
+                .map(|&index| if index == 0 { tensor.clone().into() } else { doubled.clone().into() })
+                .collect())
         })
     }
 
@@ -408,7 +451,8 @@ mod tests {
         let tasks = crate::tasks::Tasks::new();
         let model = echo(&tasks);
         let values = vec!["0.25"; 100_000].join(",");
-        let (status, bytes) = ask(&model, &[], "application/json", "*/*", format!("{{\"inputs\":[{values}]}}").as_bytes()).await;
+        let (status, bytes) =
+            ask(&model, &[], "application/json", "*/*", format!("{{\"inputs\":[{values}]}}").as_bytes()).await;
         assert_eq!((status, bytes.iter().filter(|&&byte| byte == b',').count()), (200, 2 * 99_999 + 3));
     }
 
