@@ -54,7 +54,7 @@ pub(super) async fn infer(
     let text_size = outputs
         .iter()
         .filter(|(name, value)| !is_sent_as_it_is(&request, name, value))
-        .map(|(_, value)| size_of(value))
+        .map(|(_, value)| byte_size(value))
         .sum();
     let body = compute(&state, text_size, move || encode(&model, &request, &outputs)).await??;
     Ok(answer(body))
@@ -162,14 +162,14 @@ fn is_sent_as_it_is(request: &V2Request, name: &str, value: &Value) -> bool {
 }
 
 /// Bytes of a value's elements.
-fn size_of(value: &Value) -> usize {
+fn byte_size(value: &Value) -> usize {
     match value {
         Value::Tensor(tensor) => match tensor.data() {
             Data::Bytes(bytes) => bytes.len(),
             Data::Strings(strings) => strings.iter().map(String::len).sum(),
         },
         Value::Sequence(values) => values.iter().map(size_of).sum(),
-        Value::Map { keys, values } => size_of(&keys.clone().into()) + values.bytes().len(),
+        Value::Map { keys, values } => byte_size(&keys.clone().into()) + values.bytes().len(),
         Value::None => 0,
     }
 }
