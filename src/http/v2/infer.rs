@@ -168,7 +168,7 @@ fn byte_size(value: &Value) -> usize {
             Data::Bytes(bytes) => bytes.len(),
             Data::Strings(strings) => strings.iter().map(String::len).sum(),
         },
-        Value::Sequence(values) => values.iter().map(size_of).sum(),
+        Value::Sequence(values) => values.iter().map(byte_size).sum(),
         Value::Map { keys, values } => byte_size(&keys.clone().into()) + values.bytes().len(),
         Value::None => 0,
     }
