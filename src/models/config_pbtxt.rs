@@ -859,4 +859,28 @@ mod tests {
         // What is written can be read again.
         GivenConfig::parse_json(&config.to_string()).unwrap();
     }
+
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Pieces of configurations in any order, and any text at all.
+        #[test]
+        fn no_text_makes_the_parser_panic(
+            pieces in proptest::collection::vec(prop_oneof![
+                proptest::sample::select(vec![
+                    "input", "output", "parameters", "model_warmup", "inputs", "key", "value", "dims", "name", "optimization",
+                    "version_policy", "specific", "versions", "instance_group", "count", "data_type", "TYPE_FP32", "max_batch_size",
+                    "{", "}", "[", "]", "<", ">", ":", ",", ";", "-", "1", "-9223372036854775808", "99999999999999999999", "0x1f",
+                    "1e400", "\"a\"", "'b'", "\"\\377\"", "\"\\", "#", "\n", " ", "\0", "ä",
+                ]).prop_map(str::to_owned),
+                ".{0,6}",
+            ], 0..40),
+        ) {
+            let text = pieces.join(" ");
+            let _ = GivenConfig::parse_text(&text);
+            let _ = GivenConfig::parse_text(&pieces.concat());
+            let _ = GivenConfig::parse_json(&text);
+            let _ = crate::models::Manifest::parse(&text);
+        }
+    }
 }
