@@ -212,7 +212,9 @@ fn pipeline_kind(error: &PipelineError) -> ErrorKind {
 
 fn model_kind(error: &ModelError) -> ErrorKind {
     match error {
-        ModelError::NotFound { .. } | ModelError::VersionNotFound { .. } => ErrorKind::NotFound,
+        ModelError::NotFound { .. } | ModelError::VersionNotFound { .. } | ModelError::VersionNotServed { .. } => {
+            ErrorKind::NotFound
+        }
         ModelError::NotReady { .. } => ErrorKind::NotReady,
         ModelError::Conflict { .. } => ErrorKind::Conflict,
         ModelError::Invalid { .. } => ErrorKind::InvalidInput,
@@ -225,7 +227,7 @@ fn model_kind(error: &ModelError) -> ErrorKind {
 fn model_code(error: &ModelError) -> &'static str {
     match error {
         ModelError::NotFound { .. } => "model_not_found",
-        ModelError::VersionNotFound { .. } => "version_not_found",
+        ModelError::VersionNotFound { .. } | ModelError::VersionNotServed { .. } => "version_not_found",
         ModelError::NotReady { state: ModelState::Failed, .. } => "model_failed",
         ModelError::NotReady { .. } => "model_not_ready",
         ModelError::Conflict { .. } => "conflict",

@@ -14,6 +14,8 @@ pub enum ModelError {
     NotFound { model: ModelName },
     #[error("model '{model}' has no version {version}; it has {}", list(.available))]
     VersionNotFound { model: ModelName, version: Version, available: Vec<Version> },
+    #[error("model '{model}' does not serve version {version}: its version_policy is {policy}")]
+    VersionNotServed { model: ModelName, version: Version, policy: String },
     /// The model is there and cannot answer at present.
     #[error("model '{model}' is {state}{}", reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default())]
     NotReady { model: ModelName, state: ModelState, reason: Option<String> },

@@ -129,8 +129,8 @@ impl Entry {
         if let Some(version) = version
             && !lifecycle::select(&self.policy, self.slots.keys().copied()).contains(&version)
         {
-            let reason = format!("its version_policy, {}, leaves version {version} out", self.policy);
-            return refused(ModelState::Unloaded, Some(reason));
+            let policy = self.policy.to_string();
+            return Found::Refused(ModelError::VersionNotServed { model: name.clone(), version, policy });
         }
         if may_load { Found::MayLoad } else { refused(ModelState::Unloaded, by_hand()) }
     }

@@ -31,7 +31,9 @@ fn models() -> Vec<String> {
 
 fn server() -> Server {
     let names = models();
-    Server::with(&names.iter().map(String::as_str).collect::<Vec<_>>())
+    let store = crate::server::store_of(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    std::fs::write(store.path().join("versions/model.toml"), "version_policy = \"all\"\n").unwrap();
+    Server::on(store, &[])
 }
 
 /// Numbers within the file's tolerance, everything else equal.
