@@ -140,11 +140,7 @@ mod tests {
         check(&[1; 64], false, Ok(1));
         check(&[1; 65], false, Err("x: the shape has 65 dimensions; at most 64 are read"));
         check(&[62], true, Ok(62));
-        check(
-            &[63],
-            true,
-            Err("x: more than 62 strings (max_tensor_elements = 1000; a string counts as 16 elements)"),
-        );
+        check(&[63], true, Err("x: more than 62 strings (max_tensor_elements = 1000; a string counts as 16 elements)"));
     }
 
     #[test]

@@ -93,8 +93,9 @@ impl Form {
             }
             ("priority", None) => {
                 let priority = number("priority", &part)?;
-                let priority = u32::try_from(priority)
-                    .map_err(|_| CodecError::Malformed(format!("priority must be a whole number from 0 to {}", u32::MAX)))?;
+                let priority = u32::try_from(priority).map_err(|_| {
+                    CodecError::Malformed(format!("priority must be a whole number from 0 to {}", u32::MAX))
+                })?;
                 once("priority", &mut self.priority, priority)
             }
             (name, None) => Err(CodecError::Malformed(format!(
@@ -176,4 +177,112 @@ fn text(part: &Part) -> Result<&str, CodecError> {
 fn number(name: &str, part: &Part) -> Result<u64, CodecError> {
     let text = text(part)?.trim();
     text.parse().map_err(|_| CodecError::Malformed(format!("{name} must be a whole number, got {:?}", clip(text))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::codec::json::write_value;
+    use crate::tensor::{DType, Tensor, ValueType};
+    use axum::body::Body;
+    use axum::extract::FromRequest;
+
+    fn spec(name: &str) -> Spec {
+        Spec { name: name.into(), ty: ValueType::Tensor { dtype: DType::Fp32, shape: None }, optional: false }
+    }
+
+    async fn read_form(inputs: &[Spec], task: bool, parts: &[(&str, &str, &[u8])]) -> Result<PredictBody, CodecError> {
+        let mut body = Vec::new();
+        for (name, kind, content) in parts {
+            let head = format!("--B\r\nContent-Disposition: form-data; name=\"{name}\"; filename=\"f\"\r\n{kind}\r\n");
+            body.extend_from_slice(head.as_bytes());
+            body.extend_from_slice(content);
+            body.extend_from_slice(b"\r\n");
+        }
+        body.extend_from_slice(b"--B--\r\n");
+        read_body(inputs, task, body).await
+    }
+
+    async fn read_body(inputs: &[Spec], task: bool, body: Vec<u8>) -> Result<PredictBody, CodecError> {
+        let request = axum::http::Request::builder()
+            .header("content-type", "multipart/form-data; boundary=B")
+            .body(Body::from(body))
+            .unwrap();
+        let form = Multipart::from_request(request, &()).await.unwrap();
+        let limits = JsonLimits { max_depth: 64, max_elements: 1600, max_items: 2 };
+        read(form, &Target { inputs, task }, &limits).await
+    }
+
+    fn show(result: Result<PredictBody, CodecError>) -> String {
+        match result {
+            Err(error) => error.to_string(),
+            Ok(PredictBody { inputs: PredictInput::Items { items, single }, parameters, .. }) => {
+                format!("{single} {items:?} {}", serde_json::Value::Object(parameters))
+            }
+            Ok(PredictBody { inputs: PredictInput::Tensors(values), .. }) => {
+                let mut text = Vec::new();
+                for (name, value) in &values {
+                    text.extend_from_slice(name.as_bytes());
+                    write_value(value, &mut text);
+                }
+                String::from_utf8(text).unwrap()
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn files_are_items_of_a_task() {
+        let inputs = [spec("pixel_values")];
+        let text = "Content-Type: text/plain; charset=utf-8\r\n";
+        let rows: &[(&[(&str, &str, &[u8])], &str)] = &[
+            (&[("file", "", b"\xff\xd8")], r#"true [Bytes(b"\xff\xd8")] {}"#),
+            (&[("file", "", b"a"), ("file", text, b"b")], r#"false [Bytes(b"a"), Text("b")] {}"#),
+            (&[("pixel_values", "", b"a")], r#"true [Bytes(b"a")]"#),
+            (&[("parameters", "", br#"{"top_k":1}"#), ("file", "", b"a")], r#"{"top_k":1}"#),
+            (&[("file", "", b"a"), ("file", "", b"b"), ("file", "", b"c")], "more than max_items = 2 items"),
+            (&[("file", text, b"\xff")], "inputs[0]: the text is not UTF-8"),
+            (&[("parameters", "", b"[]"), ("file", "", b"a")], "parameters must be an object"),
+            (&[("parameters", "", b"{}"), ("parameters", "", b"{}")], "the field parameters twice"),
+            (&[("id", "", b"7")], "no field called file"),
+            (&[("timeout_ms", "", b"soon")], "timeout_ms must be a whole number, got \"soon\""),
+            (&[("priority", "", b"99999999999")], "priority must be"),
+            (&[("image", "", b"a")], "unknown field \"image\""),
+            (&[("id", "", b"7"), ("id", "", b"7")], "the field id twice"),
+        ];
+        for (parts, expected) in rows {
+            let got = show(read_form(&inputs, true, parts).await);
+            assert!(got.contains(expected), " got: {got}\nwant: {expected}");
+        }
+    }
+
+    #[tokio::test]
+    async fn fields_named_after_inputs_are_tensors() {
+        let npy = npy::write("x", &Tensor::from_vec(DType::Fp32, vec![1], vec![1f32]).unwrap()).unwrap();
+        let (one, two) = ([spec("x")], [spec("x"), spec("y")]);
+        let rows: &[(&[Spec], bool, &[(&str, &str, &[u8])], &str)] = &[
+            (&one, false, &[("x", "", &npy)], "x[1.0]"),
+            (&one, false, &[("file", "", &npy)], "x[1.0]"),
+            (&one, true, &[("x", "", &npy)], "x[1.0]"),
+            (&two, false, &[("y", "", b"[[2]]"), ("x", "", &npy)], "y[[2.0]]x[1.0]"),
+            (&two, false, &[("file", "", &npy)], "several inputs"),
+            (&one, false, &[("x", "", &npy), ("x", "", &npy)], "input \"x\" twice"),
+            (&one, false, &[("x", "", b"PNG")], "inputs.x is not valid JSON"),
+            (&one, true, &[("x", "", &npy), ("file", "", b"a")], "both tensors and items"),
+        ];
+        for (inputs, task, parts, expected) in rows {
+            let got = show(read_form(inputs, *task, parts).await);
+            assert!(got.contains(expected), " got: {got}\nwant: {expected}");
+        }
+    }
+
+    #[tokio::test]
+    async fn forms_that_end_early_or_are_too_large_are_refused() {
+        let inputs = [spec("x")];
+        let head = b"--B\r\nContent-Disposition: form-data; name=\"file\"\r\n\r\n".to_vec();
+        let cut = read_body(&inputs, true, head.clone()).await.unwrap_err();
+        assert!(matches!(cut, CodecError::Malformed(_)), "{cut}");
+        // Without a limit of the route, axum's own of 2 MiB holds.
+        let large = read_body(&inputs, true, [head, vec![0; 3 << 20]].concat()).await.unwrap_err();
+        assert!(matches!(large, CodecError::TooLarge(_)), "{large}");
+    }
 }

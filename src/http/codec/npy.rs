@@ -84,7 +84,8 @@ pub fn read(field: &str, bytes: &Bytes, max_elements: usize) -> Result<Tensor, C
 /// # Errors
 /// As [`read`], and `TooLarge` for more than 64 arrays or `max_bytes`.
 pub fn read_archive(bytes: &Bytes, max_elements: usize, max_bytes: usize) -> Result<Vec<(String, Tensor)>, CodecError> {
-    let malformed = |error: zip::result::ZipError| CodecError::Malformed(format!("the body is not an .npz archive: {error}"));
+    let malformed =
+        |error: zip::result::ZipError| CodecError::Malformed(format!("the body is not an .npz archive: {error}"));
     let mut archive = zip::ZipArchive::new(Cursor::new(bytes)).map_err(malformed)?;
     if archive.len() > MAX_ENTRIES {
         return Err(CodecError::TooLarge(format!(
@@ -111,7 +112,8 @@ pub fn read_archive(bytes: &Bytes, max_elements: usize, max_bytes: usize) -> Res
         if content.len() > left {
             return Err(CodecError::TooLarge(format!("the archive unpacks to more than {max_bytes} bytes")));
         }
-        unpacked.map_err(|error| CodecError::Malformed(format!("{:?} in the archive is damaged: {error}", clip(&name))))?;
+        unpacked
+            .map_err(|error| CodecError::Malformed(format!("{:?} in the archive is damaged: {error}", clip(&name))))?;
         left -= content.len();
         let tensor = read(&format!("inputs.{}", clip(&name)), &content.into(), max_elements)?;
         arrays.push((name, tensor));
@@ -163,7 +165,9 @@ pub fn write(field: &str, tensor: &Tensor) -> Result<Vec<u8>, CodecError> {
 /// # Errors
 /// As [`write`].
 pub fn write_archive<'a>(arrays: impl IntoIterator<Item = (&'a str, &'a Tensor)>) -> Result<Vec<u8>, CodecError> {
-    let failed = |error: &dyn std::fmt::Display| CodecError::UnsupportedMedia(format!("the outputs make no .npz archive: {error}"));
+    let failed = |error: &dyn std::fmt::Display| {
+        CodecError::UnsupportedMedia(format!("the outputs make no .npz archive: {error}"))
+    };
     let mut archive = zip::ZipWriter::new(Cursor::new(Vec::new()));
     for (name, tensor) in arrays {
         let content = write(&format!("outputs.{name}"), tensor)?;
@@ -233,7 +237,8 @@ impl Descr {
             "U" | "S" => {
                 let unit = if kind == "U" { 4 } else { 1 };
                 // Elements of no bytes would make any number of strings out of an empty file.
-                let size = length.parse::<usize>().ok().and_then(|length| length.checked_mul(unit)).filter(|&size| size > 0);
+                let size =
+                    length.parse::<usize>().ok().and_then(|length| length.checked_mul(unit)).filter(|&size| size > 0);
                 let Some(size) = size else { return unsupported("strings need a length from 1") };
                 Ok(Descr { kind: if kind == "U" { Kind::Unicode } else { Kind::Bytes }, size, big_endian })
             }
@@ -460,4 +465,181 @@ fn unicode_payload(field: &str, tensor: &Tensor) -> Result<(String, Option<Vec<u
         payload.resize(payload.len() + (longest - count) * 4, 0);
     }
     Ok((format!("<U{longest}"), Some(payload)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(descr: &str, fortran: &str, shape: &str, payload: &[u8]) -> Bytes {
+        with_header(&format!("{{'descr': '{descr}', 'fortran_order': {fortran}, 'shape': {shape}, }}\n"), payload)
+    }
+
+    fn with_header(header: &str, payload: &[u8]) -> Bytes {
+        let mut file = MAGIC.to_vec();
+        file.extend_from_slice(&[1, 0]);
+        file.extend_from_slice(&u16::try_from(header.len()).unwrap().to_le_bytes());
+        file.extend_from_slice(header.as_bytes());
+        file.extend_from_slice(payload);
+        file.into()
+    }
+
+    #[track_caller]
+    fn check(bytes: &Bytes, expected: &str) {
+        let got = match read("inputs.x", bytes, 1600) {
+            Err(error) => error.to_string(),
+            Ok(tensor) => {
+                let mut text = Vec::new();
+                crate::http::codec::json::write_nested(&tensor, &mut text);
+                format!("{}{:?}{}", tensor.dtype(), tensor.shape(), String::from_utf8(text).unwrap())
+            }
+        };
+        assert!(got.contains(expected), " got: {got}\nwant: {expected}");
+    }
+
+    #[test]
+    fn every_type_survives_the_round_trip_without_a_copy() {
+        for (_, dtype, _) in NUMBERS {
+            for shape in [vec![], vec![6], vec![2, 3], vec![0, 3], vec![1, 1, 1, 6]] {
+                let count: usize = shape.iter().product();
+                let size = crate::tensor::byte_len(dtype, count).unwrap();
+                let data: Vec<u8> = (0..size).map(|byte| (byte % 2) as u8).collect();
+                let tensor = Tensor::from_bytes(dtype, shape.clone(), data.clone()).unwrap();
+                let file = Bytes::from(write("y", &tensor).unwrap());
+                let back = read("x", &file, 1600).unwrap();
+                assert_eq!((back.dtype(), back.shape(), back.bytes()), (dtype, shape.as_slice(), data.as_slice()));
+                assert!(data.is_empty() || file.as_ptr_range().contains(&back.bytes().as_ptr()));
+                assert_eq!((file.len() - size) % 64, 0);
+            }
+        }
+        let strings = Tensor::from_strings(vec![2], vec!["é".into(), "abc".into()]).unwrap();
+        assert_eq!(read("x", &write("y", &strings).unwrap().into(), 1600).unwrap().strings(), strings.strings());
+    }
+
+    #[test]
+    fn other_byte_orders_and_axis_orders_are_converted() {
+        check(&file(">f4", "False", "(1,)", &1.5f32.to_be_bytes()), "FP32[1][1.5]");
+        check(&file(">i8", "False", "()", &7i64.to_be_bytes()), "INT64[]7");
+        check(&file("|u1", "True", "(2, 3)", &[1, 4, 2, 5, 3, 6]), "UINT8[2, 3][[1,2,3],[4,5,6]]");
+        check(&file("|u1", "True", "(2, 1, 2)", &[1, 3, 2, 4]), "UINT8[2, 1, 2][[[1,2]],[[3,4]]]");
+        check(&file(">u2", "True", "(2, 2)", &[0, 1, 0, 3, 0, 2, 0, 4]), "UINT16[2, 2][[1,2],[3,4]]");
+        check(&file("|u1", "True", "(0, 3)", &[]), "UINT8[0, 3][]");
+        check(&file("<U2", "False", "(2,)", b"h\0\0\0i\0\0\0x\0\0\0\0\0\0\0"), r#"BYTES[2]["hi","x"]"#);
+        check(&file(">U1", "False", "(1,)", b"\0\0\0h"), r#"BYTES[1]["h"]"#);
+        check(&file("|S3", "False", "(2,)", b"abcd\0\0"), r#"BYTES[2]["abc","d"]"#);
+        check(&with_header("{\"shape\":(1L,),\"fortran_order\":False,\"descr\":\"|i1\"}", &[255]), "INT8[1][-1]");
+    }
+
+    #[test]
+    fn what_is_no_array_of_a_served_type_is_refused() {
+        check(&Bytes::new(), "does not begin with");
+        check(&Bytes::from_static(b"\x93NUMPY"), "it ends in the header");
+        check(&Bytes::from_static(b"\x93NUMPY\x01\0\xff\xff"), "it ends in the header");
+        check(&Bytes::from_static(b"\x93NUMPY\x02\0\xff\xff\xff\xff"), "longer than 65536");
+        check(&Bytes::from_static(b"\x93NUMPY\x04\0\0\0\0\0"), "version 4 is not known");
+        check(&with_header("", &[]), "no '{'");
+        check(&with_header("{'descr': '<f4'}", &[]), "lacks descr, fortran_order or shape");
+        check(&with_header("{'descr': '<f4', 'descr': '<f4'}", &[]), "twice");
+        check(&with_header("{'evil': __import__('os')}", &[]), "unknown key \"evil\"");
+        check(&with_header("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': ()}", &[]), "structured array");
+        check(&with_header("{'descr': '<f4', 'fortran_order': 0, 'shape': ()}", &[]), "neither True nor False");
+        check(&file("<f4", "False", "(-1,)", &[]), "not a tuple of whole numbers");
+        check(&file("<f4", "False", "(99999999999999999999999,)", &[]), "not a tuple of whole numbers");
+        check(&file("<f4", "False", "(1 2)", &[]), "no ')'");
+        check(&file("<f4", "False", "(1,)} x {(", &[]), "text follows");
+        check(&file("<f4", "False", "(2,)", &[0; 4]), "needs 8 bytes, the file has 4");
+        check(&file("<f4", "False", "(1,)", &[0; 5]), "needs 4 bytes, the file has 5");
+        check(&file("<f4", "False", "(4, 1152921504606846978)", &[]), "max_tensor_elements");
+        check(&file("<f4", "False", "(4611686018427387904, 0)", &[]), "max_tensor_elements");
+        check(&file("|b1", "False", "(1,)", &[2]), "only 0 and 1");
+        check(&file("|O", "False", "(1,)", b"\x80\x04."), "never read");
+        check(&file("|V2", "False", "(1,)", &[0; 2]), "raw elements do not say");
+        check(&file("<c8", "False", "(1,)", &[0; 8]), "complex");
+        check(&file("<M8[ns]", "False", "(1,)", &[0; 8]), "times are not served");
+        check(&file("<f3", "False", "(1,)", &[0; 3]), "floats of 2, 4 and 8 bytes");
+        check(&file("", "False", "(1,)", &[]), "floats of 2, 4 and 8 bytes");
+        check(&file("é", "False", "(1,)", &[]), "floats of 2, 4 and 8 bytes");
+        check(&file("<U0", "False", "(100,)", &[]), "a length from 1");
+        check(&file("<U18446744073709551615", "False", "(1,)", &[]), "a length from 1");
+        check(&file("|S1", "False", "(101,)", &[0; 101]), "more than 100 strings");
+        check(&file("<U1", "False", "(1,)", &[0, 0, 0xff, 0]), "no Unicode character");
+        check(&file("|S1", "False", "(1,)", &[0xff]), "not UTF-8");
+    }
+
+    #[test]
+    fn types_that_numpy_has_not_are_refused_on_writing() {
+        for (dtype, size) in [(DType::Bf16, 2), (DType::Int4, 1), (DType::Fp8E5M2, 1)] {
+            let tensor = Tensor::from_bytes(dtype, vec![1], vec![0; size]).unwrap();
+            let error = write("outputs.y", &tensor).unwrap_err();
+            assert!(error.to_string().contains("safetensors"), "{error}");
+        }
+        let mut strings = vec![String::new(); 1000];
+        strings.push("x".repeat(1 << 20));
+        let lopsided = Tensor::from_strings(vec![1001], strings).unwrap();
+        assert!(matches!(write("outputs.y", &lopsided), Err(CodecError::TooLarge(_))));
+    }
+
+    fn zipped(entries: &[(&str, &[u8])], method: zip::CompressionMethod) -> Bytes {
+        let mut archive = zip::ZipWriter::new(Cursor::new(Vec::new()));
+        for (name, content) in entries {
+            archive.start_file(*name, zip::write::SimpleFileOptions::default().compression_method(method)).unwrap();
+            archive.write_all(content).unwrap();
+        }
+        archive.finish().unwrap().into_inner().into()
+    }
+
+    #[test]
+    fn archives_are_read_by_name_in_their_order() {
+        let x = Tensor::from_vec(DType::Fp32, vec![2], vec![1f32, 2.0]).unwrap();
+        let y = Tensor::from_vec(DType::Int64, vec![], vec![7i64]).unwrap();
+        let archive = Bytes::from(write_archive([("b/x", &x), ("a", &y)]).unwrap());
+        assert!(is_npz(&archive) && !is_npy(&archive));
+        let back = read_archive(&archive, 1600, 1000).unwrap();
+        assert_eq!(back.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["b/x", "a"]);
+        assert_eq!(back[0].1.elements::<f32>().unwrap().as_ref(), [1.0, 2.0]);
+        let npy = write("x", &x).unwrap();
+        let deflated = zipped(&[("x.npy", &npy)], zip::CompressionMethod::Deflated);
+        assert_eq!(read_archive(&deflated, 1600, 1000).unwrap()[0].0, "x");
+    }
+
+    #[test]
+    fn archives_are_bounded_in_entries_and_size() {
+        #[track_caller]
+        fn check(bytes: &Bytes, expected: &str) {
+            let error = read_archive(bytes, 1600, 1 << 16).unwrap_err();
+            assert!(error.to_string().contains(expected), "{error}");
+        }
+        let names: Vec<String> = (0..65).map(|index| format!("{index}.npy")).collect();
+        let entries: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &b""[..])).collect();
+        check(&zipped(&entries, zip::CompressionMethod::Stored), "at most 64 are read");
+        let bomb = vec![0; 1 << 20];
+        check(&zipped(&[("x.npy", &bomb)], zip::CompressionMethod::Deflated), "unpacks to more than 65536 bytes");
+        check(&zipped(&[("x.npy", b"hi")], zip::CompressionMethod::Stored), "inputs.x: not an .npy file");
+        check(&Bytes::from_static(b"PK\x03\x04"), "not an .npz archive");
+        check(&Bytes::new(), "not an .npz archive");
+        let npy = write("x", &Tensor::from_vec(DType::Uint8, vec![1], vec![1u8]).unwrap()).unwrap();
+        check(&zipped(&[("x.npy", &npy), ("x", &npy)], zip::CompressionMethod::Stored), "\"x\" twice");
+        let mut damaged = zipped(&[("x.npy", &npy)], zip::CompressionMethod::Stored).to_vec();
+        let middle = damaged.windows(npy.len()).position(|window| window == npy).unwrap() + npy.len() - 1;
+        damaged[middle] ^= 1;
+        check(&damaged.into(), "is damaged");
+    }
+
+    #[test]
+    fn cut_and_flipped_files_never_panic() {
+        let x = Tensor::from_vec(DType::Fp32, vec![2, 2], vec![1f32; 4]).unwrap();
+        let npy = write("x", &x).unwrap();
+        let npz = write_archive([("x", &x)]).unwrap();
+        for whole in [npy, npz] {
+            for index in 0..whole.len() {
+                let mut flipped = whole.clone();
+                flipped[index] ^= 0x15;
+                for bytes in [Bytes::from(flipped), Bytes::copy_from_slice(&whole[..index])] {
+                    let _ = read("x", &bytes, 1600);
+                    let _ = read_archive(&bytes, 1600, 1 << 16);
+                    let _ = crate::http::codec::safetensors::read(&bytes, 1600);
+                }
+            }
+        }
+    }
 }

@@ -41,7 +41,9 @@ const TYPES: [(Dtype, DType); 19] = [
 /// # Errors
 /// `Malformed` for what is no safetensors file, `UnsupportedMedia` for types that ONNX has not, `TooLarge` beyond a limit.
 pub fn read(bytes: &Bytes, max_elements: usize) -> Result<Vec<(String, Tensor)>, CodecError> {
-    let malformed = |problem: &dyn std::fmt::Display| CodecError::Malformed(format!("the body is not a safetensors file: {problem}"));
+    let malformed = |problem: &dyn std::fmt::Display| {
+        CodecError::Malformed(format!("the body is not a safetensors file: {problem}"))
+    };
     let Some(length) = bytes.first_chunk::<8>() else { return Err(malformed(&"it has less than 8 bytes")) };
     let length = u64::from_le_bytes(*length);
     if length > MAX_HEADER_BYTES {
@@ -49,13 +51,19 @@ pub fn read(bytes: &Bytes, max_elements: usize) -> Result<Vec<(String, Tensor)>,
     }
     let file = SafeTensors::deserialize(bytes).map_err(|error: SafeTensorError| malformed(&error))?;
     if file.len() > MAX_TENSORS {
-        return Err(CodecError::TooLarge(format!("the file has {} tensors; at most {MAX_TENSORS} are read", file.len())));
+        return Err(CodecError::TooLarge(format!(
+            "the file has {} tensors; at most {MAX_TENSORS} are read",
+            file.len()
+        )));
     }
     let mut tensors = Vec::with_capacity(file.len());
     for (name, view) in file.iter() {
         let field = format!("inputs.{}", clip(name));
         let Some((_, dtype)) = TYPES.iter().find(|row| row.0 == view.dtype()) else {
-            return Err(CodecError::UnsupportedMedia(format!("{field} is {:?}, a type that ONNX has not", view.dtype())));
+            return Err(CodecError::UnsupportedMedia(format!(
+                "{field} is {:?}, a type that ONNX has not",
+                view.dtype()
+            )));
         };
         checked_count(&field, view.shape(), false, max_elements)?;
         let tensor = Tensor::from_bytes(*dtype, view.shape().to_vec(), bytes.slice_ref(view.data()));
@@ -106,7 +114,10 @@ mod tests {
             let back = read(&file, 100).unwrap();
             assert_eq!(back.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["a", "b/c"]);
             for (_, tensor) in back {
-                assert_eq!((tensor.dtype(), tensor.shape(), tensor.bytes()), (dtype, &[2usize, 3][..], data.as_slice()));
+                assert_eq!(
+                    (tensor.dtype(), tensor.shape(), tensor.bytes()),
+                    (dtype, &[2usize, 3][..], data.as_slice())
+                );
                 assert!(file.as_ptr_range().contains(&tensor.bytes().as_ptr()));
             }
         }
@@ -144,7 +155,10 @@ mod tests {
         check(file(r#"{"x":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}"#, &[0; 4]), "not a safetensors file");
         check(file(r#"{"x":{"dtype":"BOOL","shape":[1],"data_offsets":[0,1]}}"#, &[2]), "only 0 and 1");
         check(file(r#"{"x":{"dtype":"C64","shape":[1],"data_offsets":[0,8]}}"#, &[0; 8]), "ONNX has not");
-        check(file(r#"{"x":{"dtype":"U8","shape":[4611686018427387904,0],"data_offsets":[0,0]}}"#, &[]), "max_tensor_elements");
+        check(
+            file(r#"{"x":{"dtype":"U8","shape":[4611686018427387904,0],"data_offsets":[0,0]}}"#, &[]),
+            "max_tensor_elements",
+        );
         check(
             file(r#"{"x":{"dtype":"U8","shape":[4294967296,4294967296],"data_offsets":[0,1]}}"#, &[0]),
             "not a safetensors file",

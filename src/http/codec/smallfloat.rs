@@ -149,9 +149,7 @@ pub(super) fn range(dtype: DType) -> (f64, f64) {
         DType::Bf16 => (f64::from(half::bf16::MIN), f64::from(half::bf16::MAX)),
         DType::Fp32 => (f64::from(f32::MIN), f64::from(f32::MAX)),
         _ => match layout(dtype) {
-            Some(layout) if layout.signed => {
-                (-layout.magnitude(layout.largest), layout.magnitude(layout.largest))
-            }
+            Some(layout) if layout.signed => (-layout.magnitude(layout.largest), layout.magnitude(layout.largest)),
             Some(layout) => (layout.magnitude(0), layout.magnitude(layout.largest)),
             None => (f64::MIN, f64::MAX),
         },
@@ -162,14 +160,8 @@ pub(super) fn range(dtype: DType) -> (f64, f64) {
 mod tests {
     use super::*;
 
-    const SMALL: [DType; 6] = [
-        DType::Fp8E4M3Fn,
-        DType::Fp8E4M3FnUz,
-        DType::Fp8E5M2,
-        DType::Fp8E5M2FnUz,
-        DType::Fp8E8M0,
-        DType::Fp4E2M1,
-    ];
+    const SMALL: [DType; 6] =
+        [DType::Fp8E4M3Fn, DType::Fp8E4M3FnUz, DType::Fp8E5M2, DType::Fp8E5M2FnUz, DType::Fp8E8M0, DType::Fp4E2M1];
 
     #[test]
     fn every_code_survives_the_round_trip() {

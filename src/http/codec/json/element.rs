@@ -34,19 +34,58 @@ macro_rules! with_sink {
         use $crate::tensor::DType;
         let dtype: DType = $dtype;
         match dtype {
-            DType::Uint8 => { let $sink = Integers::<u8>::new(dtype); $body }
-            DType::Uint16 => { let $sink = Integers::<u16>::new(dtype); $body }
-            DType::Uint32 => { let $sink = Integers::<u32>::new(dtype); $body }
-            DType::Uint64 => { let $sink = Integers::<u64>::new(dtype); $body }
-            DType::Int8 => { let $sink = Integers::<i8>::new(dtype); $body }
-            DType::Int16 => { let $sink = Integers::<i16>::new(dtype); $body }
-            DType::Int32 => { let $sink = Integers::<i32>::new(dtype); $body }
-            DType::Int64 => { let $sink = Integers::<i64>::new(dtype); $body }
-            DType::Fp16 => { let $sink = Floats::<half::f16>::new(dtype); $body }
-            DType::Bf16 => { let $sink = Floats::<half::bf16>::new(dtype); $body }
-            DType::Fp32 => { let $sink = Floats::<f32>::new(dtype); $body }
-            DType::Fp64 => { let $sink = Floats::<f64>::new(dtype); $body }
-            DType::String => { let $sink = Strings::new(); $body }
+            DType::Uint8 => {
+                let $sink = Integers::<u8>::new(dtype);
+                $body
+            }
+            DType::Uint16 => {
+                let $sink = Integers::<u16>::new(dtype);
+                $body
+            }
+            DType::Uint32 => {
+                let $sink = Integers::<u32>::new(dtype);
+                $body
+            }
+            DType::Uint64 => {
+                let $sink = Integers::<u64>::new(dtype);
+                $body
+            }
+            DType::Int8 => {
+                let $sink = Integers::<i8>::new(dtype);
+                $body
+            }
+            DType::Int16 => {
+                let $sink = Integers::<i16>::new(dtype);
+                $body
+            }
+            DType::Int32 => {
+                let $sink = Integers::<i32>::new(dtype);
+                $body
+            }
+            DType::Int64 => {
+                let $sink = Integers::<i64>::new(dtype);
+                $body
+            }
+            DType::Fp16 => {
+                let $sink = Floats::<half::f16>::new(dtype);
+                $body
+            }
+            DType::Bf16 => {
+                let $sink = Floats::<half::bf16>::new(dtype);
+                $body
+            }
+            DType::Fp32 => {
+                let $sink = Floats::<f32>::new(dtype);
+                $body
+            }
+            DType::Fp64 => {
+                let $sink = Floats::<f64>::new(dtype);
+                $body
+            }
+            DType::String => {
+                let $sink = Strings::new();
+                $body
+            }
             DType::Bool
             | DType::Int4
             | DType::Uint4
@@ -57,7 +96,10 @@ macro_rules! with_sink {
             | DType::Fp8E4M3FnUz
             | DType::Fp8E5M2
             | DType::Fp8E5M2FnUz
-            | DType::Fp8E8M0 => { let $sink = Bits::new(dtype); $body }
+            | DType::Fp8E8M0 => {
+                let $sink = Bits::new(dtype);
+                $body
+            }
         }
     }};
 }
@@ -72,7 +114,9 @@ fn unfit(value: impl Display, dtype: DType) -> String {
 fn unfit_text(value: &str, dtype: DType) -> String {
     let clipped = crate::http::codec::clip(value);
     match dtype.is_float() {
-        true => format!("{clipped:?} is not a value of {dtype}; the only strings are \"NaN\", \"Infinity\" and \"-Infinity\""),
+        true => format!(
+            "{clipped:?} is not a value of {dtype}; the only strings are \"NaN\", \"Infinity\" and \"-Infinity\""
+        ),
         false => format!("{clipped:?} is a string, not a value of {dtype}"),
     }
 }
@@ -364,7 +408,12 @@ impl Bits {
                 return Err(unfit(value, self.dtype));
             }
             let (low, high) = smallfloat::range(self.dtype);
-            return Err(out_of_range(format_args!("{value:?}"), self.dtype, format_args!("{low:?}"), format_args!("{high:?}")));
+            return Err(out_of_range(
+                format_args!("{value:?}"),
+                self.dtype,
+                format_args!("{low:?}"),
+                format_args!("{high:?}"),
+            ));
         };
         self.codes.push(code);
         Ok(())

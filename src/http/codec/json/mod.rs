@@ -13,7 +13,7 @@ mod v2_response;
 mod write;
 
 pub use predict::{PredictBody, PredictInput, Target, parse_object, parse_predict, parse_value};
-pub use v2::{V2Output, V2Request, V2Input, parse_v2, raw_v2};
+pub use v2::{V2Input, V2Output, V2Request, parse_v2, raw_v2};
 pub use v2_response::{V2Answer, V2Body, encode_v2_response};
 pub use write::{write_flat, write_nested, write_string, write_value};
 

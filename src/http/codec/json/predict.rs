@@ -297,7 +297,9 @@ impl<'de> Visitor<'de> for InputsSeed<'_> {
         let mut items = Vec::new();
         while let Some(item) = seq.next_element_seed(self.item(items.len()))? {
             if items.len() >= limit {
-                return Err(self.context.fail(CodecError::TooLarge(format!("inputs: more than max_items = {limit} items"))));
+                return Err(self
+                    .context
+                    .fail(CodecError::TooLarge(format!("inputs: more than max_items = {limit} items"))));
             }
             items.push(item);
         }
@@ -370,13 +372,14 @@ impl ItemSeed<'_> {
         let mut key = first;
         while let Some(name) = key {
             if !ITEM_KEYS.contains(&name.as_str()) {
-                return Err(self.refuse(format!("unknown key {:?}; an item is {{\"b64\"}} or {{\"text\"}}", clip(&name))));
+                return Err(
+                    self.refuse(format!("unknown key {:?}; an item is {{\"b64\"}} or {{\"text\"}}", clip(&name)))
+                );
             }
             if item.is_some() {
-                return Err(self.context.malformed(format!(
-                    "inputs[{}]: an item has one of the keys b64 and text, once",
-                    self.index
-                )));
+                return Err(self
+                    .context
+                    .malformed(format!("inputs[{}]: an item has one of the keys b64 and text, once", self.index)));
             }
             let content = map.next_value_seed(ItemText { seed: self, base64: name == "b64" })?;
             item = Some(content);
@@ -536,10 +539,10 @@ mod tests {
         check(DType::Uint64, "[18446744073709551615]", "UINT64[1][18446744073709551615]");
         check(DType::Int64, "[-9223372036854775808, -0]", "INT64[2][-9223372036854775808,0]");
         check(DType::Fp16, "[65504, 0.1, 5.9604644775390625e-8]", "FP16[3][65504.0,0.099975586,5.9604645e-8]");
-        check(DType::Bf16, "[1, 3.38e38]", "BF16[2][1.0,3.376212e38]");
-        check(DType::Fp32, "[0.1, 1, -0.0, 3.4028235e38, 1e-50]", "FP32[5][0.1,1.0,-0.0,3.4028235e38,0.0]");
+        check(DType::Bf16, "[1, 3.38e38]", "BF16[2][1.0,3.3762391e+38]");
+        check(DType::Fp32, "[0.1, 1, -0.0, 3.4028235e38, 1e-50]", "FP32[5][0.1,1.0,-0.0,3.4028235e+38,0.0]");
         check(DType::Fp32, "[16777217, -3]", "FP32[2][16777216.0,-3.0]");
-        check(DType::Fp64, "[0.1, 1.7976931348623157e308]", "FP64[2][0.1,1.7976931348623157e308]");
+        check(DType::Fp64, "[0.1, 1.7976931348623157e308]", "FP64[2][0.1,1.7976931348623157e+308]");
         check(DType::Fp32, r#"["NaN", "Infinity", "-Infinity"]"#, r#"FP32[3]["NaN","Infinity","-Infinity"]"#);
         check(DType::Fp16, r#"["NaN", "Infinity", "-Infinity"]"#, r#"FP16[3]["NaN","Infinity","-Infinity"]"#);
         check(DType::Bool, "[true, false, 1, 0]", "BOOL[4][true,false,true,false]");
@@ -596,7 +599,11 @@ mod tests {
         check(DType::Fp32, "[[[]]]", "FP32[1, 1, 0][[[]]]");
         check(DType::Int8, "[[1,2,3],[4,5,6]]", "INT8[2, 3][[1,2,3],[4,5,6]]");
         check(DType::Int8, "[[[1],[2]],[[3],[4]]]", "INT8[2, 2, 1][[[1],[2]],[[3],[4]]]");
-        check_error(DType::Int8, "[[1,2],[3]]", "inputs.x[1]: has 1 elements where the first array of this level has 2");
+        check_error(
+            DType::Int8,
+            "[[1,2],[3]]",
+            "inputs.x[1]: has 1 elements where the first array of this level has 2",
+        );
         check_error(DType::Int8, "[[1],2]", "inputs.x[1]: is a single value where an array was expected");
         check_error(DType::Int8, "[1,[2]]", "inputs.x[1]: is an array where a single value was expected");
         check_error(DType::Int8, "[[],1]", "inputs.x[1]: is a single value");
@@ -634,7 +641,11 @@ mod tests {
         check_error(DType::Fp32, r#"{"shape":null,"data":[1]}"#, "inputs.x.shape: null");
         check_error(DType::Fp32, r#"{"shape":3,"data":[1]}"#, "a shape is a flat array");
         check_error(DType::Fp32, r#"{"shape":[[3]],"data":[1]}"#, "a shape is a flat array");
-        check_error(DType::Fp32, r#"{"shape":[1000000000000000000000000000000],"data":[1]}"#, "shape[0]: 1e30 does not fit");
+        check_error(
+            DType::Fp32,
+            r#"{"shape":[1000000000000000000000000000000],"data":[1]}"#,
+            "shape[0]: 1e30 does not fit",
+        );
         check_error(DType::Fp32, r#"{"shape":[4,1152921504606846978],"data":[1]}"#, "max_tensor_elements");
         check_error(DType::Fp32, r#"{"shape":[4611686018427387904,0],"data":[]}"#, "max_tensor_elements");
         check_error(DType::Fp32, r#"{"dtype":"FP33","data":[1]}"#, r#"unknown dtype "FP33""#);
@@ -642,7 +653,11 @@ mod tests {
         check_error(DType::Fp32, r#"{"shape":[1]}"#, "inputs.x: the tensor has no \"data\"");
         check_error(DType::Fp32, r#"{"data":[1],"data":[1]}"#, "the key \"data\" is doubled");
         check_error(DType::Fp32, r#"{"shape":[1],"shape":[1],"data":[1]}"#, "the key \"shape\" is doubled");
-        check_error(DType::Fp32, r#"{"data":[1],"type":"FP32"}"#, "unknown key \"type\"; a tensor has dtype, shape and data");
+        check_error(
+            DType::Fp32,
+            r#"{"data":[1],"type":"FP32"}"#,
+            "unknown key \"type\"; a tensor has dtype, shape and data",
+        );
         check_error(DType::Fp32, r#"{"data":{"data":[1]}}"#, "an object is not a value");
         check_error(DType::Fp32, r#"{"data":[1e999]}"#, "inputs.x: number out of range");
         check_error(DType::Uint8, r#"{"data":[[1],[300]]}"#, "inputs.x[1][0]: 300 does not fit");
@@ -682,7 +697,10 @@ mod tests {
                 PredictInput::Items { .. } => "items".into(),
             },
         };
-        assert!(if expected.is_empty() { got.is_empty() } else { got.contains(expected) }, "{json}\n got: {got}\nwant: {expected}");
+        assert!(
+            if expected.is_empty() { got.is_empty() } else { got.contains(expected) },
+            "{json}\n got: {got}\nwant: {expected}"
+        );
     }
 
     #[test]
@@ -707,9 +725,18 @@ mod tests {
         check_body(&one, r#"{"inputs":[1],"id":7}"#, "id must be a string");
         check_body(&one, r#"{"inputs":[1],"timeout_ms":-1}"#, "timeout_ms must be a whole number");
         check_body(&one, r#"{"inputs":[1],"timeout_ms":1.5}"#, "timeout_ms must be a whole number");
-        check_body(&one, r#"{"inputs":[1],"priority":4294967296}"#, "priority must be a whole number from 0 to 4294967295");
-        check_body(&one, r#"{"inputs":[1],"priority":null,"id":null,"timeout_ms":null,"parameters":null}"#, "x=FP32[1][1.0]");
-        let body = parse(&one, false, r#"{"timeout_ms":5,"inputs":[1],"id":"q","priority":1,"parameters":{"top_k":3}}"#);
+        check_body(
+            &one,
+            r#"{"inputs":[1],"priority":4294967296}"#,
+            "priority must be a whole number from 0 to 4294967295",
+        );
+        check_body(
+            &one,
+            r#"{"inputs":[1],"priority":null,"id":null,"timeout_ms":null,"parameters":null}"#,
+            "x=FP32[1][1.0]",
+        );
+        let body =
+            parse(&one, false, r#"{"timeout_ms":5,"inputs":[1],"id":"q","priority":1,"parameters":{"top_k":3}}"#);
         let body = body.unwrap();
         assert_eq!((body.timeout_ms, body.id.as_deref(), body.priority), (Some(5), Some("q"), Some(1)));
         assert_eq!(body.parameters["top_k"], 3);
@@ -741,7 +768,11 @@ mod tests {
         let map = |key, value| spec("m", ValueType::Map { key, value });
         let sequence = [spec("s", ValueType::Sequence(Box::new(float.clone())))];
         let optional = [spec("o", ValueType::Optional(Box::new(float.clone())))];
-        check_body(&sequence, r#"{"inputs":[[1,2],[[3]],4,{"data":[5],"dtype":"FP32"}]}"#, "s=[[1.0,2.0],[[3.0]],4.0,[5.0]]");
+        check_body(
+            &sequence,
+            r#"{"inputs":[[1,2],[[3]],4,{"data":[5],"dtype":"FP32"}]}"#,
+            "s=[[1.0,2.0],[[3.0]],4.0,[5.0]]",
+        );
         check_body(&sequence, r#"{"inputs":{"s":[]}}"#, "s=[]");
         check_body(&sequence, r#"{"inputs":{"s":[[1],[2,"x"]]}}"#, "inputs.s[1][1]: \"x\" is not a value of FP32");
         check_body(&sequence, r#"{"inputs":{"s":1}}"#, "inputs.s: expected sequence(FP32[...]), got a number");
@@ -750,12 +781,24 @@ mod tests {
         check_body(&optional, r#"{"inputs":{"o":[1]}}"#, "o=FP32[1][1.0]");
         check_body(&[map(DType::String, DType::Fp32)], r#"{"inputs":{"m":{"a":1,"b":2.5}}}"#, r#"m={"a":1.0,"b":2.5}"#);
         check_body(&[map(DType::Int64, DType::Int64)], r#"{"inputs":{"m":{"-1":1,"2":2}}}"#, r#"m={"-1":1,"2":2}"#);
-        check_body(&[map(DType::Int64, DType::Int64)], r#"{"inputs":{"m":{"x":1}}}"#, "the key \"x\" is not an integer");
+        check_body(
+            &[map(DType::Int64, DType::Int64)],
+            r#"{"inputs":{"m":{"x":1}}}"#,
+            "the key \"x\" is not an integer",
+        );
         check_body(&[map(DType::Int64, DType::Int64)], r#"{"inputs":{"m":{"1":1,"1":2}}}"#, "the key \"1\" is doubled");
         check_body(&[map(DType::String, DType::Fp32)], r#"{"inputs":{"m":{"a":[1]}}}"#, "inputs.m.a: is an array");
-        check_body(&[map(DType::String, DType::Fp32)], r#"{"inputs":{"m":{"a":"b"}}}"#, "inputs.m.a: \"b\" is not a value");
+        check_body(
+            &[map(DType::String, DType::Fp32)],
+            r#"{"inputs":{"m":{"a":"b"}}}"#,
+            "inputs.m.a: \"b\" is not a value",
+        );
         check_body(&[map(DType::String, DType::Fp32)], r#"{"inputs":{"m":{}}}"#, "m={}");
-        check_body(&[map(DType::String, DType::Fp32)], r#"{"inputs":{"m":[1]}}"#, "expected map(BYTES to FP32), got an array");
+        check_body(
+            &[map(DType::String, DType::Fp32)],
+            r#"{"inputs":{"m":[1]}}"#,
+            "expected map(BYTES to FP32), got an array",
+        );
     }
 
     #[track_caller]

@@ -2,8 +2,7 @@
 //! maps and optionals made of them.
 //!
 //! The shape of a nested array is the shape of its first branch; whatever differs from that is ragged and refused with its
-//! index path. Numbers are parsed as `f64` and rounded once more for `FP32`, as NumPy does with a Python list. Reading
-//! 150,528 `FP32` numbers nested as `[1, 3, 224, 224]` takes about as long as serde_json takes for a flat `Vec<f32>`.
+//! index path. Numbers are parsed as `f64` and rounded once more for `FP32`, as NumPy does with a Python list.
 
 use super::element::{Sink, with_sink};
 use super::{Context, parse_all};
@@ -113,7 +112,9 @@ impl<'de> Visitor<'de> for ValueSeed<'_> {
             let seed = ValueSeed { ty: element, field: &field, depth: self.depth + 1, optional: false, ..self };
             let Some(value) = seq.next_element_seed(seed)? else { return Ok(Value::Sequence(values)) };
             if values.len() >= limit {
-                return Err(self.context.fail(CodecError::TooLarge(format!("{}: more than {limit} values", self.field))));
+                return Err(self
+                    .context
+                    .fail(CodecError::TooLarge(format!("{}: more than {limit} values", self.field))));
             }
             values.push(value);
         }
@@ -142,7 +143,11 @@ impl ValueSeed<'_> {
         Ok(Value::Map { keys, values })
     }
 
-    fn collect_map<'de, A: MapAccess<'de>>(&self, map: &mut A, value: DType) -> Result<(Vec<String>, Tensor), A::Error> {
+    fn collect_map<'de, A: MapAccess<'de>>(
+        &self,
+        map: &mut A,
+        value: DType,
+    ) -> Result<(Vec<String>, Tensor), A::Error> {
         let mut keys: Vec<String> = Vec::new();
         let mut seen = HashSet::new();
         let limit = self.context.limits.max_elements / STRING_WEIGHT;
@@ -155,7 +160,11 @@ impl ValueSeed<'_> {
                     return Err(self.context.malformed(format!("{}: the key {:?} is doubled", self.field, clip(&key))));
                 }
                 if keys.len() >= limit {
-                    return Err(self.context.fail(too_many_elements(self.field, true, self.context.limits.max_elements)));
+                    return Err(self.context.fail(too_many_elements(
+                        self.field,
+                        true,
+                        self.context.limits.max_elements,
+                    )));
                 }
                 if let Err(error) = map.next_value_seed(Node { grid: &mut grid, level: 0 }) {
                     grid.report(&format!("{}.{}", self.field, clip(&key)));
@@ -209,7 +218,11 @@ impl<'de> DeserializeSeed<'de> for TensorSeed<'_> {
 
 impl TensorSeed<'_> {
     /// Reads with `visit` into `sink` and makes a tensor of it.
-    fn collect<S: Sink, E: Error>(self, sink: S, visit: impl FnOnce(Node<'_, '_, S>) -> Result<(), E>) -> Result<Tensor, E> {
+    fn collect<S: Sink, E: Error>(
+        self,
+        sink: S,
+        visit: impl FnOnce(Node<'_, '_, S>) -> Result<(), E>,
+    ) -> Result<Tensor, E> {
         let mut grid = Grid::new(self.context, self.field, sink, self.depth);
         if let Err(error) = visit(Node { grid: &mut grid, level: 0 }) {
             grid.report(self.field);
@@ -262,7 +275,11 @@ impl<'de> Visitor<'de> for TensorSeed<'_> {
 
 impl TensorSeed<'_> {
     /// Reads `{"dtype", "shape", "data"}`, whose first key may have been read. `dtype` and `shape` may be left out.
-    pub(super) fn read_object<'de, A: MapAccess<'de>>(self, mut map: A, first: Option<String>) -> Result<Tensor, A::Error> {
+    pub(super) fn read_object<'de, A: MapAccess<'de>>(
+        self,
+        mut map: A,
+        first: Option<String>,
+    ) -> Result<Tensor, A::Error> {
         let context = self.context;
         context.enter(self.depth + 1)?;
         let (mut dtype, mut shape, mut data, mut raw) = (None, None, None, None::<&'de RawValue>);
@@ -309,7 +326,8 @@ impl TensorSeed<'_> {
     }
 
     fn read_dtype<E: Error>(&self, name: &str) -> Result<DType, E> {
-        DType::parse(name).ok_or_else(|| self.context.unprocessable(self.field, format!("unknown dtype {:?}", clip(name))))
+        DType::parse(name)
+            .ok_or_else(|| self.context.unprocessable(self.field, format!("unknown dtype {:?}", clip(name))))
     }
 
     fn data_seed(self, dtype: DType) -> DataSeed<Self> {
@@ -318,7 +336,12 @@ impl TensorSeed<'_> {
 }
 
 /// Puts the stated shape on data that was read.
-pub(super) fn apply_shape<E: Error>(context: &Context<'_>, field: &str, tensor: Tensor, shape: Vec<usize>) -> Result<Tensor, E> {
+pub(super) fn apply_shape<E: Error>(
+    context: &Context<'_>,
+    field: &str,
+    tensor: Tensor,
+    shape: Vec<usize>,
+) -> Result<Tensor, E> {
     checked_count(field, &shape, tensor.dtype() == DType::String, context.limits.max_elements)
         .and_then(|count| with_shape(field, tensor, shape, count))
         .map_err(|error| context.fail(error))
@@ -478,7 +501,9 @@ impl<'c, S: Sink> Grid<'c, S> {
         match self.dims.get_mut(level) {
             Some(Some(expected)) if *expected != count => {
                 let expected = *expected;
-                Err(self.refuse(format!("has {count} elements where the first array of this level has {expected}; the nesting is ragged")))
+                Err(self.refuse(format!(
+                    "has {count} elements where the first array of this level has {expected}; the nesting is ragged"
+                )))
             }
             Some(Some(_)) | None => Ok(()),
             Some(dim) => {

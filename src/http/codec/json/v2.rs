@@ -164,7 +164,9 @@ fn raw_shape(field: &str, dtype: DType, dims: &[Dim], size: usize) -> Result<Vec
             if bits % each != 0 {
                 return Err(CodecError::unprocessable(
                     field,
-                    format!("the body has {size} bytes, which is no multiple of the {each} bits that one step of dimension {axis} takes"),
+                    format!(
+                        "the body has {size} bytes, which is no multiple of the {each} bits that one step of dimension {axis} takes"
+                    ),
                 ));
             }
             if let Some(dim) = shape.get_mut(*axis) {
@@ -238,7 +240,11 @@ fn read_binary(field: &str, dtype: DType, shape: Vec<usize>, count: usize, bytes
     if strings.len() != count || !rest.is_empty() {
         return Err(CodecError::unprocessable(
             field,
-            format!("shape {shape:?} needs {count} BYTES elements; {} were read and {} bytes are left", strings.len(), rest.len()),
+            format!(
+                "shape {shape:?} needs {count} BYTES elements; {} were read and {} bytes are left",
+                strings.len(),
+                rest.len()
+            ),
         ));
     }
     Tensor::from_strings(shape, strings).map_err(|error| CodecError::tensor(field, &error))
@@ -521,9 +527,13 @@ impl<'de> Visitor<'de> for OutputsSeed<'_> {
         let mut seen = HashSet::new();
         let count = Cell::new(0);
         let field = "outputs";
-        while let Some(output) = seq.next_element_seed(DocumentSeed { context: self.0, depth: 2, field, count: &count })? {
+        while let Some(output) =
+            seq.next_element_seed(DocumentSeed { context: self.0, depth: 2, field, count: &count })?
+        {
             if outputs.len() >= MAX_OUTPUTS {
-                return Err(self.0.fail(CodecError::TooLarge(format!("more than {MAX_OUTPUTS} outputs are asked for"))));
+                return Err(self
+                    .0
+                    .fail(CodecError::TooLarge(format!("more than {MAX_OUTPUTS} outputs are asked for"))));
             }
             let output = read_output(outputs.len(), &output).map_err(|error| self.0.fail(error))?;
             if !seen.insert(output.name.clone()) {
@@ -561,4 +571,315 @@ fn read_output(index: usize, output: &serde_json::Value) -> Result<V2Output, Cod
         wanted.classification = Some(classes);
     }
     Ok(wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{V2Answer, encode_v2_response, write_value};
+    use super::*;
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    const LIMITS: JsonLimits = JsonLimits { max_depth: 64, max_elements: 1600, max_items: 3 };
+
+    fn tensor(name: &str, dtype: DType) -> Spec {
+        Spec { name: name.into(), ty: ValueType::Tensor { dtype, shape: None }, optional: false }
+    }
+
+    fn specs() -> Vec<Spec> {
+        let float = Box::new(ValueType::Tensor { dtype: DType::Fp32, shape: None });
+        vec![
+            tensor("x", DType::Fp32),
+            tensor("t", DType::String),
+            Spec { name: "s".into(), ty: ValueType::Sequence(float.clone()), optional: false },
+            Spec { name: "o".into(), ty: ValueType::Optional(float), optional: false },
+        ]
+    }
+
+    fn show(result: Result<V2Request, CodecError>) -> String {
+        let request = match result {
+            Err(error) => return error.to_string(),
+            Ok(request) => request,
+        };
+        let show = |input: &V2Input| {
+            let mut text = Vec::new();
+            write_value(&input.value, &mut text);
+            let text = String::from_utf8(text).unwrap();
+            match &input.value {
+                Value::Tensor(tensor) => format!("{}={}{:?}{text}", input.name, tensor.dtype(), tensor.shape()),
+                _ => format!("{}={text}", input.name),
+            }
+        };
+        request.inputs.iter().map(show).collect::<Vec<_>>().join(" ")
+    }
+
+    #[track_caller]
+    fn check(input: &str, expected: &str) {
+        let got = show(parse_v2(&format!(r#"{{"inputs":[{input}]}}"#).into(), None, &specs(), &LIMITS));
+        assert!(got.contains(expected), "{input}\n got: {got}\nwant: {expected}");
+    }
+
+    #[test]
+    fn tensors_come_flat_or_nested_with_keys_in_any_order() {
+        check(r#"{"name":"x","shape":[2,2],"datatype":"FP32","data":[1,2,3,4]}"#, "x=FP32[2, 2][[1.0,2.0],[3.0,4.0]]");
+        check(
+            r#"{"name":"x","shape":[2,2],"datatype":"FP32","data":[[1,2],[3,4]]}"#,
+            "x=FP32[2, 2][[1.0,2.0],[3.0,4.0]]",
+        );
+        check(r#"{"data":[1,2],"datatype":"INT64","shape":[2,1],"name":"x","extra":[{}]}"#, "x=INT64[2, 1][[1],[2]]");
+        check(r#"{"name":"x","shape":[],"datatype":"FP16","data":[0.5]}"#, "x=FP16[]0.5");
+        check(r#"{"name":"x","shape":[0,3],"datatype":"FP32","data":[]}"#, "x=FP32[0, 3][]");
+        check(
+            r#"{"name":"t","shape":[2],"datatype":"BYTES","data":["a","b"],"parameters":null}"#,
+            r#"t=BYTES[2]["a","b"]"#,
+        );
+    }
+
+    #[test]
+    fn wrong_inputs_are_refused_by_name() {
+        check(
+            r#"{"name":"x","shape":[3],"datatype":"FP32","data":[1,2]}"#,
+            "inputs.x: shape [3] needs 3 elements, got 2",
+        );
+        check(
+            r#"{"name":"x","shape":[4],"datatype":"FP32","data":[[1,2],[3,4]]}"#,
+            "nested as [2, 2], the shape is [4]",
+        );
+        check(r#"{"name":"x","shape":[3,2],"datatype":"FP32","data":[[1,2,3],[4,5,6]]}"#, "nested as [2, 3]");
+        check(r#"{"name":"x","shape":[1],"datatype":"UINT8","data":[300]}"#, "inputs.x[0]: 300 does not fit UINT8");
+        check(r#"{"data":[300],"name":"x","shape":[1],"datatype":"UINT8"}"#, "inputs.x[0]: 300 does not fit UINT8");
+        check(r#"{"name":"x","shape":[-1],"datatype":"FP32","data":[1]}"#, "inputs.x.shape[0]: -1 does not fit");
+        check(r#"{"name":"x","shape":[4,1152921504606846978],"datatype":"FP32","data":[1]}"#, "max_tensor_elements");
+        check(r#"{"name":"x","shape":[1],"datatype":"FP31","data":[1]}"#, r#"inputs.x: unknown datatype "FP31""#);
+        check(
+            r#"{"name":"y","shape":[1],"datatype":"FP32","data":[1]}"#,
+            "inputs.y: the model has no such input; its inputs are x, t, s, o",
+        );
+        check(r#"{"shape":[1],"datatype":"FP32","data":[1]}"#, "inputs[0] has no name");
+        check(r#"{"name":"x","datatype":"FP32","data":[1]}"#, "inputs.x has no shape");
+        check(r#"{"name":"x","shape":[1],"data":[1]}"#, "inputs.x has no datatype");
+        check(r#"{"name":"x","shape":[1],"datatype":"FP32"}"#, "inputs.x has neither data nor binary_data_size");
+        check(r#"{"name":"x","name":"x"}"#, "the key \"name\" is doubled");
+        check(r#"{"name":"x","shape":[1],"datatype":"FP32","data":[1],"data":[1]}"#, "the key \"data\" is doubled");
+        check(
+            r#"{"name":"x","shape":[1],"datatype":"FP32","data":[1]},{"name":"x","shape":[1],"datatype":"FP32","data":[1]}"#,
+            "\"x\" is given twice",
+        );
+        check(
+            r#"{"name":"x","shape":[1],"datatype":"FP32","parameters":{"shared_memory_region":"r"}}"#,
+            "shared memory is not served",
+        );
+        check(
+            r#"{"name":"x","shape":[1],"datatype":"FP32","parameters":{"binary_data_size":4}}"#,
+            "binary_data_size is 4, but 0 bytes",
+        );
+        check("7", "expected an object at inputs[0]");
+        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        check(&format!(r#"{{"name":"x","skipped":{deep}}}"#), "nested deeper");
+        check(&format!(r#"{{"data":{deep},"name":"x","shape":[1],"datatype":"FP32"}}"#), "nested deeper");
+        check(&format!(r#"{{"name":"x","datatype":"FP32","data":{deep}}}"#), "nested deeper");
+    }
+
+    #[test]
+    fn other_values_come_as_json_text() {
+        check(r#"{"name":"s","shape":[1],"datatype":"BYTES","data":["[[1],[2,3]]"]}"#, "s=[[1.0],[2.0,3.0]]");
+        check(r#"{"name":"o","shape":[1],"datatype":"BYTES","data":["null"]}"#, "o=null");
+        check(r#"{"name":"o","shape":[1],"datatype":"FP32","data":[7]}"#, "o=FP32[1][7.0]");
+        check(
+            r#"{"name":"s","shape":[1],"datatype":"FP32","data":[7]}"#,
+            "is given as BYTES of shape [1] holding the JSON text",
+        );
+        check(r#"{"name":"s","shape":[1],"datatype":"BYTES","data":["[["]}"#, "inputs.s is not valid JSON");
+    }
+
+    fn parse_body(json: &str) -> Result<V2Request, CodecError> {
+        parse_v2(&json.to_owned().into(), None, &specs(), &LIMITS)
+    }
+
+    #[test]
+    fn the_request_says_how_outputs_are_wanted() {
+        let request = parse_body(
+            r#"{"outputs":[{"name":"a","parameters":{"binary_data":false}},{"name":"b"},{"name":"c","parameters":{"classification":3}}],
+                "parameters":{"binary_data_output":true},"id":"7","inputs":[],"unknown":[[1]]}"#,
+        )
+        .unwrap();
+        assert_eq!(request.id.as_deref(), Some("7"));
+        assert!(!request.is_binary("a") && request.is_binary("b") && request.is_binary("z"));
+        assert_eq!(request.outputs[2].classification, Some(3));
+        #[track_caller]
+        fn check(json: &str, expected: &str) {
+            let error = parse_body(json).unwrap_err();
+            assert!(error.to_string().contains(expected), "{json}\n got: {error}");
+        }
+        check("{}", "no key \"inputs\"");
+        check("", "not valid JSON");
+        check(r#"{"inputs":[],"outputs":[{"name":"a"},{"name":"a"}]}"#, "\"a\" is asked for twice");
+        check(r#"{"inputs":[],"outputs":[{}]}"#, "outputs[0] has no name");
+        check(r#"{"inputs":[],"outputs":[{"name":"a","parameters":{"classification":0}}]}"#, "whole number from 1");
+        check(r#"{"inputs":[],"outputs":[{"name":"a","parameters":{"binary_data":1}}]}"#, "must be true or false");
+        check(r#"{"inputs":[],"parameters":{"binary_data_output":"yes"}}"#, "must be true or false");
+        check(r#"{"inputs":[],"inputs":[]}"#, "the key \"inputs\" is doubled");
+        let many = vec![r#"{"name":"a"}"#; 100_000].join(",");
+        check(&format!(r#"{{"inputs":[],"outputs":[{many}]}}"#), "twice");
+        let many: Vec<String> = (0..100_000).map(|index| format!(r#"{{"name":"{index}"}}"#)).collect();
+        let error = parse_body(&format!(r#"{{"inputs":[],"outputs":[{}]}}"#, many.join(","))).unwrap_err();
+        assert!(matches!(error, CodecError::TooLarge(_)), "{error}");
+    }
+
+    fn binary(inputs: &str, tail: &[u8]) -> String {
+        let json = format!(r#"{{"inputs":[{inputs}]}}"#);
+        let body: Bytes = [json.as_bytes(), tail].concat().into();
+        show(parse_v2(&body, Some(json.len()), &specs(), &LIMITS))
+    }
+
+    #[track_caller]
+    fn check_binary(inputs: &str, tail: &[u8], expected: &str) {
+        let got = binary(inputs, tail);
+        assert!(got.contains(expected), "{inputs}\n got: {got}\nwant: {expected}");
+    }
+
+    #[test]
+    fn binary_parts_belong_to_the_inputs_in_their_order() {
+        let x = r#"{"name":"x","shape":[1],"datatype":"FP32","parameters":{"binary_data_size":4}}"#;
+        let t = |size: u64, shape: &str| {
+            format!(r#"{{"name":"t","shape":{shape},"datatype":"BYTES","parameters":{{"binary_data_size":{size}}}}}"#)
+        };
+        let one = 1f32.to_le_bytes();
+        check_binary(x, &one, "x=FP32[1][1.0]");
+        check_binary(
+            &format!("{x},{}", t(6, "[1]")),
+            b"\0\0\x80\x3f\x02\0\0\0hi",
+            r#"x=FP32[1][1.0] t=BYTES[1]["hi"]"#,
+        );
+        check_binary(
+            &format!("{},{x}", t(6, "[1]")),
+            b"\x02\0\0\0hi\0\0\x80\x3f",
+            r#"t=BYTES[1]["hi"] x=FP32[1][1.0]"#,
+        );
+        check_binary(&t(0, "[0]"), b"", "t=BYTES[0][]");
+        check_binary(&t(8, "[2]"), &[0; 8], r#"t=BYTES[2]["",""]"#);
+        check_binary(x, &[0; 3], "binary_data_size is 4, but 3 bytes");
+        check_binary(x, &[0; 5], "1 bytes behind the JSON belong to no input");
+        check_binary(
+            r#"{"name":"x","shape":[2],"datatype":"FP32","parameters":{"binary_data_size":4}}"#,
+            &one,
+            "needs binary_data_size 8, got 4",
+        );
+        check_binary(
+            r#"{"name":"x","shape":[1],"datatype":"FP32","data":[1],"parameters":{"binary_data_size":4}}"#,
+            &one,
+            "both data and binary_data_size",
+        );
+        check_binary(
+            r#"{"name":"x","shape":[1],"datatype":"FP32","parameters":{"binary_data_size":-4}}"#,
+            &one,
+            "whole number from 0",
+        );
+        check_binary(
+            r#"{"name":"x","shape":[1],"datatype":"FP32","parameters":{"binary_data_size":18446744073709551615}}"#,
+            &one,
+            "but 4 bytes",
+        );
+        check_binary(
+            r#"{"name":"x","shape":[1],"datatype":"BOOL","parameters":{"binary_data_size":1}}"#,
+            &[2],
+            "only 0 and 1",
+        );
+        check_binary(&t(4, "[1]"), &[0xff; 4], "element 0 is said to have 4294967295 bytes, but 0 are left");
+        check_binary(&t(3, "[1]"), &[0; 3], "0 were read and 3 bytes are left");
+        check_binary(&t(8, "[1]"), &[0; 8], "1 were read and 4 bytes are left");
+        check_binary(&t(4, "[100]"), &[0; 4], "1 were read and 0 bytes are left");
+        check_binary(&t(5, "[1]"), b"\x01\0\0\0\xff", "element 0 is not UTF-8 text");
+        check_binary(&t(5, "[1]"), b"\x01\0\0\0\0", "NUL");
+        check_binary(&t(4, "[1099511627776]"), &[0; 4], "max_tensor_elements");
+    }
+
+    #[test]
+    fn a_header_length_that_lies_is_refused() {
+        let body = Bytes::from_static(br#"{"inputs":[]}"#);
+        for length in [14, 99_999_999_999, usize::MAX] {
+            let error = parse_v2(&body, Some(length), &specs(), &LIMITS).unwrap_err();
+            assert!(error.to_string().contains("but the body has 13 bytes"), "{error}");
+        }
+        assert!(parse_v2(&body, Some(5), &specs(), &LIMITS).is_err());
+        assert!(
+            parse_v2(&body, Some(0), &specs(), &LIMITS).unwrap_err().to_string().contains("a model with one input")
+        );
+    }
+
+    #[test]
+    fn a_raw_request_computes_its_shape() {
+        #[track_caller]
+        fn check(dtype: DType, dims: &[i64], body: &'static [u8], expected: &str) {
+            let dim = |&dim: &i64| usize::try_from(dim).map_or(Dim::Dynamic(None), Dim::Fixed);
+            let shape = Some(dims.iter().map(dim).collect());
+            let spec = Spec { name: "x".into(), ty: ValueType::Tensor { dtype, shape }, optional: false };
+            let got = show(parse_v2(&Bytes::from_static(body), Some(0), &[spec], &LIMITS));
+            assert!(got.contains(expected), "{dims:?}\n got: {got}\nwant: {expected}");
+        }
+        check(DType::Uint8, &[2], &[1, 2], "x=UINT8[2][1,2]");
+        check(DType::Uint8, &[-1, 2], &[1, 2], "x=UINT8[1, 2][[1,2]]");
+        check(DType::Uint8, &[-1, 2], &[1, 2, 3, 4], "x=UINT8[2, 2]");
+        check(DType::Uint8, &[-1, -1], &[1, 2, 3], "x=UINT8[1, 3][[1,2,3]]");
+        check(DType::Uint8, &[-1, 1, -1], &[1, 2], "x=UINT8[1, 1, 2]");
+        check(DType::Uint8, &[-1, -1, -1], &[1, 2], "one dimension of unknown size");
+        check(DType::Uint8, &[1, -1, -1], &[1, 2], "one dimension of unknown size");
+        check(DType::Uint8, &[-1, 2], &[1, 2, 3], "no multiple");
+        check(DType::Uint8, &[-1, 0], &[1], "cannot be computed");
+        check(DType::Uint8, &[2], &[1], "needs 2 bytes, got 1");
+        check(DType::Int4, &[-1], &[0x21], "x=INT4[2][1,2]");
+        check(DType::String, &[1], b"hello", r#"x=BYTES[1]["hello"]"#);
+        check(DType::String, &[-1, 1], b"hello", r#"x=BYTES[1, 1][["hello"]]"#);
+        check(DType::String, &[2], b"hello", "holds one BYTES element");
+        check(DType::String, &[1], b"\xff", "not UTF-8");
+    }
+
+    #[test]
+    fn answers_are_json_with_binary_frames_behind() {
+        let labels = BTreeMap::from([("y".to_owned(), Arc::from(["cat".to_owned(), "dog".to_owned()]))]);
+        let y = Tensor::from_vec(DType::Fp32, vec![1, 2], vec![0.25f32, 0.5]).unwrap();
+        let t = Tensor::from_strings(vec![2], vec!["a".into(), String::new()]).unwrap();
+        let outputs = [
+            ("y".to_owned(), Value::from(y)),
+            ("t".to_owned(), t.into()),
+            ("s".to_owned(), Value::Sequence(vec![Value::None])),
+        ];
+        #[track_caller]
+        fn check(
+            request: &str,
+            outputs: &[(String, Value)],
+            labels: &BTreeMap<String, Arc<[String]>>,
+            json: &str,
+            frames: &[&[u8]],
+        ) {
+            let request = parse_body(request).unwrap();
+            let answer =
+                V2Answer { model_name: "m", model_version: "1", request: &request, outputs, labels, batched: true };
+            let body = encode_v2_response(&answer).unwrap();
+            assert_eq!(String::from_utf8(body.json).unwrap(), json);
+            assert_eq!(body.frames, frames);
+        }
+        check(
+            r#"{"inputs":[],"id":"q\""}"#,
+            &outputs,
+            &labels,
+            r#"{"model_name":"m","model_version":"1","id":"q\"","outputs":[{"name":"y","datatype":"FP32","shape":[1,2],"data":[0.25,0.5]},{"name":"t","datatype":"BYTES","shape":[2],"data":["a",""]},{"name":"s","datatype":"BYTES","shape":[1],"data":["[null]"]}]}"#,
+            &[],
+        );
+        check(
+            r#"{"inputs":[],"parameters":{"binary_data_output":true},"outputs":[{"name":"y","parameters":{"binary_data":false,"classification":1}}]}"#,
+            &outputs,
+            &labels,
+            r#"{"model_name":"m","model_version":"1","outputs":[{"name":"y","datatype":"BYTES","shape":[1,1],"data":["0.5:1:dog"]},{"name":"t","datatype":"BYTES","shape":[2],"parameters":{"binary_data_size":9}},{"name":"s","datatype":"BYTES","shape":[1],"parameters":{"binary_data_size":10}}]}"#,
+            &[b"\x01\0\0\0a\0\0\0\0", b"\x06\0\0\0[null]"],
+        );
+        let empty = [("e".to_owned(), Value::from(Tensor::from_bytes(DType::Fp32, vec![0, 2], Bytes::new()).unwrap()))];
+        check(
+            r#"{"inputs":[],"parameters":{"binary_data_output":true}}"#,
+            &empty,
+            &labels,
+            r#"{"model_name":"m","model_version":"1","outputs":[{"name":"e","datatype":"FP32","shape":[0,2],"parameters":{"binary_data_size":0}}]}"#,
+            &[b""],
+        );
+    }
 }

@@ -64,7 +64,8 @@ pub fn write_nested(tensor: &Tensor, out: &mut Vec<u8>) {
     let shape = tensor.shape();
     if tensor.is_empty() {
         // The product stops before the first zero; arrays behind it do not exist.
-        let arrays = shape.iter().take_while(|&&dim| dim != 0).try_fold(1usize, |product, &dim| product.checked_mul(dim));
+        let arrays =
+            shape.iter().take_while(|&&dim| dim != 0).try_fold(1usize, |product, &dim| product.checked_mul(dim));
         if arrays.is_none_or(|arrays| arrays > MAX_EMPTY_ARRAYS) {
             out.extend_from_slice(b"[]");
             return;
@@ -259,7 +260,7 @@ mod tests {
     #[test]
     fn tensors_are_written_nested_and_flat() {
         check(&fp32(&[], &[0.1]), "0.1", "[0.1]");
-        check(&fp32(&[2, 2], &[0.1, -0.0, 1e-7, 1e30]), "[[0.1,-0.0],[1e-7,1e30]]", "[0.1,-0.0,1e-7,1e30]");
+        check(&fp32(&[2, 2], &[0.1, -0.0, 1e-7, 1e30]), "[[0.1,-0.0],[1e-7,1e+30]]", "[0.1,-0.0,1e-7,1e+30]");
         check(
             &fp32(&[1, 3], &[f32::NAN, f32::INFINITY, f32::NEG_INFINITY]),
             r#"[["NaN","Infinity","-Infinity"]]"#,
@@ -273,7 +274,11 @@ mod tests {
         let doubles = Tensor::from_vec(DType::Fp64, vec![2], vec![0.1f64, 5e-324]).unwrap();
         check(&doubles, "[0.1,5e-324]", "[0.1,5e-324]");
         let halves = [half::f16::from_f32(0.5), half::f16::INFINITY];
-        check(&Tensor::from_vec(DType::Fp16, vec![2], halves.to_vec()).unwrap(), r#"[0.5,"Infinity"]"#, r#"[0.5,"Infinity"]"#);
+        check(
+            &Tensor::from_vec(DType::Fp16, vec![2], halves.to_vec()).unwrap(),
+            r#"[0.5,"Infinity"]"#,
+            r#"[0.5,"Infinity"]"#,
+        );
         let strings = Tensor::from_strings(vec![2, 1], vec!["a\"\n".into(), "é".into()]).unwrap();
         check(&strings, r#"[["a\"\n"],["é"]]"#, r#"["a\"\n","é"]"#);
         let packed = Tensor::from_bytes(DType::Int4, vec![3, 1], vec![0x8f, 0x07]).unwrap();
