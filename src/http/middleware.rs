@@ -366,7 +366,8 @@ mod tests {
 
     #[test]
     fn a_page_of_another_origin_may_not_change_anything() {
-        let rows: [(&[&str], &[(&str, &str)], bool); 8] = [
+        type Row<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], bool);
+        let rows: [Row<'_>; 8] = [
             (&[], &[], true),
             (&[], &[("origin", "http://localhost:8080"), ("host", "localhost:8080")], true),
             (&[], &[("origin", "http://localhost:9090"), ("host", "localhost:8080")], false),

@@ -111,6 +111,19 @@ async fn every_refusal_is_a_problem_with_the_request_id() {
 }
 
 #[tokio::test]
+async fn every_documented_operation_has_a_route() {
+    let document: Value = serde_json::from_str(&super::document_json()).unwrap();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        for method in item.as_object().unwrap().keys() {
+            let target = path.replace("{name}", "nope").replace("{version}", "1");
+            let answer = send(&method.to_uppercase(), &target, &[], Body::empty()).await;
+            let text = String::from_utf8_lossy(&answer.body);
+            assert!(answer.status != 405 && !text.contains("there is no such path"), "{method} {path}: {text}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_wrong_method_is_answered_with_the_right_ones() {
     let answer = send("PUT", "/v1/models", &[], Body::empty()).await;
     assert_eq!((answer.status, answer.header("allow")), (405, "GET,HEAD"));

@@ -1,7 +1,7 @@
 //! The OpenAPI 3.1 document: a static part, the repository's `openapi.yaml`, and one typed operation for each loaded model.
 //!
-//! `v2` describes the Open Inference Protocol, `typed` the loaded models. Every route of the server is in the document;
-//! a test holds it to the file, another to the route table.
+//! `v2` describes the Open Inference Protocol, `typed` the loaded models. Tests hold the document to the file, and every
+//! operation in it to the route table.
 
 mod typed;
 #[expect(dead_code, reason = "described for the document, never called or built")]
@@ -56,8 +56,6 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
         v2::model_ready,
         v2::model_infer,
         v2::model_config,
-        v2::model_stats,
-        v2::stats,
         v2::repository_index,
         v2::repository_load,
         v2::repository_unload,

@@ -78,13 +78,14 @@ fn value(spec: &Spec) -> RefOr<Schema> {
 }
 
 fn element_type(dtype: DType) -> SchemaType {
-    match dtype {
-        DType::Bool => Type::Boolean.into(),
-        DType::String => Type::String.into(),
-        // Non-finite numbers are text.
-        _ if dtype.is_float() => SchemaType::from_iter([Type::Number, Type::String]),
-        _ => Type::Integer.into(),
+    if dtype == DType::Bool {
+        return Type::Boolean.into();
     }
+    if dtype == DType::String {
+        return Type::String.into();
+    }
+    // Non-finite numbers are text.
+    if dtype.is_float() { SchemaType::from_iter([Type::Number, Type::String]) } else { Type::Integer.into() }
 }
 
 /// One item of a task or a list of them.

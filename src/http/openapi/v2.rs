@@ -18,7 +18,7 @@ struct V2Server {
     name: String,
     #[schema(example = "0.1.0")]
     version: String,
-    #[schema(example = json!(["binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics"]))]
+    #[schema(example = json!(["binary_tensor_data", "classification", "model_configuration", "model_repository"]))]
     extensions: Vec<String>,
 }
 
@@ -174,17 +174,6 @@ pub(super) fn model_infer() {}
     params(("name" = String, Path, description = "The model's name.", example = "resnet50")),
     responses((status = 200, description = "Triton's ModelConfig.", body = Object)))]
 pub(super) fn model_config() {}
-
-/// Gives a model's statistics.
-#[utoipa::path(get, path = "/v2/models/{name}/stats", tag = "v2", operation_id = "v2ModelStats",
-    params(("name" = String, Path, description = "The model's name.", example = "resnet50")),
-    responses((status = 200, description = "`{model_stats: […]}`", body = Object)))]
-pub(super) fn model_stats() {}
-
-/// Gives all models' statistics.
-#[utoipa::path(get, path = "/v2/models/stats", tag = "v2", operation_id = "v2Stats",
-    responses((status = 200, description = "`{model_stats: […]}` of all models.", body = Object)))]
-pub(super) fn stats() {}
 
 /// Lists the models and their states.
 #[utoipa::path(post, path = "/v2/repository/index", tag = "v2", operation_id = "v2RepositoryIndex",

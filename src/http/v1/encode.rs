@@ -125,7 +125,7 @@ pub(super) fn encode(
         (_, Answer::Predictions(_)) => Err(ApiError::internal("predictions were to be written as tensors")),
         (_, Answer::Outputs(outputs)) => encode_tensors(format, outputs).map_err(|error| match error {
             CodecError::UnsupportedMedia(detail) | CodecError::TooLarge(detail) => not_acceptable(detail),
-            other => ApiError::internal(other.to_string()),
+            CodecError::Malformed(_) | CodecError::Unprocessable { .. } => ApiError::internal(error.to_string()),
         }),
     }
 }

@@ -5,7 +5,8 @@
 use super::encode::{self, Answer, Format};
 use super::parse::{self, BodyKind, Call, Input, Limits};
 use crate::engine::{
-    EngineError, InferRequest, InferenceEngine, LoadedModel, ModelName, Parameters, PredictRequest, Timing, Version,
+    EngineError, ErrorKind, InferRequest, InferenceEngine, LoadedModel, ModelName, Parameters, PredictRequest, Timing,
+    Version,
 };
 use crate::http::error::ApiError;
 use crate::http::extract::{ApiQuery, ModelPath, deadline, invalid_query, query_bool};
@@ -303,9 +304,8 @@ pub async fn predict_offline(
 ) -> Result<String, String> {
     /// Nobody waits behind a command.
     const TIMEOUT: Duration = Duration::from_secs(3600);
-    let describe = |error: EngineError| match error.kind() {
-        crate::engine::ErrorKind::Internal => error.internal_detail(),
-        _ => error.to_string(),
+    let describe = |error: EngineError| {
+        if error.kind() == ErrorKind::Internal { error.internal_detail() } else { error.to_string() }
     };
     let model = engine.model(model, version).await.map_err(describe)?;
     let limits = Limits::from(&HttpSettings::default());
@@ -388,13 +388,10 @@ mod tests {
         let query = self::query(query).unwrap();
         let format = Format::negotiate(request.headers()).unwrap();
         let result = answer(&state, model.clone(), query, format, Arrival(Instant::now()), request).await;
-        let response = result.map_or_else(
-            |error| {
-                let detail = error.detail().to_owned();
-                (error.status(), detail).into_response()
-            },
-            |response| response,
-        );
+        let response = match result {
+            Ok(response) => response,
+            Err(error) => (error.status(), error.detail().to_owned()).into_response(),
+        };
         let status = response.status().as_u16();
         (status, response.into_body().collect().await.unwrap().to_bytes())
     }
