@@ -32,10 +32,13 @@ pub(super) async fn infer(
     arrival: Arrival,
     request: Request,
 ) -> Result<Response, V2Error> {
-    let json_length = json_length(request.headers(), state.settings.max_body_bytes)?;
+    let json_length = json_length(request.headers(), state.settings.max_body_bytes);
+    // The first binary tensor follows the JSON part, and is aligned there. The body is read before anything is refused:
+    // a client that is still sending would find a closed connection instead of the reason.
+    let align_at = json_length.as_ref().map_or(0, |length| length.unwrap_or(0));
+    let body = body::read(request.into_body(), &state.settings, align_at).await?;
+    let json_length = json_length?;
     let model = state.engine.model(&path.name, path.version).await?;
-    // The first binary tensor follows the JSON part, and is aligned there.
-    let body = body::read(request.into_body(), &state.settings, json_length.unwrap_or(0)).await?;
 
     let limits = JsonLimits::from(&state.settings.limits);
     let parsed_for = model.clone();

@@ -38,8 +38,6 @@ pub(super) async fn index(State(state): State<HttpState>, body: Body) -> Result<
 
 /// `POST /v2/repository[/{repository}]/models/{name}/load`: answers when the model is ready, or says why it is not.
 pub(super) async fn load(State(state): State<HttpState>, path: ModelPath, body: Body) -> Result<StatusCode, V2Error> {
-    // Names nothing we have: refused before a model file is read into memory for it.
-    state.engine.status(&path.name)?;
     let request = read_object(&state, body).await?;
     let overrides = overrides_of(parameters_of(&request)?)?;
     state.engine.load(&path.name, overrides).await?;
