@@ -3,7 +3,7 @@
 //! Knows nothing of files: what it needs is found by [`crate::pipelines::detect`].
 
 use super::settings::{ImageSettings, Pad};
-use super::{ChannelOrder, Geometry, ImageInput, Picture, Refusal, decode, resize, tensor};
+use super::{ChannelOrder, ImageInput, Picture, Refusal, decode, resize, tensor};
 use crate::pipelines::labels::numbered;
 use crate::pipelines::{ClassScore, Item, Parameters, Pipeline, PipelineError, PipelineLimits, Prediction};
 use crate::tensor::{Dim, Spec, Tensor, Value};
@@ -272,7 +272,7 @@ fn read_parameters(parameters: &Parameters) -> Result<Checked, PipelineError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Size;
+    use super::super::{Geometry, Size};
     use super::super::input::tests::spec;
     use super::*;
     use crate::tensor::DType;

@@ -79,7 +79,7 @@ fn sniff(bytes: &[u8]) -> Result<Format, Refusal> {
         [b'I', b'I', 42, 0, ..] | [b'M', b'M', 0, 42, ..] => "a TIFF file",
         [_, _, _, _, b'f', b't', b'y', b'p', ..] => "a HEIF, AVIF or video file",
         [b'%', b'P', b'D', b'F', ..] => "a PDF file",
-        _ => match bytes.trim_ascii_start().strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes.trim_ascii_start()) {
+        _ => match bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes).trim_ascii_start() {
             [b'<', ..] => "an SVG, XML or HTML document",
             [b'{' | b'[', ..] => "JSON text",
             _ => "bytes of no known picture format",

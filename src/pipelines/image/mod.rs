@@ -14,9 +14,12 @@ mod tensor;
 #[cfg(test)]
 mod golden;
 
+pub(crate) use classification::find_logits;
 pub use classification::{ImageClassification, ScoreFunction};
+#[cfg(test)]
+pub(crate) use input::tests::spec as input_spec;
 pub use input::{ImageInput, Layout};
-pub use settings::{ChannelOrder, Geometry, ImageSettings, Resample, Size};
+pub use settings::{ChannelOrder, Geometry, ImageSettings, Normalize, Pad, Resample, Size};
 
 /// Decoded pixels, 8 bits a channel, interleaved, row by row; `channels` is 3 (RGB) or 1 (grey).
 ///

@@ -8,6 +8,9 @@ use super::{Picture, Refusal};
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
+/// Pixels between the two passes of a resize. Only hostile shapes need more; their passes run in the cheap order.
+const MAX_BETWEEN: f64 = 16_777_216.0;
+
 /// Where one axis of the resized picture falls in the result.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Axis {
@@ -126,23 +129,49 @@ fn scale(picture: Picture, rows: Axis, columns: Axis, resample: Resample) -> Res
     if untouched {
         return Ok(picture);
     }
-    let filter = match resample {
+    let (filter, support) = match resample {
         Resample::Nearest => return Ok(nearest(&picture, rows, columns)),
-        Resample::Box => FilterType::Box,
-        Resample::Bilinear => FilterType::Bilinear,
-        Resample::Hamming => FilterType::Hamming,
-        Resample::Bicubic => FilterType::CatmullRom,
-        Resample::Lanczos => FilterType::Lanczos3,
+        Resample::Box => (box_filter()?, 0.5),
+        Resample::Bilinear => (FilterType::Bilinear, 1.0),
+        Resample::Hamming => (FilterType::Hamming, 1.0),
+        Resample::Bicubic => (FilterType::CatmullRom, 2.0),
+        Resample::Lanczos => (FilterType::Lanczos3, 3.0),
     };
-    let pixel_type = if picture.channels == 1 { PixelType::U8 } else { PixelType::U8x3 };
     let (top, height) = source_span(picture.height, rows);
     let (left, width) = source_span(picture.width, columns);
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter)).crop(left, top, width, height).use_alpha(false);
-    let failed = |error: &dyn std::fmt::Display| Refusal::Bad(format!("the picture cannot be resized: {error}"));
+    // The rows that the kernel of the kept rows reaches, with one to spare for rounding.
+    let reach = support * (f64::from(picture.height) / rows.full as f64).max(1.0) + 1.0;
+    let first = (top - reach).floor().max(0.0);
+    let last = (top + height + reach).ceil().min(picture.height.into());
+    if (last - first) * f64::from(columns.kept) > MAX_BETWEEN {
+        return convolve(&picture, [left, top, width, height], (columns.kept, rows.kept), filter);
+    }
+    // Pillow works along the rows first and rounds and clips in between; filters with negative weights show the order.
+    let narrow = convolve(&picture, [left, first, width, last - first], (columns.kept, (last - first) as u32), filter)?;
+    convolve(&narrow, [0.0, top - first, columns.kept.into(), height], (columns.kept, rows.kept), filter)
+}
+
+/// Resamples the box `[left, top, width, height]` of `picture`; the kernel reaches beyond it.
+fn convolve(picture: &Picture, span: [f64; 4], (width, height): (u32, u32), filter: FilterType) -> Result<Picture, Refusal> {
+    let pixel_type = if picture.channels == 1 { PixelType::U8 } else { PixelType::U8x3 };
+    let [left, top, span_width, span_height] = span;
+    let options =
+        ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter)).crop(left, top, span_width, span_height).use_alpha(false);
     let source = ImageRef::new(picture.width, picture.height, &picture.data, pixel_type).map_err(|error| failed(&error))?;
-    let mut target = Image::new(columns.kept, rows.kept, pixel_type);
+    let mut target = Image::new(width, height, pixel_type);
     Resizer::new().resize(&source, &mut target, &options).map_err(|error| failed(&error))?;
-    Ok(Picture { width: columns.kept, height: rows.kept, channels: picture.channels, data: target.into_vec() })
+    Ok(Picture { width, height, channels: picture.channels, data: target.into_vec() })
+}
+
+fn failed(error: &dyn std::fmt::Display) -> Refusal {
+    Refusal::Bad(format!("the picture cannot be resized: {error}"))
+}
+
+/// Pillow's box: a pixel on the edge of two boxes belongs to the first. Rounding must not decide that.
+fn box_filter() -> Result<FilterType, Refusal> {
+    const ROUNDING: f64 = 1e-9;
+    let weight = |x: f64| if x > -0.5 + ROUNDING && x <= 0.5 + ROUNDING { 1.0 } else { 0.0 };
+    fast_image_resize::Filter::new("box", weight, 0.5).map(FilterType::Custom).map_err(|error| failed(&error))
 }
 
 /// The span of the source, as start and length in its pixels, that the kept pixels of an axis cover.
@@ -153,14 +182,26 @@ fn source_span(source: u32, axis: Axis) -> (f64, f64) {
     (start, (f64::from(axis.kept) * step).min(size - start))
 }
 
+/// Offsets up to which nearest adds up its positions one by one.
+const MAX_STEPS: u64 = 1 << 20;
+
 /// Pillow's nearest: the source pixel under the centre of each target pixel.
 fn nearest(picture: &Picture, rows: Axis, columns: Axis) -> Picture {
     let indices = |source: u32, axis: Axis| -> Vec<usize> {
         let step = f64::from(source) / axis.full as f64;
-        (0..axis.kept)
-            .map(|at| (((axis.offset + u64::from(at)) as f64 + 0.5) * step) as usize)
-            .map(|index| index.min(source.saturating_sub(1) as usize))
-            .collect()
+        // Pillow adds the step up, and its rounding decides which neighbour a centre on an edge falls to.
+        let mut position = step * 0.5;
+        if axis.offset <= MAX_STEPS {
+            (0..axis.offset).for_each(|_| position += step);
+        } else {
+            position = (axis.offset as f64 + 0.5) * step;
+        }
+        let mut indices = Vec::with_capacity(axis.kept as usize);
+        for _ in 0..axis.kept {
+            indices.push((position as usize).min(source.saturating_sub(1) as usize));
+            position += step;
+        }
+        indices
     };
     let from_columns = indices(picture.width, columns);
     let row_bytes = picture.width as usize * picture.channels;
@@ -198,7 +239,7 @@ mod tests {
             (451, 300, 256, None, (384, 256)),
             (100, 100, 33, None, (33, 33)),
             (1, 3, 2, None, (2, 6)),
-            (300, 451, 256, Some(300), (199, 300)),
+            (300, 451, 256, Some(300), (200, 300)),
             (1, 65535, 256, None, (256, 16_776_960)),
         ] {
             assert_eq!(shortest_edge(size(height, width), edge, longest), expected, "{height}×{width} to {edge}");

@@ -1,0 +1,343 @@
+//! Finds the task of a model, and its pipeline, from its manifest, the HuggingFace files beside it and its graph.
+//!
+//! The manifest decides where it names a task; else `architectures` of `config.json`, else an image processor's file
+//! with class names. What is found but not served in this version is served as raw tensors, and said. Files that the
+//! task does not need may be missing, malformed or of any other kind. Reads files: call it off the async threads.
+
+use super::image::{ImageClassification, ImageInput, ImageSettings, ScoreFunction, find_logits};
+use super::labels;
+use super::{Pipeline, PipelineError, PipelineLimits, PipelineManifest};
+use crate::tensor::Spec;
+use serde_json::Value;
+use std::path::Path;
+use std::sync::Arc;
+
+const IMAGE_CLASSIFICATION: &str = "image-classification";
+const RAW: &str = "raw";
+const CONFIG: &str = "config.json";
+const PREPROCESSOR: &str = "preprocessor_config.json";
+/// The largest `config.json` known (long label lists) has a few megabytes.
+const MAX_JSON_BYTES: u64 = 16 << 20;
+
+/// Endings of `architectures` and the tasks they stand for; the first that fits.
+const ARCHITECTURES: [(&str, &str); 20] = [
+    ("ForImageClassification", IMAGE_CLASSIFICATION),
+    ("ForImageClassificationWithTeacher", IMAGE_CLASSIFICATION),
+    ("ForObjectDetection", "object-detection"),
+    ("ForZeroShotObjectDetection", "zero-shot-object-detection"),
+    ("ForSemanticSegmentation", "image-segmentation"),
+    ("ForInstanceSegmentation", "image-segmentation"),
+    ("ForUniversalSegmentation", "image-segmentation"),
+    ("ForDepthEstimation", "depth-estimation"),
+    ("ForVideoClassification", "video-classification"),
+    ("ForAudioClassification", "audio-classification"),
+    ("ForAudioFrameClassification", "audio-frame-classification"),
+    ("ForCTC", "automatic-speech-recognition"),
+    ("ForSpeechSeq2Seq", "automatic-speech-recognition"),
+    ("ForSequenceClassification", "text-classification"),
+    ("ForTokenClassification", "token-classification"),
+    ("ForQuestionAnswering", "question-answering"),
+    ("ForMaskedLM", "fill-mask"),
+    ("ForCausalLM", "text-generation"),
+    ("ForConditionalGeneration", "text2text-generation"),
+    ("Model", "feature-extraction"),
+];
+
+/// What was found.
+pub struct Detected {
+    /// `None`: the model is served as raw tensors.
+    pub pipeline: Option<Arc<dyn Pipeline>>,
+    /// The pipeline's task; `raw` where there is none.
+    pub task: String,
+    /// One sentence: what the task was read from.
+    pub evidence: String,
+    /// What is missing to serve the task that was found; a warning for the operator.
+    pub missing: Vec<String>,
+}
+
+/// A task found and where.
+struct Found {
+    task: String,
+    evidence: String,
+    /// Whether the manifest asks for it: then what is missing is an error.
+    demanded: bool,
+}
+
+/// Finds the pipeline of the model whose files lie in `folder` and whose graph has `inputs` and `outputs`.
+///
+/// # Errors
+/// [`PipelineError::Setup`] where the manifest asks for what cannot be, or a file the task depends on is malformed.
+pub fn detect(
+    folder: &Path,
+    manifest: &PipelineManifest,
+    inputs: &[Spec],
+    outputs: &[Spec],
+    limits: &PipelineLimits,
+) -> Result<Detected, PipelineError> {
+    let config = read_json(folder, CONFIG);
+    let found = find_task(folder, manifest, &config, inputs, outputs)?;
+    check_applies(manifest, found.as_ref())?;
+    let Some(found) = found else {
+        let missing = match &config {
+            Err(problem) => vec![format!("{problem}; it was not used")],
+            Ok(_) => Vec::new(),
+        };
+        return Ok(raw("no file beside the graph names a task".to_owned(), missing));
+    };
+    match found.task.as_str() {
+        RAW => Ok(raw(found.evidence, Vec::new())),
+        IMAGE_CLASSIFICATION => image_classification(folder, manifest, config, inputs, outputs, limits, found),
+        task => Ok(raw(found.evidence, vec![format!("the task {task} is not served yet: tensors only")])),
+    }
+}
+
+fn raw(evidence: String, missing: Vec<String>) -> Detected {
+    Detected { pipeline: None, task: RAW.to_owned(), evidence, missing }
+}
+
+fn find_task(
+    folder: &Path,
+    manifest: &PipelineManifest,
+    config: &Result<Option<Value>, PipelineError>,
+    inputs: &[Spec],
+    outputs: &[Spec],
+) -> Result<Option<Found>, PipelineError> {
+    if let Some(task) = &manifest.task {
+        let evidence = format!("model.toml says task = {task:?}");
+        return Ok(Some(Found { task: task.clone(), evidence, demanded: true }));
+    }
+    let takes_picture = ImageInput::find(inputs).is_ok();
+    let config = match config {
+        Ok(Some(config)) => config,
+        Ok(None) => return Ok(None),
+        // Beside an image processor's file the graph is someone's vision model, and its task cannot be told.
+        Err(problem) if takes_picture && folder.join(PREPROCESSOR).is_file() => return Err(problem.clone()),
+        Err(_) => return Ok(None),
+    };
+    if let Some(architecture) = config.get("architectures").and_then(|names| names.get(0)).and_then(Value::as_str) {
+        let task = task_of(architecture, config);
+        let evidence = match task {
+            Some(_) => format!("{CONFIG} names the architecture {architecture}"),
+            None => format!("{CONFIG} names the architecture {architecture}, which stands for no known task"),
+        };
+        let task = task.unwrap_or(RAW).to_owned();
+        return Ok(Some(Found { task, evidence, demanded: false }));
+    }
+    let has_labels = config.get("id2label").is_some_and(|labels| labels.is_object() || labels.is_array());
+    let has_classes = matches!(find_logits(outputs), Ok((_, Some(_))));
+    if takes_picture && has_classes && has_labels && folder.join(PREPROCESSOR).is_file() {
+        let evidence = format!("the graph takes pictures and gives class scores, and {PREPROCESSOR} and id2label are beside it");
+        return Ok(Some(Found { task: IMAGE_CLASSIFICATION.to_owned(), evidence, demanded: false }));
+    }
+    Ok(None)
+}
+
+fn task_of(architecture: &str, config: &Value) -> Option<&'static str> {
+    let (_, task) = ARCHITECTURES.iter().find(|(ending, _)| architecture.ends_with(ending))?;
+    let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    let hears = ["wav2vec2", "hubert", "wavlm", "sew", "unispeech", "audio", "whisper"];
+    let hears = hears.iter().any(|part| model_type.contains(part));
+    Some(match *task {
+        "text-classification" if hears => "audio-classification",
+        "text2text-generation" if model_type == "whisper" => "automatic-speech-recognition",
+        task => task,
+    })
+}
+
+/// Refuses keys of the manifest that nothing would read.
+fn check_applies(manifest: &PipelineManifest, found: Option<&Found>) -> Result<(), PipelineError> {
+    let task = found.map_or(RAW, |found| found.task.as_str());
+    if !matches!(task, RAW | IMAGE_CLASSIFICATION) {
+        return Ok(());
+    }
+    for (key, set, needs) in [
+        ("decoder", manifest.decoder.is_some(), "object-detection"),
+        ("columns", manifest.columns.is_some(), "a tabular task"),
+    ] {
+        if set {
+            return Err(PipelineError::Setup(format!(
+                "[pipeline] {key} of model.toml belongs to {needs}, which this version does not serve; the task is {task}: remove {key}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn image_classification(
+    folder: &Path,
+    manifest: &PipelineManifest,
+    config: Result<Option<Value>, PipelineError>,
+    inputs: &[Spec],
+    outputs: &[Spec],
+    limits: &PipelineLimits,
+    found: Found,
+) -> Result<Detected, PipelineError> {
+    let config = config?;
+    // What a graph lacks is an error only where the manifest asks for the task.
+    let lacks = |problem: String| match found.demanded {
+        true => Err(PipelineError::Setup(format!("task {IMAGE_CLASSIFICATION:?}: {problem}"))),
+        false => Ok(raw(found.evidence.clone(), vec![format!("the task {IMAGE_CLASSIFICATION} cannot be served: {problem}")])),
+    };
+    let input = match ImageInput::find(inputs) {
+        Ok(input) => input,
+        Err(problem) => return lacks(problem),
+    };
+    let (output, classes) = match find_logits(outputs) {
+        Ok(logits) => logits,
+        Err(problem) => return lacks(problem),
+    };
+    let preprocessor = read_json(folder, PREPROCESSOR)?;
+    let overridden = manifest.image.as_ref().is_some_and(|image| image.size.is_some());
+    if preprocessor.is_none() && !overridden && (input.height.is_none() || input.width.is_none()) {
+        return lacks(format!(
+            "the size of the pictures is unknown: add {PREPROCESSOR}, or size in [pipeline.image] of model.toml"
+        ));
+    }
+    let settings = ImageSettings::new(preprocessor.as_ref(), manifest.image.as_ref(), &input)?;
+    let labels = labels::find(folder, manifest.labels.as_ref(), config.as_ref(), classes)?;
+    let function = config.as_ref().and_then(|config| config.get("problem_type")).and_then(Value::as_str);
+    let function = function.and_then(|problem_type| match problem_type {
+        "multi_label_classification" => Some(ScoreFunction::Sigmoid),
+        "single_label_classification" => Some(ScoreFunction::Softmax),
+        "regression" => Some(ScoreFunction::None),
+        _ => None,
+    });
+    let prepared = match (&preprocessor, &manifest.image) {
+        (Some(_), None) => format!("pictures are prepared as {PREPROCESSOR} says"),
+        (Some(_), Some(_)) => format!("pictures are prepared as {PREPROCESSOR} and [pipeline.image] of model.toml say"),
+        (None, Some(_)) => "pictures are prepared as [pipeline.image] of model.toml says".to_owned(),
+        (None, None) => "pictures are resized to the graph's input and scaled to 0…1".to_owned(),
+    };
+    let evidence = format!("{}; {prepared}", found.evidence);
+    let pipeline = ImageClassification { settings, input, output, labels, function, limits: limits.clone() };
+    Ok(Detected { task: pipeline.task().to_owned(), pipeline: Some(Arc::new(pipeline)), evidence, missing: Vec::new() })
+}
+
+/// The parsed file; `None` where there is none.
+fn read_json(folder: &Path, name: &str) -> Result<Option<Value>, PipelineError> {
+    let Some(text) = labels::read_bounded(folder, name, MAX_JSON_BYTES)? else { return Ok(None) };
+    match serde_json::from_str::<Value>(&text) {
+        Ok(value) if value.is_object() => Ok(Some(value)),
+        Ok(_) => Err(PipelineError::Setup(format!("{name}: expected a JSON object"))),
+        Err(error) => Err(PipelineError::Setup(format!("{name}: malformed JSON: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::image::input_spec as spec;
+    use super::*;
+    use crate::tensor::DType;
+
+    const IMAGE_CONFIG: &str = r#"{"architectures": ["ViTForImageClassification"], "id2label": {"0": "ant", "1": "bee"}}"#;
+    const VIT: &str = r#"{"image_processor_type": "ViTImageProcessor", "size": 32}"#;
+
+    fn vision() -> (Vec<Spec>, Vec<Spec>) {
+        (vec![spec("pixel_values", DType::Fp32, &[-1, 3, -1, -1])], vec![spec("logits", DType::Fp32, &[-1, 2])])
+    }
+
+    fn text() -> (Vec<Spec>, Vec<Spec>) {
+        (vec![spec("input_ids", DType::Int64, &[-1, -1])], vec![spec("logits", DType::Fp32, &[-1, 2])])
+    }
+
+    fn found(manifest: &str, files: &[(&str, &str)], graph: (Vec<Spec>, Vec<Spec>)) -> Result<Detected, String> {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        let manifest = toml::from_str(manifest).unwrap();
+        let got = detect(folder.path(), &manifest, &graph.0, &graph.1, &PipelineLimits { max_pixels: 1 << 20 });
+        got.map_err(|error| {
+            let text = error.to_string();
+            assert!(!text.contains(folder.path().to_str().unwrap()), "names a path of the server: {text}");
+            text
+        })
+    }
+
+    /// `expected`: the task, then a part of the evidence, then a part of what is missing (empty: nothing).
+    #[track_caller]
+    fn check(manifest: &str, files: &[(&str, &str)], graph: (Vec<Spec>, Vec<Spec>), expected: (&str, &str, &str)) {
+        let got = found(manifest, files, graph).unwrap();
+        let missing = got.missing.join("; ");
+        assert_eq!(got.task, expected.0, "{} {missing}", got.evidence);
+        assert_eq!(got.pipeline.is_some(), got.task != RAW);
+        assert!(got.evidence.contains(expected.1), "{}", got.evidence);
+        assert!(missing.contains(expected.2) && missing.is_empty() == expected.2.is_empty(), "{missing}");
+    }
+
+    #[track_caller]
+    fn refused(manifest: &str, files: &[(&str, &str)], graph: (Vec<Spec>, Vec<Spec>), expected: &str) {
+        let text = found(manifest, files, graph).err().unwrap_or_default();
+        assert!(text.contains(expected), "{text:?}");
+    }
+
+    #[test]
+    fn the_task_is_read_from_the_manifest_then_the_architecture() {
+        let files = [("config.json", IMAGE_CONFIG), ("preprocessor_config.json", VIT)];
+        check("", &files, vision(), (IMAGE_CLASSIFICATION, "config.json names the architecture ViTForImageClassification", ""));
+        check("task = \"raw\"", &files, vision(), (RAW, "model.toml says task = \"raw\"", ""));
+        check("", &[], vision(), (RAW, "no file beside the graph names a task", ""));
+        let fixed = (vec![spec("x", DType::Fp32, &[1, 1, 28, 28])], vec![spec("y", DType::Fp32, &[1, 10])]);
+        check("task = \"image-classification\"", &[], fixed, (IMAGE_CLASSIFICATION, "scaled to 0…1", ""));
+        let labelled = r#"{"id2label": {"0": "ant", "1": "bee"}}"#;
+        let files = [("config.json", labelled), ("preprocessor_config.json", VIT)];
+        check("", &files, vision(), (IMAGE_CLASSIFICATION, "takes pictures and gives class scores", ""));
+        let unknown = [("config.json", r#"{"architectures": ["Nonesuch"]}"#)];
+        check("", &unknown, vision(), (RAW, "stands for no known task", ""));
+        let odd = [("config.json", r#"{"architectures": 7, "id2label": null}"#)];
+        check("", &odd, vision(), (RAW, "no file", ""));
+    }
+
+    #[test]
+    fn tasks_that_are_not_served_are_raw_and_said() {
+        for (architecture, model_type, task) in [
+            ("BertForTokenClassification", "bert", "token-classification"),
+            ("YolosForObjectDetection", "yolos", "object-detection"),
+            ("BertForSequenceClassification", "bert", "text-classification"),
+            ("Wav2Vec2ForSequenceClassification", "wav2vec2", "audio-classification"),
+            ("WhisperForConditionalGeneration", "whisper", "automatic-speech-recognition"),
+            ("BertModel", "bert", "feature-extraction"),
+        ] {
+            let config = format!(r#"{{"architectures": ["{architecture}"], "model_type": "{model_type}"}}"#);
+            let missing = format!("the task {task} is not served yet: tensors only");
+            check("", &[("config.json", &config)], text(), (RAW, architecture, &missing));
+        }
+        let yolox = "task = \"object-detection\"\ndecoder = \"yolox\"\nlabels = \"labels.txt\"\n[image]\nresize = \"letterbox\"";
+        check(yolox, &[], vision(), (RAW, "task = \"object-detection\"", "object-detection is not served yet"));
+    }
+
+    #[test]
+    fn keys_that_cannot_apply_are_refused() {
+        let files = [("config.json", IMAGE_CONFIG), ("preprocessor_config.json", VIT)];
+        refused("decoder = \"yolox\"", &files, vision(), "decoder of model.toml belongs to object-detection");
+        refused("columns = [\"age\"]", &[], text(), "the task is raw: remove columns");
+        let letterbox = "task = \"image-classification\"\n[image]\nresize = \"letterbox\"\nsize = { height = 8, width = 8 }";
+        check(letterbox, &[], vision(), (IMAGE_CLASSIFICATION, "[pipeline.image] of model.toml says", ""));
+    }
+
+    #[test]
+    fn malformed_files_matter_only_where_the_task_depends_on_them() {
+        let broken = ("config.json", "{\"architectures\": [");
+        refused("", &[broken, ("preprocessor_config.json", VIT)], vision(), "config.json: malformed JSON");
+        refused("task = \"image-classification\"", &[broken], vision(), "config.json: malformed JSON");
+        check("", &[broken], vision(), (RAW, "no file", "config.json: malformed JSON"));
+        check("", &[("config.json", "[1]")], text(), (RAW, "no file", "expected a JSON object"));
+        check("task = \"raw\"", &[broken], vision(), (RAW, "raw", ""));
+        let broken = ("preprocessor_config.json", "nonsense");
+        refused("", &[("config.json", IMAGE_CONFIG), broken], vision(), "preprocessor_config.json: malformed JSON");
+        check("", &[("config.json", r#"{"architectures": ["BertModel"]}"#), broken], text(), (RAW, "BertModel", "feature-extraction"));
+    }
+
+    #[test]
+    fn a_graph_that_does_not_fit_the_task_is_raw_unless_the_manifest_demands_it() {
+        let config = [("config.json", IMAGE_CONFIG)];
+        let demanded = "task = \"image-classification\"";
+        check("", &config, text(), (RAW, "ViTForImageClassification", "float or UINT8"));
+        refused(demanded, &config, text(), "float or UINT8");
+        check("", &config, vision(), (RAW, "ViTForImageClassification", "size of the pictures is unknown"));
+        refused(demanded, &config, vision(), "size of the pictures is unknown");
+        let graph = (vision().0, vec![spec("logits", DType::Fp32, &[-1, 3])]);
+        let files = [("config.json", IMAGE_CONFIG), ("preprocessor_config.json", VIT)];
+        refused("", &files, graph, "id2label of config.json has 2 labels, but the graph's output has 3 classes");
+    }
+}
