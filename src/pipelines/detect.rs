@@ -126,7 +126,8 @@ fn find_task(
     let has_labels = config.get("id2label").is_some_and(|labels| labels.is_object() || labels.is_array());
     let has_classes = matches!(find_logits(outputs), Ok((_, Some(_))));
     if takes_picture && has_classes && has_labels && folder.join(PREPROCESSOR).is_file() {
-        let evidence = format!("the graph takes pictures and gives class scores, and {PREPROCESSOR} and id2label are beside it");
+        let evidence =
+            format!("the graph takes pictures and gives class scores, and {PREPROCESSOR} and id2label are beside it");
         return Ok(Some(Found { task: IMAGE_CLASSIFICATION.to_owned(), evidence, demanded: false }));
     }
     Ok(None)
@@ -176,7 +177,10 @@ fn image_classification(
     // What a graph lacks is an error only where the manifest asks for the task.
     let lacks = |problem: String| match found.demanded {
         true => Err(PipelineError::Setup(format!("task {IMAGE_CLASSIFICATION:?}: {problem}"))),
-        false => Ok(raw(found.evidence.clone(), vec![format!("the task {IMAGE_CLASSIFICATION} cannot be served: {problem}")])),
+        false => Ok(raw(
+            found.evidence.clone(),
+            vec![format!("the task {IMAGE_CLASSIFICATION} cannot be served: {problem}")],
+        )),
     };
     let input = match ImageInput::find(inputs) {
         Ok(input) => input,
@@ -229,7 +233,8 @@ mod tests {
     use super::*;
     use crate::tensor::DType;
 
-    const IMAGE_CONFIG: &str = r#"{"architectures": ["ViTForImageClassification"], "id2label": {"0": "ant", "1": "bee"}}"#;
+    const IMAGE_CONFIG: &str =
+        r#"{"architectures": ["ViTForImageClassification"], "id2label": {"0": "ant", "1": "bee"}}"#;
     const VIT: &str = r#"{"image_processor_type": "ViTImageProcessor", "size": 32}"#;
 
     fn vision() -> (Vec<Spec>, Vec<Spec>) {
@@ -274,7 +279,12 @@ mod tests {
     #[test]
     fn the_task_is_read_from_the_manifest_then_the_architecture() {
         let files = [("config.json", IMAGE_CONFIG), ("preprocessor_config.json", VIT)];
-        check("", &files, vision(), (IMAGE_CLASSIFICATION, "config.json names the architecture ViTForImageClassification", ""));
+        check(
+            "",
+            &files,
+            vision(),
+            (IMAGE_CLASSIFICATION, "config.json names the architecture ViTForImageClassification", ""),
+        );
         check("task = \"raw\"", &files, vision(), (RAW, "model.toml says task = \"raw\"", ""));
         check("", &[], vision(), (RAW, "no file beside the graph names a task", ""));
         let fixed = (vec![spec("x", DType::Fp32, &[1, 1, 28, 28])], vec![spec("y", DType::Fp32, &[1, 10])]);
@@ -311,7 +321,8 @@ mod tests {
         let files = [("config.json", IMAGE_CONFIG), ("preprocessor_config.json", VIT)];
         refused("decoder = \"yolox\"", &files, vision(), "decoder of model.toml belongs to object-detection");
         refused("columns = [\"age\"]", &[], text(), "the task is raw: remove columns");
-        let letterbox = "task = \"image-classification\"\n[image]\nresize = \"letterbox\"\nsize = { height = 8, width = 8 }";
+        let letterbox =
+            "task = \"image-classification\"\n[image]\nresize = \"letterbox\"\nsize = { height = 8, width = 8 }";
         check(letterbox, &[], vision(), (IMAGE_CLASSIFICATION, "[pipeline.image] of model.toml says", ""));
     }
 
@@ -325,7 +336,12 @@ mod tests {
         check("task = \"raw\"", &[broken], vision(), (RAW, "raw", ""));
         let broken = ("preprocessor_config.json", "nonsense");
         refused("", &[("config.json", IMAGE_CONFIG), broken], vision(), "preprocessor_config.json: malformed JSON");
-        check("", &[("config.json", r#"{"architectures": ["BertModel"]}"#), broken], text(), (RAW, "BertModel", "feature-extraction"));
+        check(
+            "",
+            &[("config.json", r#"{"architectures": ["BertModel"]}"#), broken],
+            text(),
+            (RAW, "BertModel", "feature-extraction"),
+        );
     }
 
     #[test]

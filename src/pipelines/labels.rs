@@ -83,7 +83,9 @@ fn check_inside(name: &str) -> Result<(), PipelineError> {
     if components.peek().is_some() && components.all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
         return Ok(());
     }
-    Err(setup(format!("labels: expected a file in the model's folder, got {name:?}; write a relative path without \"..\"")))
+    Err(setup(format!(
+        "labels: expected a file in the model's folder, got {name:?}; write a relative path without \"..\""
+    )))
 }
 
 fn lines(text: &str) -> Vec<String> {
@@ -104,11 +106,9 @@ fn from_config(config: Option<&Value>) -> Result<Option<Vec<String>>, PipelineEr
     };
     let mut labels = Vec::new();
     for (key, name) in names {
-        let index: usize = key
-            .parse()
-            .ok()
-            .filter(|&index| index < MAX_LABELS)
-            .ok_or_else(|| setup(format!("config.json: id2label: expected keys 0 to {}, got {key:?}", MAX_LABELS - 1)))?;
+        let index: usize = key.parse().ok().filter(|&index| index < MAX_LABELS).ok_or_else(|| {
+            setup(format!("config.json: id2label: expected keys 0 to {}, got {key:?}", MAX_LABELS - 1))
+        })?;
         if index >= labels.len() {
             labels.resize(index + 1, None);
         }
@@ -134,7 +134,13 @@ mod tests {
 
     /// `expected`: the labels joined with `|`, or a part of the error's text.
     #[track_caller]
-    fn check(manifest: Option<LabelsSource>, config: Option<Value>, file: Option<&str>, classes: Option<usize>, expected: &str) {
+    fn check(
+        manifest: Option<LabelsSource>,
+        config: Option<Value>,
+        file: Option<&str>,
+        classes: Option<usize>,
+        expected: &str,
+    ) {
         let folder = tempfile::tempdir().unwrap();
         if let Some(text) = file {
             std::fs::write(folder.path().join("labels.txt"), text).unwrap();

@@ -39,7 +39,12 @@ pub trait Pipeline: Send + Sync {
     ///
     /// # Errors
     /// Where the outputs are not what the task needs, or a parameter is wrong.
-    fn postprocess(&self, outputs: &[(String, Value)], items: usize, parameters: &Parameters) -> Result<Vec<Prediction>, PipelineError>;
+    fn postprocess(
+        &self,
+        outputs: &[(String, Value)],
+        items: usize,
+        parameters: &Parameters,
+    ) -> Result<Vec<Prediction>, PipelineError>;
 
     /// Checks the parameters before any work is done.
     ///

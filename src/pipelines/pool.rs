@@ -118,7 +118,10 @@ mod tests {
         }));
         tokio::select! { _ = &mut first => panic!("ended early"), _ = starting => {} }
         let mut second = Box::pin(pool.run(|| 2));
-        assert!(std::future::Future::poll(second.as_mut(), &mut std::task::Context::from_waker(std::task::Waker::noop())).is_pending());
+        assert!(
+            std::future::Future::poll(second.as_mut(), &mut std::task::Context::from_waker(std::task::Waker::noop()))
+                .is_pending()
+        );
         assert_eq!(pool.run(|| 3).await, Err(PoolError::Full { limit: 1 }));
         release.send(()).unwrap();
         assert_eq!(second.await, Ok(2));

@@ -102,8 +102,10 @@ impl Pipeline for ImageClassification {
         // Padding to the largest item can multiply the pixels again.
         let total = (pictures.len() as u64).saturating_mul(height as u64).saturating_mul(width as u64);
         if total > self.limits.max_pixels {
-            let problem =
-                format!("padded to {width}×{height} the pictures exceed {} pixels; send fewer at once", self.limits.max_pixels);
+            let problem = format!(
+                "padded to {width}×{height} the pictures exceed {} pixels; send fewer at once",
+                self.limits.max_pixels
+            );
             return Err(PipelineError::TooLarge { index: 0, problem });
         }
         let tensor = tensor::fill(&pictures, height, width, &self.settings, &self.input)?;
@@ -231,7 +233,9 @@ impl ImageClassification {
         }
         ranked.sort_unstable_by(best_first);
         let label = |index: usize| self.labels.get(index).cloned().unwrap_or_else(|| numbered(index));
-        Prediction::Classes(ranked.into_iter().map(|(index, score)| ClassScore { label: label(index), score }).collect())
+        Prediction::Classes(
+            ranked.into_iter().map(|(index, score)| ClassScore { label: label(index), score }).collect(),
+        )
     }
 }
 
@@ -264,7 +268,11 @@ fn read_parameters(parameters: &Parameters) -> Result<Checked, PipelineError> {
                 Some("none") => checked.function = Some(ScoreFunction::None),
                 _ => return wrong(format!("expected \"softmax\", \"sigmoid\" or \"none\", got {value}")),
             },
-            _ => return wrong("image-classification has no such parameter; it takes top_k and function_to_apply".to_owned()),
+            _ => {
+                return wrong(
+                    "image-classification has no such parameter; it takes top_k and function_to_apply".to_owned(),
+                );
+            }
         }
     }
     Ok(checked)
@@ -272,8 +280,8 @@ fn read_parameters(parameters: &Parameters) -> Result<Checked, PipelineError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Geometry, Size};
     use super::super::input::tests::spec;
+    use super::super::{Geometry, Size};
     use super::*;
     use crate::tensor::DType;
     use serde_json::json;
@@ -323,17 +331,27 @@ mod tests {
         let third = 1.0 / 3.0;
         check(&[1, 3], &[0.0, 0.0, 0.0], json!({}), &[&[("ant", third), ("bee", third), ("cat", third)]]);
         check(&[1, 3], &[1e30, 0.0, 2e30], json!({"top_k": 1}), &[&[("cat", 1.0)]]);
-        check(&[1, 3, 1, 1], &[0.0, 2.0, 1.0], json!({"top_k": 2, "function_to_apply": "none"}), &[&[("bee", 2.0), ("cat", 1.0)]]);
+        check(
+            &[1, 3, 1, 1],
+            &[0.0, 2.0, 1.0],
+            json!({"top_k": 2, "function_to_apply": "none"}),
+            &[&[("bee", 2.0), ("cat", 1.0)]],
+        );
         check(&[2, 1], &[0.0, 0.0], json!({}), &[&[("ant", 0.5)], &[("ant", 0.5)]]);
         check(&[1, 2], &[0.0, 100.0], json!({"function_to_apply": "sigmoid"}), &[&[("bee", 1.0), ("ant", 0.5)]]);
-        check(&[1, 4], &[0.0, 1.0, 2.0, 3.0], json!({"top_k": 99, "function_to_apply": "none"}), &[&[
-            ("LABEL_3", 3.0),
-            ("cat", 2.0),
-            ("bee", 1.0),
-            ("ant", 0.0),
-        ]]);
+        check(
+            &[1, 4],
+            &[0.0, 1.0, 2.0, 3.0],
+            json!({"top_k": 99, "function_to_apply": "none"}),
+            &[&[("LABEL_3", 3.0), ("cat", 2.0), ("bee", 1.0), ("ant", 0.0)]],
+        );
         let nan = f32::NAN;
-        check(&[1, 3], &[nan, 1.0, 2.0], json!({"function_to_apply": "none"}), &[&[("cat", 2.0), ("bee", 1.0), ("ant", nan)]]);
+        check(
+            &[1, 3],
+            &[nan, 1.0, 2.0],
+            json!({"function_to_apply": "none"}),
+            &[&[("cat", 2.0), ("bee", 1.0), ("ant", nan)]],
+        );
     }
 
     #[test]
@@ -390,7 +408,11 @@ mod tests {
     fn items_become_one_tensor_and_errors_name_their_item() {
         prepared(&square(), &[png(9, 3), png(2, 5)], Ok(&[2, 3, 4, 4]));
         prepared(&square(), &[png(9, 3), Item::Text("x".into())], Err("inputs[1]: expected a picture"));
-        prepared(&square(), &[png(9, 3), png(50, 50)], Err("inputs[1]: the picture's dimensions are 50×50; the limit is 1000"));
+        prepared(
+            &square(),
+            &[png(9, 3), png(50, 50)],
+            Err("inputs[1]: the picture's dimensions are 50×50; the limit is 1000"),
+        );
         prepared(&square(), &[], Err("expected at least one picture"));
         let many: Vec<Item> = (0..63).map(|_| png(1, 1)).collect();
         prepared(&square(), &many, Err("inputs[62]: the request's pictures make more than 1000 pixels"));

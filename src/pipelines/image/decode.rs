@@ -97,9 +97,9 @@ fn refuse(format: Format, error: ImageError) -> Refusal {
         Format::Bmp => "BMP",
     };
     match error {
-        ImageError::Limits(_) => {
-            Refusal::TooLarge(format!("decoding the {name} picture takes more memory than allowed, send a smaller picture"))
-        }
+        ImageError::Limits(_) => Refusal::TooLarge(format!(
+            "decoding the {name} picture takes more memory than allowed, send a smaller picture"
+        )),
         ImageError::Decoding(_)
         | ImageError::Encoding(_)
         | ImageError::Parameter(_)

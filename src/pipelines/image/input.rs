@@ -38,7 +38,12 @@ impl ImageInput {
             (None, _) => Err("the graph has no input that a request gives".to_owned()),
             (Some(_), Some(_)) => Err(format!(
                 "the graph needs more than one input ({})",
-                inputs.iter().filter(|input| !input.optional).map(|input| input.name.as_str()).collect::<Vec<_>>().join(", ")
+                inputs
+                    .iter()
+                    .filter(|input| !input.optional)
+                    .map(|input| input.name.as_str())
+                    .collect::<Vec<_>>()
+                    .join(", ")
             )),
         }
     }

@@ -29,10 +29,17 @@ struct Axis {
 ///
 /// # Errors
 /// [`Refusal::TooLarge`] where the result would have more than `max_pixels` pixels.
-pub(crate) fn resize(picture: Picture, geometry: &Geometry, resample: Resample, max_pixels: u64) -> Result<Picture, Refusal> {
+pub(crate) fn resize(
+    picture: Picture,
+    geometry: &Geometry,
+    resample: Resample,
+    max_pixels: u64,
+) -> Result<Picture, Refusal> {
     let source = Size { height: picture.height, width: picture.width };
     match *geometry {
-        Geometry::Keep { crop } => place(picture, (source.height.into(), source.width.into()), crop, 0, resample, max_pixels),
+        Geometry::Keep { crop } => {
+            place(picture, (source.height.into(), source.width.into()), crop, 0, resample, max_pixels)
+        }
         Geometry::Exact { size, crop } => {
             place(picture, (size.height.into(), size.width.into()), crop, 0, resample, max_pixels)
         }
@@ -131,7 +138,7 @@ fn scale(picture: Picture, rows: Axis, columns: Axis, resample: Resample) -> Res
     }
     let (filter, support) = match resample {
         Resample::Nearest => return Ok(nearest(&picture, rows, columns)),
-        Resample::Box => (box_filter()?, 0.5),
+        Resample::Box => (FilterType::Box, 0.5),
         Resample::Bilinear => (FilterType::Bilinear, 1.0),
         Resample::Hamming => (FilterType::Hamming, 1.0),
         Resample::Bicubic => (FilterType::CatmullRom, 2.0),
@@ -152,12 +159,20 @@ fn scale(picture: Picture, rows: Axis, columns: Axis, resample: Resample) -> Res
 }
 
 /// Resamples the box `[left, top, width, height]` of `picture`; the kernel reaches beyond it.
-fn convolve(picture: &Picture, span: [f64; 4], (width, height): (u32, u32), filter: FilterType) -> Result<Picture, Refusal> {
+fn convolve(
+    picture: &Picture,
+    span: [f64; 4],
+    (width, height): (u32, u32),
+    filter: FilterType,
+) -> Result<Picture, Refusal> {
     let pixel_type = if picture.channels == 1 { PixelType::U8 } else { PixelType::U8x3 };
     let [left, top, span_width, span_height] = span;
-    let options =
-        ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter)).crop(left, top, span_width, span_height).use_alpha(false);
-    let source = ImageRef::new(picture.width, picture.height, &picture.data, pixel_type).map_err(|error| failed(&error))?;
+    let options = ResizeOptions::new()
+        .resize_alg(ResizeAlg::Convolution(filter))
+        .crop(left, top, span_width, span_height)
+        .use_alpha(false);
+    let source =
+        ImageRef::new(picture.width, picture.height, &picture.data, pixel_type).map_err(|error| failed(&error))?;
     let mut target = Image::new(width, height, pixel_type);
     Resizer::new().resize(&source, &mut target, &options).map_err(|error| failed(&error))?;
     Ok(Picture { width, height, channels: picture.channels, data: target.into_vec() })
@@ -165,13 +180,6 @@ fn convolve(picture: &Picture, span: [f64; 4], (width, height): (u32, u32), filt
 
 fn failed(error: &dyn std::fmt::Display) -> Refusal {
     Refusal::Bad(format!("the picture cannot be resized: {error}"))
-}
-
-/// Pillow's box: a pixel on the edge of two boxes belongs to the first. Rounding must not decide that.
-fn box_filter() -> Result<FilterType, Refusal> {
-    const ROUNDING: f64 = 1e-9;
-    let weight = |x: f64| if x > -0.5 + ROUNDING && x <= 0.5 + ROUNDING { 1.0 } else { 0.0 };
-    fast_image_resize::Filter::new("box", weight, 0.5).map(FilterType::Custom).map_err(|error| failed(&error))
 }
 
 /// The span of the source, as start and length in its pixels, that the kept pixels of an axis cover.
@@ -209,7 +217,9 @@ fn nearest(picture: &Picture, rows: Axis, columns: Axis) -> Picture {
     for row in indices(picture.height, rows) {
         let row = picture.data.get(row * row_bytes..).unwrap_or_default();
         for &column in &from_columns {
-            data.extend_from_slice(row.get(column * picture.channels..(column + 1) * picture.channels).unwrap_or_default());
+            data.extend_from_slice(
+                row.get(column * picture.channels..(column + 1) * picture.channels).unwrap_or_default(),
+            );
         }
     }
     Picture { width: columns.kept, height: rows.kept, channels: picture.channels, data }
@@ -223,7 +233,9 @@ mod tests {
 
     fn gradient(width: u32, height: u32, channels: usize) -> Picture {
         let data = (0..height)
-            .flat_map(|y| (0..width).flat_map(move |x| (0..channels).map(move |c| ((x * 5 + y * 3) as usize + c * 40) as u8)))
+            .flat_map(|y| {
+                (0..width).flat_map(move |x| (0..channels).map(move |c| ((x * 5 + y * 3) as usize + c * 40) as u8))
+            })
             .collect();
         Picture { width, height, channels, data }
     }
@@ -249,9 +261,14 @@ mod tests {
     #[test]
     fn a_crop_rounds_as_transformers_does() {
         let kept = |axis: Axis| (axis.offset, axis.kept, axis.start);
-        for (full, crop, expected) in
-            [(10, 4, (3, 4, 0)), (11, 4, (3, 4, 0)), (10, 5, (2, 5, 0)), (4, 4, (0, 4, 0)), (3, 4, (0, 3, 1)), (4, 7, (0, 4, 2))]
-        {
+        for (full, crop, expected) in [
+            (10, 4, (3, 4, 0)),
+            (11, 4, (3, 4, 0)),
+            (10, 5, (2, 5, 0)),
+            (4, 4, (0, 4, 0)),
+            (3, 4, (0, 3, 1)),
+            (4, 7, (0, 4, 2)),
+        ] {
             assert_eq!(kept(axis(full, Some(crop)).unwrap()), expected, "{full} to {crop}");
         }
     }

@@ -45,12 +45,24 @@ pub enum ChannelOrder {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Geometry {
     /// No resize.
-    Keep { crop: Option<Size> },
-    Exact { size: Size, crop: Option<Size> },
+    Keep {
+        crop: Option<Size>,
+    },
+    Exact {
+        size: Size,
+        crop: Option<Size>,
+    },
     /// The short side becomes `edge`, the long one at most `longest`.
-    ShortestEdge { edge: u32, longest: Option<u32>, crop: Option<Size> },
+    ShortestEdge {
+        edge: u32,
+        longest: Option<u32>,
+        crop: Option<Size>,
+    },
     /// As large as fits into `size`, at its top left, the rest `pad_value`.
-    Letterbox { size: Size, pad_value: u8 },
+    Letterbox {
+        size: Size,
+        pad_value: u8,
+    },
 }
 
 /// After normalisation: zeros to the right and below.
@@ -240,7 +252,13 @@ impl ImageSettings {
     pub(crate) fn exact(height: u32, width: u32) -> ImageSettings {
         let normalize = Normalize { factor: 1.0 / 255.0, offset: 0.0, mean: vec![], std: vec![], divide_twice: false };
         let geometry = Geometry::Exact { size: Size { height, width }, crop: None };
-        ImageSettings { geometry, resample: Resample::Bilinear, pad: Pad::None, channel_order: ChannelOrder::Rgb, normalize }
+        ImageSettings {
+            geometry,
+            resample: Resample::Bilinear,
+            pad: Pad::None,
+            channel_order: ChannelOrder::Rgb,
+            normalize,
+        }
     }
 
     /// Height and width of the tensor; `None` where they follow the picture.
@@ -288,7 +306,8 @@ fn from_file(file: &Value, input: &ImageInput) -> Result<ImageSettings, Pipeline
     };
     let known = defaults.size.is_some();
     let do_resize = flag(file, "do_resize")?.unwrap_or(size.is_some());
-    let do_crop = flag(file, "do_center_crop")?.unwrap_or(if known { defaults.center_crop } else { crop_size.is_some() });
+    let do_crop =
+        flag(file, "do_center_crop")?.unwrap_or(if known { defaults.center_crop } else { crop_size.is_some() });
     let crop = match (do_crop, crop_size) {
         (true, None) => return Err(setup(format!("{FILE}: do_center_crop needs crop_size"))),
         (true, crop) => crop,
@@ -312,7 +331,13 @@ fn from_file(file: &Value, input: &ImageInput) -> Result<ImageSettings, Pipeline
         (_, true) => ChannelOrder::Bgr,
         (_, false) => ChannelOrder::Rgb,
     };
-    Ok(ImageSettings { geometry, resample, pad: pad(file)?, channel_order, normalize: normalize(file, &defaults, input)? })
+    Ok(ImageSettings {
+        geometry,
+        resample,
+        pad: pad(file)?,
+        channel_order,
+        normalize: normalize(file, &defaults, input)?,
+    })
 }
 
 /// `ViT` of `ViTImageProcessorFast` or `ViTFeatureExtractor`, in lower case.
@@ -324,7 +349,12 @@ fn processor_name(file: &Value) -> String {
     name.to_ascii_lowercase()
 }
 
-fn resize_rule(rule: Rule, size: SizeForm, crop_pct: Option<f64>, crop: Option<Size>) -> Result<Geometry, PipelineError> {
+fn resize_rule(
+    rule: Rule,
+    size: SizeForm,
+    crop_pct: Option<f64>,
+    crop: Option<Size>,
+) -> Result<Geometry, PipelineError> {
     let crop_pct = match crop_pct {
         Some(crop_pct) if !(0.01..=1.0).contains(&crop_pct) => {
             return Err(setup(format!("{FILE}: crop_pct: expected 0.01 to 1, got {crop_pct}")));
@@ -566,7 +596,9 @@ fn pil_filter(value: &Value) -> Result<Resample, PipelineError> {
         Some(5) => Resample::Hamming,
         _ => match value.as_str() {
             Some(name) => return named_filter(name),
-            None => return Err(setup(format!("{FILE}: resample: expected one of Pillow's filters, 0 to 5, got {value}"))),
+            None => {
+                return Err(setup(format!("{FILE}: resample: expected one of Pillow's filters, 0 to 5, got {value}")));
+            }
         },
     })
 }
@@ -625,7 +657,9 @@ fn by_channel(values: &[f64], channels: usize, field: &str) -> Result<Vec<f32>, 
     match values {
         [first, rest @ ..] if rest.iter().all(|value| value == first) => Ok(vec![*first as f32; channels]),
         values if values.len() == channels => Ok(values.iter().map(|&value| value as f32).collect()),
-        values => Err(setup(format!("{field}: expected {channels} values, one for each channel, got {}", values.len()))),
+        values => {
+            Err(setup(format!("{field}: expected {channels} values, one for each channel, got {}", values.len())))
+        }
     }
 }
 
@@ -688,14 +722,16 @@ mod tests {
         check(vit(Value::Null), exact(224, 224), Bilinear);
         let longest = json!({"shortest_edge": 96, "longest_edge": 200});
         check(vit(longest), ShortestEdge { edge: 96, longest: Some(200), crop: None }, Bilinear);
-        let clip = json!({"feature_extractor_type": "CLIPFeatureExtractor", "size": 224, "crop_size": 224, "resample": 3});
+        let clip =
+            json!({"feature_extractor_type": "CLIPFeatureExtractor", "size": 224, "crop_size": 224, "resample": 3});
         check(clip, ShortestEdge { edge: 224, longest: None, crop: Some(size(224, 224)) }, Bicubic);
         let deit = json!({"feature_extractor_type": "DeiTFeatureExtractor", "size": 256, "resample": 1});
         check(deit, Exact { size: size(256, 256), crop: Some(size(224, 224)) }, Lanczos);
         let efficientnet = json!({"image_processor_type": "EfficientNetImageProcessorFast"});
         check(efficientnet, exact(346, 346), Nearest);
         check(json!({"do_resize": false, "crop_size": 32}), Keep { crop: Some(size(32, 32)) }, Bilinear);
-        let unknown = json!({"image_processor_type": "NewImageProcessor", "size": 64, "do_center_crop": false, "crop_size": 32});
+        let unknown =
+            json!({"image_processor_type": "NewImageProcessor", "size": 64, "do_center_crop": false, "crop_size": 32});
         check(unknown, exact(64, 64), Bilinear);
     }
 
@@ -703,16 +739,19 @@ mod tests {
     fn processors_with_rules_of_their_own_keep_them() {
         use Geometry::{Exact, ShortestEdge};
         let edge = |edge, crop| ShortestEdge { edge, longest: None, crop: Some(size(crop, crop)) };
-        let convnext = |side: u32, pct: f64| {
-            json!({"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": side}, "crop_pct": pct, "resample": 3})
-        };
+        let convnext = |side: u32, pct: f64| json!({"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": side}, "crop_pct": pct, "resample": 3});
         check(convnext(64, 0.875), edge(73, 64), Resample::Bicubic);
         check(convnext(224, 0.95), edge(235, 224), Resample::Bicubic);
         check(convnext(384, 0.95), Exact { size: size(384, 384), crop: None }, Resample::Bicubic);
-        check(json!({"feature_extractor_type": "ConvNextFeatureExtractor", "size": 224}), edge(256, 224), Resample::Bilinear);
+        check(
+            json!({"feature_extractor_type": "ConvNextFeatureExtractor", "size": 224}),
+            edge(256, 224),
+            Resample::Bilinear,
+        );
         check(json!({"image_processor_type": "LevitImageProcessor"}), edge(256, 224), Resample::Bicubic);
         check(json!({"image_processor_type": "PoolFormerImageProcessor"}), edge(248, 224), Resample::Bicubic);
-        let mobilevit = check(json!({"image_processor_type": "MobileViTImageProcessor"}), edge(224, 256), Resample::Bilinear);
+        let mobilevit =
+            check(json!({"image_processor_type": "MobileViTImageProcessor"}), edge(224, 256), Resample::Bilinear);
         assert_eq!(mobilevit.channel_order, ChannelOrder::Bgr);
         assert_eq!(mobilevit.normalize.mean, [0.0; 3]);
     }
@@ -749,7 +788,8 @@ mod tests {
         assert_eq!(resized.resample, Resample::Hamming);
         let cropped = with("crop_size = { height = 8, width = 9 }");
         assert_eq!(cropped.geometry, Geometry::ShortestEdge { edge: 256, longest: None, crop: Some(size(8, 9)) });
-        let boxed = with("size = { height = 8, width = 9 }\nresize = \"letterbox\"\npad_value = 3\nchannel_order = \"BGR\"");
+        let boxed =
+            with("size = { height = 8, width = 9 }\nresize = \"letterbox\"\npad_value = 3\nchannel_order = \"BGR\"");
         assert_eq!(boxed.geometry, Geometry::Letterbox { size: size(8, 9), pad_value: 3 });
         assert_eq!(boxed.channel_order, ChannelOrder::Bgr);
         let plain = with("rescale_factor = 1.0\nmean = [0.0]\nstd = [1.0]");

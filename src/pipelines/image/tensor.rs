@@ -3,9 +3,9 @@
 //! A channel has only 256 values, so each is computed once in transformers' order and precision (`u8 · factor` in
 //! double, the rest in single) and then looked up: the result is the reference's, bit for bit.
 
+use super::Picture;
 use super::input::{ImageInput, Layout};
 use super::settings::{ChannelOrder, ImageSettings};
-use super::Picture;
 use crate::pipelines::PipelineError;
 use crate::tensor::{DType, Tensor};
 
@@ -29,7 +29,10 @@ pub(crate) fn fill(
         DType::Bf16 => batch.fill(|channel, value| half::bf16::from_f32(settings.normalize.apply(channel, value))),
         DType::Fp64 => batch.fill(|channel, value| f64::from(settings.normalize.apply(channel, value))),
         DType::Fp32 => batch.fill(|channel, value| settings.normalize.apply(channel, value)),
-        other => Err(PipelineError::Setup(format!("input {:?} is {other}: pictures need a float or UINT8 tensor", input.name))),
+        other => Err(PipelineError::Setup(format!(
+            "input {:?} is {other}: pictures need a float or UINT8 tensor",
+            input.name
+        ))),
     }
 }
 
@@ -48,7 +51,8 @@ impl Batch<'_> {
             Layout::Nchw => vec![self.pictures.len(), channels, self.height, self.width],
             Layout::Nhwc => vec![self.pictures.len(), self.height, self.width, channels],
         };
-        let failed = || PipelineError::Outputs("the tensor of the pictures does not fit memory; send fewer at once".to_owned());
+        let failed =
+            || PipelineError::Outputs("the tensor of the pictures does not fit memory; send fewer at once".to_owned());
         let count = crate::tensor::element_count(&shape).ok_or_else(failed)?;
         let mut data: Vec<T> = Vec::new();
         data.try_reserve_exact(count).map_err(|_| failed())?;
@@ -73,6 +77,7 @@ impl Batch<'_> {
         }
     }
 
+    // A table has a value for every byte, so looking one up cannot fail.
     fn planar<T: Copy>(&self, picture: &Picture, item: &mut [T], tables: &[[T; 256]]) {
         let row_bytes = (picture.width as usize * picture.channels).max(1);
         let planes = item.chunks_exact_mut((self.height * self.width).max(1));
@@ -90,7 +95,8 @@ impl Batch<'_> {
 
     fn interleaved<T: Copy>(&self, picture: &Picture, item: &mut [T], tables: &[[T; 256]]) {
         let row_bytes = (picture.width as usize * picture.channels).max(1);
-        let rows = item.chunks_exact_mut((self.width * self.input.channels).max(1)).zip(picture.data.chunks_exact(row_bytes));
+        let rows =
+            item.chunks_exact_mut((self.width * self.input.channels).max(1)).zip(picture.data.chunks_exact(row_bytes));
         for (row, pixels) in rows {
             let targets = row.chunks_exact_mut(self.input.channels);
             for (target, pixel) in targets.zip(pixels.chunks_exact(picture.channels)) {
@@ -110,7 +116,13 @@ mod tests {
     use super::*;
 
     fn settings(order: ChannelOrder) -> ImageSettings {
-        let normalize = Normalize { factor: 1.0 / 255.0, offset: 0.0, mean: vec![0.5, 0.25, 0.0], std: vec![0.5, 0.25, 1.0], divide_twice: false };
+        let normalize = Normalize {
+            factor: 1.0 / 255.0,
+            offset: 0.0,
+            mean: vec![0.5, 0.25, 0.0],
+            std: vec![0.5, 0.25, 1.0],
+            divide_twice: false,
+        };
         ImageSettings { channel_order: order, normalize, ..ImageSettings::exact(1, 2) }
     }
 
