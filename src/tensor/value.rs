@@ -1,7 +1,7 @@
 //! A tensor and the other values that ONNX graphs take and give: sequences, maps and absent optionals.
 //!
-//! Invariant: a [`Tensor`]'s data holds exactly as many bytes (or strings) as its shape and type ask for, every
-//! `BOOL` byte is 0 or 1, and no string has a NUL character (ONNX Runtime cuts strings there). Cloning shares the bytes.
+//! Invariant: a [`Tensor`]'s data holds exactly as many bytes (or strings) as its shape and type ask for, and every
+//! `BOOL` byte is 0 or 1. Cloning shares the bytes.
 
 use super::dtype::DType;
 use bytes::Bytes;
@@ -43,8 +43,6 @@ pub enum TensorError {
     Length { dtype: DType, shape: Vec<usize>, expected: usize, got: usize, unit: &'static str },
     #[error("a BOOL element is the byte {0}; only 0 and 1 are allowed")]
     NotBool(u8),
-    #[error("string element {0} holds a NUL character, which ONNX Runtime cannot take")]
-    NulInString(usize),
     #[error("{0} tensors cannot be made from {1}")]
     WrongData(DType, &'static str),
 }
@@ -109,14 +107,11 @@ impl Tensor {
     /// A tensor of strings.
     ///
     /// # Errors
-    /// Where their number does not match the shape or one holds a NUL character.
+    /// Where their number does not match the shape.
     pub fn from_strings(shape: Vec<usize>, strings: Vec<String>) -> Result<Tensor, TensorError> {
         let expected = element_count(&shape).ok_or_else(|| TensorError::TooManyElements { shape: shape.clone() })?;
         if strings.len() != expected {
             return Err(TensorError::Length { dtype: DType::String, shape, expected, got: strings.len(), unit: "strings" });
-        }
-        if let Some(index) = strings.iter().position(|text| text.as_bytes().contains(&0)) {
-            return Err(TensorError::NulInString(index));
         }
         Ok(Tensor { dtype: DType::String, shape, data: Data::Strings(strings.into()) })
     }

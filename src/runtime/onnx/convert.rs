@@ -153,7 +153,7 @@ where
 fn owned_tensor(tensor: &Tensor) -> Result<DynTensor, RuntimeError> {
     match tensor.data() {
         Data::Strings(strings) => {
-            Ok(OrtTensor::from_string_array((tensor.shape(), &strings[..])).map_err(run_error)?.upcast())
+            super::raw::string_tensor(tensor.shape(), strings).map_err(run_error)
         }
         Data::Bytes(bytes) => {
             let element = to_element_type(tensor.dtype());

@@ -9,6 +9,7 @@ mod library;
 mod memory;
 mod message;
 mod provider;
+mod raw;
 mod session;
 
 pub use library::{LibraryError, OnnxRuntime, find_library};

@@ -1,6 +1,6 @@
 //! One ONNX Runtime session: building it on a device, and running it.
 
-use super::{convert, graph, memory, message, provider};
+use super::{convert, graph, memory, message, provider, raw};
 use crate::runtime::{
     DeviceType, GraphFacts, GraphSource, Input, Interrupt, OptimizationLevel, RuntimeError, Session, SessionSettings,
 };
@@ -181,14 +181,8 @@ impl Session for OnnxSession {
         let Some(session) = self.session.as_mut() else {
             return Err(RuntimeError::Run("the session is closed".to_owned()));
         };
-        let mut results = session.run_with_options(values, &options.0).map_err(failed)?;
-        names
-            .iter()
-            .map(|name| match results.remove(name) {
-                Some(value) => convert::from_output(value),
-                None => Err(RuntimeError::Run(format!("the graph gave no output '{name}'"))),
-            })
-            .collect()
+        let results = raw::run(session, &values, &names, &options.0).map_err(failed)?;
+        results.into_iter().map(|value| value.map_or(Ok(Value::None), convert::from_output)).collect()
     }
 }
 
