@@ -257,6 +257,14 @@ class Server:
             self.show_log()
             raise SystemExit(f"the server ended with code {code}" + (" before it was asked to" if ended_before is not None else ""))
 
+    def has_ended(self):
+        """Whether the process is gone, with a moment for one that is on its way."""
+        try:
+            self.process.wait(timeout=0.01)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
     def show_log(self):
         self.log.seek(0)
         sys.stderr.write(self.log.read()[-20_000:].decode(errors="replace"))

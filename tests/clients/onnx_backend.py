@@ -13,6 +13,7 @@ Needs ORT_DYLIB_PATH. Prints `N of M` for each way; the exit code is 0 only wher
 import argparse
 import collections
 import ctypes
+import http.client
 import json
 import pathlib
 import re
@@ -309,19 +310,22 @@ class Ortus:
                 for inputs, names, expected in answers:
                     problems[way] = problems[way] or attempt(lambda: compare(case, names, expected, infer(model, request_of(inputs))))
             self.connection.ok("POST", f"/v2/repository/models/{model}/unload", b"")
-        except (Refused, OSError) as error:
+        except (Refused, OSError, http.client.HTTPException) as error:
             problems = {way: problem or f"load or unload: {error}" for way, problem in problems.items()}
         finally:
             shutil.rmtree(self.store / model)
-        if self.server.process.poll() is not None:
-            raise SystemExit(f"{case.id}: the server has ended with code {self.server.process.returncode}")
+        if any(problems.values()) and self.server.has_ended():
+            # A dead server fails its case, not all that follow.
+            problems = dict.fromkeys(problems, f"the server died with code {self.server.process.returncode}")
+            self.server.__enter__()
+            self.connection = Connection(self.server.url)
         return problems
 
 
 def attempt(call):
     try:
         return call()
-    except (Refused, OSError, ValueError, KeyError) as error:
+    except (Refused, OSError, ValueError, KeyError, http.client.HTTPException) as error:
         return f"{type(error).__name__}: {error}"
 
 
@@ -343,7 +347,7 @@ def main():
         with tempfile.TemporaryDirectory() as store:
             environment = {
                 "ORTUS_STORE__AUTOLOAD": "false", "ORTUS_BATCH__INSTANCES": "1", "ORTUS_BATCH__INTRA_THREADS": "1",
-                "ORTUS_DEVICE__DEVICE_TYPE": "cpu",
+                "ORTUS_DEVICE__DEVICE_TYPE": "cpu", "ORTUS_TELEMETRY__LOG_LEVEL": "error",
             }
             with Server(arguments.ortus, store, **environment) as server:
                 report = run(arguments, Ortus(server, pathlib.Path(store)))
