@@ -4,7 +4,12 @@
 //! loopback connection, so that both see the same machine. Printed are medians of all rounds. The client is a plain
 //! socket; what it costs itself shows in the `/livez` row, which reaches no model. `make bench` runs it.
 
-#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a measurement that cannot go on says so")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a measurement that cannot go on says so"
+)]
 
 use ort::session::Session;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -23,7 +28,9 @@ fn main() {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let store = tempfile::tempdir().unwrap();
     let fixtures = root.join("tests/fixtures/store");
-    for (name, from) in [("mlp", fixtures.join("mlp")), ("echo", fixtures.join("echo")), ("digits", root.join("models/digits"))] {
+    for (name, from) in
+        [("mlp", fixtures.join("mlp")), ("echo", fixtures.join("echo")), ("digits", root.join("models/digits"))]
+    {
         assert!(Command::new("cp").arg("-r").arg(from).arg(store.path().join(name)).status().unwrap().success());
     }
     let library = ortus::runtime::onnx::find_library().unwrap();
@@ -37,10 +44,14 @@ fn main() {
     let big: Vec<f32> = (0..150_528).map(|i| i as f32).collect();
     let head = r#"{"inputs":[{"name":"x","shape":[1,150528],"datatype":"FP32","parameters":{"binary_data_size":602112}}],"parameters":{"binary_data_output":true}}"#;
     let binary = [head.as_bytes(), &big.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>()].concat();
-    let binary_headers = format!("Content-Type: application/octet-stream\r\nInference-Header-Content-Length: {}\r\n", head.len());
+    let binary_headers =
+        format!("Content-Type: application/octet-stream\r\nInference-Header-Content-Length: {}\r\n", head.len());
     let jpeg = jpeg_640x480();
 
-    println!("{:<34} {:>9} {:>9} {:>9}   {}", "one request at a time", "bare µs", "Ortus µs", "added µs", "stages (ms)");
+    println!(
+        "{:<34} {:>9} {:>9} {:>9}   {}",
+        "one request at a time", "bare µs", "Ortus µs", "added µs", "stages (ms)"
+    );
     let floor = median_of(3000, || client.request("GET", "/livez", "", b""));
     println!("{:<34} {:>9} {:>9.1} {:>9}", "GET /livez (client + HTTP alone)", "", micros(floor), "");
 
@@ -48,12 +59,16 @@ fn main() {
     let mut bare = || run(&mut session, "x", &[1, 32], &row);
     let path = "/v1/models/mlp/predict";
     let json_type = "Content-Type: application/json\r\n";
-    report("MLP, 32 numbers as JSON", 3000, &mut bare, &mut || client.request("POST", path, json_type, json.as_bytes()));
+    report("MLP, 32 numbers as JSON", 3000, &mut bare, &mut || {
+        client.request("POST", path, json_type, json.as_bytes())
+    });
 
     let mut session = open("echo");
     let mut bare = || run(&mut session, "x", &[1, 150_528], &big);
     let path = "/v2/models/echo/infer";
-    report("echo, 602 KB binary tensor", 400, &mut bare, &mut || client.request("POST", path, &binary_headers, &binary));
+    report("echo, 602 KB binary tensor", 400, &mut bare, &mut || {
+        client.request("POST", path, &binary_headers, &binary)
+    });
     let mut copy = vec![0u8; binary.len()];
     let one_copy = median_of(2000, || {
         copy.copy_from_slice(&binary);
@@ -85,7 +100,12 @@ fn report(name: &str, count: usize, bare: &mut dyn FnMut(), ortus: &mut dyn FnMu
     }
     let (bare, ortus) = (median(&mut bare_times), median(&mut ortus_times));
     let stages = timing.replace(";dur=", " ");
-    println!("{name:<34} {:>9.1} {:>9.1} {:>9.1}   {stages}", micros(bare), micros(ortus), micros(ortus.saturating_sub(bare)));
+    println!(
+        "{name:<34} {:>9.1} {:>9.1} {:>9.1}   {stages}",
+        micros(bare),
+        micros(ortus),
+        micros(ortus.saturating_sub(bare))
+    );
 }
 
 fn micros(time: Duration) -> f64 {
@@ -181,7 +201,8 @@ impl Client {
 
     /// Sends a request, reads the whole answer, gives its `Server-Timing`.
     fn request(&mut self, method: &str, path: &str, headers: &str, body: &[u8]) -> String {
-        let head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n{headers}Content-Length: {}\r\n\r\n", body.len());
+        let head =
+            format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n{headers}Content-Length: {}\r\n\r\n", body.len());
         if body.len() < 16_384 {
             self.stream.write_all(&[head.as_bytes(), body].concat()).unwrap();
         } else {
@@ -200,7 +221,9 @@ impl Client {
         };
         let head = String::from_utf8_lossy(&self.buffer[..end]).into_owned();
         let header = |name: &str| {
-            head.lines().find_map(|line| line.to_ascii_lowercase().starts_with(name).then(|| line[name.len()..].trim().to_owned()))
+            head.lines().find_map(|line| {
+                line.to_ascii_lowercase().starts_with(name).then(|| line[name.len()..].trim().to_owned())
+            })
         };
         self.status = head[9..12].parse().unwrap();
         let length: usize = header("content-length:").map_or(0, |text| text.parse().unwrap());

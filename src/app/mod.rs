@@ -62,7 +62,11 @@ pub fn open_store(config: &Config) -> Result<Offline, AppError> {
 
 fn async_runtime() -> std::io::Result<tokio::runtime::Runtime> {
     // The doors' own work is small; the cores belong to the models.
-    tokio::runtime::Builder::new_multi_thread().worker_threads(cores().clamp(1, 8)).thread_name("door").enable_all().build()
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores().clamp(1, 8))
+        .thread_name("door")
+        .enable_all()
+        .build()
 }
 
 /// Cores this process may use: affinity and the cgroup's quota count.

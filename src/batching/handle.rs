@@ -40,7 +40,12 @@ impl Handle {
     ///
     /// # Errors
     /// Where the system has no thread left.
-    pub fn start(model: &str, sessions: Vec<Box<dyn Session>>, max_queue: usize, tasks: &Tasks) -> std::io::Result<Handle> {
+    pub fn start(
+        model: &str,
+        sessions: Vec<Box<dyn Session>>,
+        max_queue: usize,
+        tasks: &Tasks,
+    ) -> std::io::Result<Handle> {
         let queue = Arc::new(Queue::new(max_queue));
         let ended = CancellationToken::new();
         let running = Arc::new(AtomicUsize::new(sessions.len()));
@@ -66,7 +71,12 @@ impl Handle {
     ///
     /// # Cancel safety
     /// Dropping the future cancels the request: it is skipped if it still waits and stopped if it runs.
-    pub async fn run(&self, inputs: Vec<Input>, outputs: Vec<usize>, deadline: Instant) -> Result<Completed, BatchError> {
+    pub async fn run(
+        &self,
+        inputs: Vec<Input>,
+        outputs: Vec<usize>,
+        deadline: Instant,
+    ) -> Result<Completed, BatchError> {
         let (reply, answer) = oneshot::channel();
         let interrupt = Interrupt::new();
         let _in_flight = InFlight::new(&self.0.in_flight);

@@ -41,8 +41,9 @@ pub(super) fn work(mut session: Box<dyn Session>, queue: &Arc<Queue<Pending>>) {
 
 fn run(session: &mut dyn Session, request: &Pending, started: Instant) -> Result<Completed, BatchError> {
     // A panic in the run is the fault of this request alone; the thread and the other requests go on.
-    let outcome =
-        std::panic::catch_unwind(AssertUnwindSafe(|| session.run(&request.inputs, &request.outputs, &request.interrupt)));
+    let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        session.run(&request.inputs, &request.outputs, &request.interrupt)
+    }));
     match outcome {
         Ok(Ok(outputs)) => Ok(Completed { outputs, queue: started - request.queued_at, inference: started.elapsed() }),
         Ok(Err(RuntimeError::Interrupted)) => Err(BatchError::TimedOut),

@@ -15,7 +15,10 @@ pub(super) fn inputs(specs: &[Spec], values: Vec<(String, Value)>) -> Result<Vec
     for (name, value) in values {
         let Some(index) = specs.iter().position(|spec| spec.name == name) else {
             let known = names(specs.iter());
-            return Err(EngineError::input(&name, format!("the model has no input of this name; its inputs are {known}")));
+            return Err(EngineError::input(
+                &name,
+                format!("the model has no input of this name; its inputs are {known}"),
+            ));
         };
         if inputs.iter().any(|(seen, _)| *seen == index) {
             return Err(EngineError::input(&name, "the input is given twice".to_owned()));
@@ -89,7 +92,8 @@ mod tests {
 
     #[track_caller]
     fn check(values: Vec<(String, Value)>, expected: &str) {
-        let got = inputs(&specs(), values).map_or_else(|error| error.to_string(), |inputs| format!("{} inputs", inputs.len()));
+        let got = inputs(&specs(), values)
+            .map_or_else(|error| error.to_string(), |inputs| format!("{} inputs", inputs.len()));
         assert_eq!(got, expected);
     }
 
@@ -100,15 +104,9 @@ mod tests {
             vec![pair("a", &[1, 2])],
             "input 'b': the input is missing (FP32[N, 2]); the model needs 'a', 'b', got 1",
         );
-        check(
-            vec![pair("x", &[1, 2])],
-            "input 'x': the model has no input of this name; its inputs are 'a', 'b', 'c'",
-        );
+        check(vec![pair("x", &[1, 2])], "input 'x': the model has no input of this name; its inputs are 'a', 'b', 'c'");
         check(vec![pair("a", &[1, 2]), pair("a", &[1, 2])], "input 'a': the input is given twice");
-        check(
-            vec![pair("a", &[1, 3])],
-            "input 'a': expected shape [N, 2], got [1, 3] (dimension 1 must be 2)",
-        );
+        check(vec![pair("a", &[1, 3])], "input 'a': expected shape [N, 2], got [1, 3] (dimension 1 must be 2)");
     }
 
     #[test]

@@ -15,7 +15,9 @@ pub(crate) mod testing;
 pub use error::{EngineError, ErrorKind, FieldError, FieldKind};
 pub use request::{InferRequest, InferResponse, PredictRequest, PredictResponse, Timing};
 
-pub use crate::models::{LoadOverrides, LoadedModel, ModelName, ModelState, ModelStatus, NameError, Version, VersionStatus};
+pub use crate::models::{
+    LoadOverrides, LoadedModel, ModelName, ModelState, ModelStatus, NameError, Version, VersionStatus,
+};
 pub use crate::pipelines::{ClassScore, Item, Parameters, Prediction};
 
 use crate::models::ModelManager;

@@ -15,14 +15,22 @@ impl InferenceEngine {
     ///
     /// # Cancel safety
     /// Dropping the future cancels the request.
-    pub async fn predict(&self, model: &Arc<LoadedModel>, request: PredictRequest) -> Result<PredictResponse, EngineError> {
+    pub async fn predict(
+        &self,
+        model: &Arc<LoadedModel>,
+        request: PredictRequest,
+    ) -> Result<PredictResponse, EngineError> {
         let pipeline = pipeline_of(model)?;
         let (items, parameters) = (request.items.len(), request.parameters.clone());
         let mut response = self.predict_raw(model, request).await?;
         let started = Instant::now();
         let outputs = std::mem::take(&mut response.outputs);
-        let predictions =
-            self.0.pool.run(move || pipeline.postprocess(&outputs, items, &parameters)).await?.map_err(internal_outputs)?;
+        let predictions = self
+            .0
+            .pool
+            .run(move || pipeline.postprocess(&outputs, items, &parameters))
+            .await?
+            .map_err(internal_outputs)?;
         response.timing.postprocess = started.elapsed();
         Ok(PredictResponse { predictions, timing: response.timing })
     }
@@ -34,7 +42,11 @@ impl InferenceEngine {
     ///
     /// # Cancel safety
     /// Dropping the future cancels the request.
-    pub async fn predict_raw(&self, model: &Arc<LoadedModel>, request: PredictRequest) -> Result<InferResponse, EngineError> {
+    pub async fn predict_raw(
+        &self,
+        model: &Arc<LoadedModel>,
+        request: PredictRequest,
+    ) -> Result<InferResponse, EngineError> {
         let pipeline = pipeline_of(model)?;
         let PredictRequest { items, parameters, deadline } = request;
         pipeline.check_parameters(&parameters)?;

@@ -58,7 +58,9 @@ mod tests {
     #[test]
     fn names_that_could_leave_the_store_are_refused() {
         let long = "a".repeat(101);
-        for bad in ["", ".", "..", "a..b", "../a", "a/b", "a\\b", "a\0", "a\nb", "-a", "_a", ".a", "ä", "a b", "%2e%2e", &long] {
+        for bad in
+            ["", ".", "..", "a..b", "../a", "a/b", "a\\b", "a\0", "a\nb", "-a", "_a", ".a", "ä", "a b", "%2e%2e", &long]
+        {
             assert_eq!(ModelName::parse(bad), Err(NameError), "{bad:?}");
         }
         for good in ["a", "0", "resnet50", "all-MiniLM-L6-v2", "squeezenet1.1", &"a".repeat(100)] {

@@ -95,7 +95,11 @@ impl ModelOverrides {
                 device_index: self.device.device_index.unwrap_or(base.device.device_index),
                 allow_fallback: self.device.allow_fallback.unwrap_or(base.device.allow_fallback),
             },
-            optimization_level: if self.optimization.enable_optimization == Some(false) { OptimizationLevel::None } else { level },
+            optimization_level: if self.optimization.enable_optimization == Some(false) {
+                OptimizationLevel::None
+            } else {
+                level
+            },
             instances: self.batch.instances.or(base.instances),
             intra_threads: self.batch.intra_threads.or(base.intra_threads),
             max_queue: self.batch.max_queue.unwrap_or(base.max_queue),

@@ -28,7 +28,10 @@ impl FakeRuntime {
 
 impl Runtime for FakeRuntime {
     fn load(&self, _source: &GraphSource, _settings: &SessionSettings) -> Result<Box<dyn Session>, RuntimeError> {
-        Ok(Box::new(FakeSession { runtime: self.clone(), facts: GraphFacts { format: "fake", device: "cpu".into(), ..GraphFacts::default() } }))
+        Ok(Box::new(FakeSession {
+            runtime: self.clone(),
+            facts: GraphFacts { format: "fake", device: "cpu".into(), ..GraphFacts::default() },
+        }))
     }
 
     fn version(&self) -> &str {

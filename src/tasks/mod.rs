@@ -37,7 +37,11 @@ impl Tasks {
 
     /// Runs `future` to its end in the background.
     #[expect(clippy::disallowed_methods, reason = "the one place that spawns")]
-    pub fn spawn<T: Send + 'static>(&self, name: &'static str, future: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        future: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
         use tracing::Instrument;
         tokio::spawn(self.0.tracker.track_future(future.instrument(tracing::debug_span!("task", name))))
     }

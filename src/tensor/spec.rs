@@ -17,9 +17,15 @@ pub struct Spec {
 #[derive(Debug, Clone, PartialEq)]
 pub enum ValueType {
     /// `shape` is `None` where the graph does not even state a rank.
-    Tensor { dtype: DType, shape: Option<Vec<Dim>> },
+    Tensor {
+        dtype: DType,
+        shape: Option<Vec<Dim>>,
+    },
     Sequence(Box<ValueType>),
-    Map { key: DType, value: DType },
+    Map {
+        key: DType,
+        value: DType,
+    },
     Optional(Box<ValueType>),
 }
 
@@ -54,8 +60,12 @@ impl ValueType {
     /// The first difference found.
     pub fn check(&self, value: &Value) -> Result<(), Mismatch> {
         match (self, value) {
-            (ValueType::Tensor { dtype, shape }, Value::Tensor(tensor)) => check_tensor(*dtype, shape.as_deref(), tensor),
-            (ValueType::Sequence(element), Value::Sequence(items)) => items.iter().try_for_each(|item| element.check(item)),
+            (ValueType::Tensor { dtype, shape }, Value::Tensor(tensor)) => {
+                check_tensor(*dtype, shape.as_deref(), tensor)
+            }
+            (ValueType::Sequence(element), Value::Sequence(items)) => {
+                items.iter().try_for_each(|item| element.check(item))
+            }
             (ValueType::Map { key, value }, Value::Map { keys, values }) => {
                 check_tensor(*key, None, keys)?;
                 check_tensor(*value, None, values)

@@ -13,7 +13,10 @@ pub enum Value {
     Tensor(Tensor),
     Sequence(Vec<Value>),
     /// A map from text or integers to numbers; keys and values are tensors of equal length.
-    Map { keys: Tensor, values: Tensor },
+    Map {
+        keys: Tensor,
+        values: Tensor,
+    },
     /// An optional value that is not there.
     None,
 }
@@ -91,7 +94,11 @@ impl Tensor {
     ///
     /// # Errors
     /// Where the number of elements does not match the shape, or `T` is not what `dtype` stores.
-    pub fn from_vec<T: bytemuck::Pod + Send + Sync>(dtype: DType, shape: Vec<usize>, data: Vec<T>) -> Result<Tensor, TensorError> {
+    pub fn from_vec<T: bytemuck::Pod + Send + Sync>(
+        dtype: DType,
+        shape: Vec<usize>,
+        data: Vec<T>,
+    ) -> Result<Tensor, TensorError> {
         struct Owner<T>(Vec<T>);
         impl<T: bytemuck::Pod> AsRef<[u8]> for Owner<T> {
             fn as_ref(&self) -> &[u8] {
@@ -111,7 +118,13 @@ impl Tensor {
     pub fn from_strings(shape: Vec<usize>, strings: Vec<String>) -> Result<Tensor, TensorError> {
         let expected = element_count(&shape).ok_or_else(|| TensorError::TooManyElements { shape: shape.clone() })?;
         if strings.len() != expected {
-            return Err(TensorError::Length { dtype: DType::String, shape, expected, got: strings.len(), unit: "strings" });
+            return Err(TensorError::Length {
+                dtype: DType::String,
+                shape,
+                expected,
+                got: strings.len(),
+                unit: "strings",
+            });
         }
         Ok(Tensor { dtype: DType::String, shape, data: Data::Strings(strings.into()) })
     }

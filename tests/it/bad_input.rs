@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 #[track_caller]
 fn assert_clean(server: &Server, answer: &Value) {
     let text = answer.to_string();
-    for secret in [server.store.path().to_str().unwrap(), ".cc:", ".rs:", "panicked", "onnxruntime_src", "/home/", "/tmp/"] {
+    for secret in
+        [server.store.path().to_str().unwrap(), ".cc:", ".rs:", "panicked", "onnxruntime_src", "/home/", "/tmp/"]
+    {
         assert!(!text.contains(secret), "{secret} is in {text}");
     }
     assert!(text.len() < 4096, "{} bytes: {}", text.len(), &text[..200]);
@@ -56,12 +58,24 @@ fn the_native_api_names_the_field_and_what_was_expected() {
         (r#"{"inputs": {"a": [[1, 2]], "b": [1.5]}}"#, 422, &["b", "INT64", "1.5"]),
         (r#"{"inputs": {"a": [[1, 2]], "b": [9223372036854775808]}}"#, 422, &["b", "INT64"]),
         (r#"{"inputs": {"a": [[1e39, 2]], "b": [1]}}"#, 422, &["a", "FP32"]),
-        (r#"{"inputs": {"a": {"dtype": "FP64", "shape": [1, 2], "data": [1, 2]}, "b": [1]}}"#, 422, &["a", "FP32", "FP64"]),
+        (
+            r#"{"inputs": {"a": {"dtype": "FP64", "shape": [1, 2], "data": [1, 2]}, "b": [1]}}"#,
+            422,
+            &["a", "FP32", "FP64"],
+        ),
         (r#"{"inputs": {"a": {"dtype": "FP33", "shape": [1, 2], "data": [1, 2]}, "b": [1]}}"#, 422, &["FP33"]),
         (r#"{"inputs": {"a": {"dtype": "FP32", "shape": [-1, 2], "data": [1, 2]}, "b": [1]}}"#, 422, &["a", "-1"]),
         (r#"{"inputs": {"a": {"dtype": "FP32", "shape": [1.5, 2], "data": [1, 2]}, "b": [1]}}"#, 422, &["a"]),
-        (r#"{"inputs": {"a": {"dtype": "FP32", "shape": [4294967296, 4294967296, 16], "data": [1]}, "b": [1]}}"#, 413, &["a"]),
-        (r#"{"inputs": {"a": {"dtype": "FP32", "shape": [1, 2], "data": [1, 2, 3]}, "b": [1]}}"#, 422, &["a", "2", "3"]),
+        (
+            r#"{"inputs": {"a": {"dtype": "FP32", "shape": [4294967296, 4294967296, 16], "data": [1]}, "b": [1]}}"#,
+            413,
+            &["a"],
+        ),
+        (
+            r#"{"inputs": {"a": {"dtype": "FP32", "shape": [1, 2], "data": [1, 2, 3]}, "b": [1]}}"#,
+            422,
+            &["a", "2", "3"],
+        ),
         (r#"{"inputs": {"a": [[1, 2]], "b": [1], "b": [2]}}"#, 400, &["b"]),
         (r#"{"input": {"a": [[1, 2]]}}"#, 400, &["input", "inputs"]),
         (r#"{"inputs": {"a": [[NaN, 2]], "b": [1]}}"#, 400, &[]),
@@ -114,7 +128,9 @@ fn v2_names_the_field_and_what_was_expected() {
 fn lengths_of_the_binary_part_must_be_true() {
     let server = Server::with(&["versions", "strings"]);
     let head = |size: &str| {
-        format!(r#"{{"inputs": [{{"name": "x", "shape": [2], "datatype": "FP32", "parameters": {{"binary_data_size": {size}}}}}]}}"#)
+        format!(
+            r#"{{"inputs": [{{"name": "x", "shape": [2], "datatype": "FP32", "parameters": {{"binary_data_size": {size}}}}}]}}"#
+        )
     };
     let send = |head: &str, header: &str, tail: &[u8]| {
         let body = [head.as_bytes(), tail].concat();
@@ -147,7 +163,8 @@ fn lengths_of_the_binary_part_must_be_true() {
     );
     for tail in [&[255u8, 255, 255, 255, 1, 2][..], &[2, 0, 0, 0, 0xff, 0xfe], &[1, 0, 0, 0, 65, 66]] {
         let body = [head.as_bytes(), tail].concat();
-        let request = server.post("/v2/models/strings/infer").header("inference-header-content-length", head.len().to_string());
+        let request =
+            server.post("/v2/models/strings/infer").header("inference-header-content-length", head.len().to_string());
         assert_eq!(request.body(body).send().unwrap().status(), 400);
     }
     server.assert_well();
@@ -192,7 +209,8 @@ fn pictures_that_are_not_good_are_refused() {
     }
     let (status, answer) = server.post_text(path, "application/json", br#"{"inputs": {"b64": "%%%"}}"#.to_vec());
     assert_eq!(status, 422, "{answer}");
-    let (status, answer) = server.post_text(path, "application/json", br#"{"inputs": [], "parameters": {"top_k": "x"}}"#.to_vec());
+    let (status, answer) =
+        server.post_text(path, "application/json", br#"{"inputs": [], "parameters": {"top_k": "x"}}"#.to_vec());
     assert!([400, 422].contains(&status), "{answer}");
     let (status, _) = server.post_text(path, "application/x-unknown", png.clone());
     assert_eq!(status, 415);
@@ -219,7 +237,19 @@ fn one_bad_item_of_a_list_is_named() {
 #[test]
 fn names_that_are_paths_reach_nothing() {
     let server = Server::with(&["mlp"]);
-    for name in ["..", "%2e%2e", "..%2f..%2fetc", "a%2fb", "a%5cb", "a%00", "a%0ab", "%c0%ae%c0%ae", "-x", ".hidden", &"x".repeat(5000)] {
+    for name in [
+        "..",
+        "%2e%2e",
+        "..%2f..%2fetc",
+        "a%2fb",
+        "a%5cb",
+        "a%00",
+        "a%0ab",
+        "%c0%ae%c0%ae",
+        "-x",
+        ".hidden",
+        &"x".repeat(5000),
+    ] {
         for path in [format!("/v1/models/{name}"), format!("/v2/models/{name}")] {
             let status = raw_status(&server, "GET", &path);
             assert!([400, 404, 414].contains(&status), "{path:.80}: {status}");
@@ -232,7 +262,8 @@ fn names_that_are_paths_reach_nothing() {
 
 /// The status of a request whose path no client library has tidied up.
 fn raw_status(server: &Server, method: &str, path: &str) -> u16 {
-    let request = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    let request =
+        format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
     let answer = crate::server::raw(server.address, request.as_bytes());
     answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("{answer}"))
 }
@@ -240,7 +271,8 @@ fn raw_status(server: &Server, method: &str, path: &str) -> u16 {
 #[test]
 fn a_run_that_fails_on_its_input_is_the_inputs_error() {
     let server = Server::with(&["fails"]);
-    let golden: Value = serde_json::from_slice(&std::fs::read(root().join("tests/golden/fails.json")).unwrap()).unwrap();
+    let golden: Value =
+        serde_json::from_slice(&std::fs::read(root().join("tests/golden/fails.json")).unwrap()).unwrap();
     let case = golden["cases"].as_array().unwrap().iter().find(|case| case["fails"] == true).unwrap();
     let (status, answer) = server.post_json("/v1/models/fails/predict", &json!({"inputs": case["inputs"]}));
     assert_eq!(status, 422, "{answer}");

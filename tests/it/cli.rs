@@ -27,7 +27,8 @@ fn list_shows_the_store() {
     let store = store_of(&["mlp", "versions"]);
     let text = stdout(&run(&["list", "--models", store.path().to_str().unwrap()]));
     assert!(text.contains("mlp") && text.contains("versions"), "{text}");
-    let json: Value = serde_json::from_str(&stdout(&run(&["list", "--json", "--models", store.path().to_str().unwrap()]))).unwrap();
+    let json: Value =
+        serde_json::from_str(&stdout(&run(&["list", "--json", "--models", store.path().to_str().unwrap()]))).unwrap();
     assert!(json.to_string().contains("mlp"));
 }
 
@@ -49,7 +50,8 @@ fn predict_answers_as_the_server_does() {
     let picture = root().join("models/digits/samples/seven.png");
     let models = models.to_str().unwrap();
     let answer: Value =
-        serde_json::from_str(&stdout(&run(&["predict", "digits", picture.to_str().unwrap(), "--models", models]))).unwrap();
+        serde_json::from_str(&stdout(&run(&["predict", "digits", picture.to_str().unwrap(), "--models", models])))
+            .unwrap();
     assert_eq!(answer["predictions"][0][0]["label"], "7");
     let store = store_of(&["versions"]);
     let store = store.path().to_str().unwrap();
@@ -95,7 +97,11 @@ fn a_missing_library_is_one_clear_error() {
 #[test]
 fn openapi_is_the_file_in_the_repository() {
     let text = stdout(&run(&["openapi"]));
-    assert_eq!(text, std::fs::read_to_string(root().join("openapi.yaml")).unwrap(), "write it again: ortus openapi > openapi.yaml");
+    assert_eq!(
+        text,
+        std::fs::read_to_string(root().join("openapi.yaml")).unwrap(),
+        "write it again: ortus openapi > openapi.yaml"
+    );
 }
 
 #[test]

@@ -5,7 +5,8 @@ use serde_json::{Value, json};
 
 fn cases() -> Vec<(String, Value)> {
     let mut all = Vec::new();
-    let mut files: Vec<_> = std::fs::read_dir(root().join("tests/golden")).unwrap().map(|e| e.unwrap().path()).collect();
+    let mut files: Vec<_> =
+        std::fs::read_dir(root().join("tests/golden")).unwrap().map(|e| e.unwrap().path()).collect();
     files.sort();
     for file in files {
         let golden: Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
@@ -43,9 +44,12 @@ fn server() -> Server {
 fn close(got: &Value, expected: &Value, tolerance: &Value) -> bool {
     let limit = |key: &str| tolerance[key].as_f64().unwrap_or(0.0);
     match (got, expected) {
-        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| close(a, b, tolerance)),
+        (Value::Array(a), Value::Array(b)) => {
+            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| close(a, b, tolerance))
+        }
         (Value::Object(a), Value::Object(b)) => {
-            a.len() == b.len() && a.iter().all(|(key, value)| b.get(key).is_some_and(|other| close(value, other, tolerance)))
+            a.len() == b.len()
+                && a.iter().all(|(key, value)| b.get(key).is_some_and(|other| close(value, other, tolerance)))
         }
         (Value::Number(a), Value::Number(b)) => {
             let (a, b) = (a.as_f64().unwrap(), b.as_f64().unwrap());

@@ -8,13 +8,15 @@ fn digits_are_classified_as_the_reference_does() {
     let store = tempfile::tempdir().unwrap();
     copy_folder(&root().join("models/digits"), &store.path().join("digits"));
     let server = Server::on(store, &[]);
-    let golden: Value = serde_json::from_slice(&std::fs::read(root().join("tests/golden/digits.json")).unwrap()).unwrap();
+    let golden: Value =
+        serde_json::from_slice(&std::fs::read(root().join("tests/golden/digits.json")).unwrap()).unwrap();
     let tolerance = golden["tolerance"]["atol"].as_f64().unwrap();
     for case in golden["cases"].as_array().unwrap() {
         let picture = std::fs::read(root().join(case["file"].as_str().unwrap())).unwrap();
         let (status, answer) = server.post_text("/v1/models/digits/predict", "image/png", picture);
         assert_eq!(status, 200, "{answer}");
-        for (got, expected) in answer["predictions"][0].as_array().unwrap().iter().zip(case["top5"].as_array().unwrap()) {
+        for (got, expected) in answer["predictions"][0].as_array().unwrap().iter().zip(case["top5"].as_array().unwrap())
+        {
             let difference = (got["score"].as_f64().unwrap() - expected["score"].as_f64().unwrap()).abs();
             assert!(difference <= tolerance, "{}: {got} is not {expected}", case["id"]);
         }
@@ -36,10 +38,15 @@ fn check_classifier(name: &str) {
         let Some(file) = case["input"]["file"].as_str() else { continue };
         let Some(predictions) = case["predictions"].as_array() else { continue };
         let picture = std::fs::read(shared.join("inputs").join(file)).unwrap();
-        let (status, answer) = server.post_text(&format!("/v1/models/{name}/predict?top_k=1000"), content_type(file), picture);
+        let (status, answer) =
+            server.post_text(&format!("/v1/models/{name}/predict?top_k=1000"), content_type(file), picture);
         assert_eq!(status, 200, "{name} {file}: {answer}");
         let got = answer["predictions"][0].as_array().unwrap();
-        let limit = tolerance(if file.ends_with(".jpg") || file.ends_with(".jpeg") { "jpeg_score_abs" } else { "png_score_abs" });
+        let limit = tolerance(if file.ends_with(".jpg") || file.ends_with(".jpeg") {
+            "jpeg_score_abs"
+        } else {
+            "png_score_abs"
+        });
         for wanted in predictions {
             let Some(found) = got.iter().find(|score| score["label"] == wanted["label"]) else {
                 panic!("{name} {file}: no label {}", wanted["label"]);
@@ -52,7 +59,11 @@ fn check_classifier(name: &str) {
     assert!(!differences.is_empty(), "{name}: no case was checked");
     differences.sort_by(f64::total_cmp);
     let median = differences[differences.len() / 2];
-    println!("{name}: {} scores, median {median:.6}, largest {:.6}", differences.len(), differences[differences.len() - 1]);
+    println!(
+        "{name}: {} scores, median {median:.6}, largest {:.6}",
+        differences.len(),
+        differences[differences.len() - 1]
+    );
     assert!(median <= tolerance("median_score_abs"), "{name}: median {median}");
 }
 

@@ -75,7 +75,10 @@ fn malformed_http_is_refused() {
         ("GET /livez HTTP/1.1\r\n\r\n", "400"),
         ("GET /livez HTTP/1.1\r\nHost: localhost\r\nHost: evil\r\n\r\n", "400"),
         ("GET /livez HTTP/1.1\r\nHost: evil.example\r\n\r\n", "421"),
-        ("POST /v1/models/mlp/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", "400"),
+        (
+            "POST /v1/models/mlp/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+            "400",
+        ),
         ("GARBAGE\r\n\r\n", "400"),
         ("DELETE /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", "405"),
         ("GET /nothing/here HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", "404"),
@@ -92,11 +95,15 @@ fn slow_body(server: &Server, trips: u64) -> Value {
     let meta = server.get_json("/v2/models/slow");
     let mut inputs = serde_json::Map::new();
     for input in meta["inputs"].as_array().unwrap() {
-        let shape: Vec<u64> = input["shape"].as_array().unwrap().iter().map(|d| d.as_i64().unwrap().max(1) as u64).collect();
+        let shape: Vec<u64> =
+            input["shape"].as_array().unwrap().iter().map(|d| d.as_i64().unwrap().max(1) as u64).collect();
         let count: u64 = shape.iter().product();
         let number = if input["datatype"] == "INT64" { json!(trips) } else { json!(0.5) };
         let data: Vec<Value> = (0..count).map(|_| number.clone()).collect();
-        inputs.insert(input["name"].as_str().unwrap().to_owned(), json!({"dtype": input["datatype"], "shape": shape, "data": data}));
+        inputs.insert(
+            input["name"].as_str().unwrap().to_owned(),
+            json!({"dtype": input["datatype"], "shape": shape, "data": data}),
+        );
     }
     json!({ "inputs": inputs })
 }

@@ -3,7 +3,12 @@
 //! Needs ONNX Runtime's library, which `make test` installs. Models are those of `models/` and `tests/fixtures/`; tests
 //! on `../shared/models` say so loudly where it is absent.
 
-#![expect(clippy::indexing_slicing, clippy::unwrap_used, clippy::panic, reason = "a test says what it expects by panicking")]
+#![expect(
+    clippy::indexing_slicing,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test says what it expects by panicking"
+)]
 
 /// Starts and stops servers; the HTTP client.
 mod server;

@@ -89,7 +89,8 @@ fn a_list_of_pictures_keeps_its_order() {
     let read = |name: &str| std::fs::read(root().join("models/digits/samples").join(name)).unwrap();
     let items: Vec<Value> =
         ["three.png", "seven.png", "five.png"].iter().map(|name| json!({"b64": b64(&read(name))})).collect();
-    let (status, answer) = server.post_json("/v1/models/digits/predict", &json!({"inputs": items, "parameters": {"top_k": 1}}));
+    let (status, answer) =
+        server.post_json("/v1/models/digits/predict", &json!({"inputs": items, "parameters": {"top_k": 1}}));
     assert_eq!(status, 200, "{answer}");
     let labels: Vec<&Value> = answer["predictions"].as_array().unwrap().iter().map(|p| &p[0]["label"]).collect();
     assert_eq!(labels, [&json!("3"), &json!("7"), &json!("5")]);
@@ -167,11 +168,10 @@ fn safetensors_and_npz_name_their_inputs() {
     let server = Server::with(&["multi"]);
     let a: Vec<u8> = [1f32, 2.0, 3.0, 4.5].iter().flat_map(|v| v.to_le_bytes()).collect();
     let b: Vec<u8> = [10i64, -2].iter().flat_map(|v| v.to_le_bytes()).collect();
-    let view = |dtype, shape: &[usize], data| safetensors::tensor::TensorView::new(dtype, shape.to_vec(), data).unwrap();
-    let tensors = [
-        ("a", view(safetensors::Dtype::F32, &[2, 2], &a[..])),
-        ("b", view(safetensors::Dtype::I64, &[2], &b[..])),
-    ];
+    let view =
+        |dtype, shape: &[usize], data| safetensors::tensor::TensorView::new(dtype, shape.to_vec(), data).unwrap();
+    let tensors =
+        [("a", view(safetensors::Dtype::F32, &[2, 2], &a[..])), ("b", view(safetensors::Dtype::I64, &[2], &b[..]))];
     let body = safetensors::serialize(tensors, None).unwrap();
     let (status, answer) = server.post_text("/v1/models/multi/predict", "application/vnd.safetensors", body);
     assert_eq!(status, 200, "{answer}");
@@ -182,7 +182,9 @@ fn safetensors_and_npz_name_their_inputs() {
 fn non_finite_numbers_are_words_both_ways() {
     let server = Server::with(&["alltypes"]);
     let mut inputs = serde_json::Map::new();
-    for name in ["bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "fp16", "bf16", "fp64"] {
+    for name in
+        ["bool", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64", "fp16", "bf16", "fp64"]
+    {
         let value = if name == "bool" { json!([true, false, true]) } else { json!([1, 0, 1]) };
         inputs.insert(format!("in_{name}"), value);
     }

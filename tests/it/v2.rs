@@ -31,7 +31,8 @@ fn f32s(values: &[f32]) -> Vec<u8> {
 #[test]
 fn health_and_metadata_have_the_protocols_form() {
     let server = Server::with(&["mlp", "versions"]);
-    for path in ["/v2/health/live", "/v2/health/ready", "/v2/models/mlp/ready", "/v2/models/versions/versions/3/ready"] {
+    for path in ["/v2/health/live", "/v2/health/ready", "/v2/models/mlp/ready", "/v2/models/versions/versions/3/ready"]
+    {
         assert_eq!(server.get(path).status(), 200, "{path}");
     }
     let meta = server.get_json("/v2");
@@ -136,7 +137,8 @@ fn a_subset_of_outputs_comes_in_the_order_asked_for() {
     let server = Server::with(&["multi"]);
     let inputs = json!([{"name": "a", "shape": [1, 2], "datatype": "FP32", "data": [1, 2]},
         {"name": "b", "shape": [1], "datatype": "INT64", "data": [3]}]);
-    let ask = |outputs: Value| server.post_json("/v2/models/multi/infer", &json!({"inputs": inputs, "outputs": outputs}));
+    let ask =
+        |outputs: Value| server.post_json("/v2/models/multi/infer", &json!({"inputs": inputs, "outputs": outputs}));
     let (_, answer) = ask(json!([{"name": "product"}, {"name": "sum"}]));
     let names: Vec<&Value> = answer["outputs"].as_array().unwrap().iter().map(|o| &o["name"]).collect();
     assert_eq!(names, [&json!("product"), &json!("sum")]);
@@ -171,7 +173,8 @@ fn a_load_takes_a_configuration_and_files() {
     let server = Server::with(&["versions"]);
     let file = std::fs::read(fixture("store/versions/1/model.onnx")).unwrap();
     let config = json!({"name": "versions", "backend": "onnxruntime", "version_policy": {"all": {}}}).to_string();
-    let load = |parameters: Value| server.post_json("/v2/repository/models/versions/load", &json!({"parameters": parameters}));
+    let load =
+        |parameters: Value| server.post_json("/v2/repository/models/versions/load", &json!({"parameters": parameters}));
     let run = |version: u32| {
         let body = json!({"inputs": [{"name": "x", "shape": [1], "datatype": "FP32", "data": [0]}]});
         server.post_json(&format!("/v2/models/versions/versions/{version}/infer"), &body)

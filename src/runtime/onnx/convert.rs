@@ -52,6 +52,38 @@ fn from_element_type(element: TensorElementType) -> Result<DType, RuntimeError> 
         .ok_or_else(|| RuntimeError::Graph(format!("element type {element} is not supported")))
 }
 
+/// The type's number in ONNX files (`TensorProto.DataType`).
+fn onnx_code(dtype: DType) -> i32 {
+    use super::proto::tensor_proto::DataType;
+    let code = match dtype {
+        DType::Bool => DataType::Bool,
+        DType::Uint8 => DataType::Uint8,
+        DType::Uint16 => DataType::Uint16,
+        DType::Uint32 => DataType::Uint32,
+        DType::Uint64 => DataType::Uint64,
+        DType::Int8 => DataType::Int8,
+        DType::Int16 => DataType::Int16,
+        DType::Int32 => DataType::Int32,
+        DType::Int64 => DataType::Int64,
+        DType::Fp16 => DataType::Float16,
+        DType::Bf16 => DataType::Bfloat16,
+        DType::Fp32 => DataType::Float,
+        DType::Fp64 => DataType::Double,
+        DType::String => DataType::String,
+        DType::Int4 => DataType::Int4,
+        DType::Uint4 => DataType::Uint4,
+        DType::Int2 => DataType::Int2,
+        DType::Uint2 => DataType::Uint2,
+        DType::Fp4E2M1 => DataType::Float4e2m1,
+        DType::Fp8E4M3Fn => DataType::Float8e4m3fn,
+        DType::Fp8E4M3FnUz => DataType::Float8e4m3fnuz,
+        DType::Fp8E5M2 => DataType::Float8e5m2,
+        DType::Fp8E5M2FnUz => DataType::Float8e5m2fnuz,
+        DType::Fp8E8M0 => DataType::Float8e8m0,
+    };
+    code.into()
+}
+
 fn to_element_type(dtype: DType) -> TensorElementType {
     TYPES.iter().find(|(ours, _)| *ours == dtype).map_or(TensorElementType::Undefined, |(_, theirs)| *theirs)
 }
@@ -89,11 +121,25 @@ fn run_error(error: impl std::fmt::Display) -> RuntimeError {
 }
 
 /// An input for a run. Numbers are borrowed from `value` where they are aligned.
-pub(super) fn to_input(value: &Value) -> Result<SessionInputValue<'_>, RuntimeError> {
+pub(super) fn to_input<'a>(value: &'a Value, ty: &ValueType) -> Result<SessionInputValue<'a>, RuntimeError> {
     match value {
+        Value::Sequence(items) if items.is_empty() => {
+            let dtype = sequence_dtype(ty).ok_or_else(|| run_error("an empty sequence of maps cannot be given"))?;
+            Ok(super::empty_sequence::make(onnx_code(dtype)).map(Into::into)?)
+        }
         Value::Tensor(tensor) => tensor_input(tensor),
         Value::Sequence(_) | Value::Map { .. } => Ok(owned(value)?.into()),
-        Value::None => Err(RuntimeError::Run("an absent optional value cannot be given; leave the input out".to_owned())),
+        Value::None => {
+            Err(RuntimeError::Run("an absent optional value cannot be given; leave the input out".to_owned()))
+        }
+    }
+}
+
+fn sequence_dtype(ty: &ValueType) -> Option<DType> {
+    match ty {
+        ValueType::Sequence(element) => element.dtype(),
+        ValueType::Optional(inner) => sequence_dtype(inner),
+        ValueType::Tensor { .. } | ValueType::Map { .. } => None,
     }
 }
 
@@ -152,9 +198,7 @@ where
 /// A copy that ONNX Runtime owns.
 fn owned_tensor(tensor: &Tensor) -> Result<DynTensor, RuntimeError> {
     match tensor.data() {
-        Data::Strings(strings) => {
-            super::raw::string_tensor(tensor.shape(), strings).map_err(run_error)
-        }
+        Data::Strings(strings) => super::raw::string_tensor(tensor.shape(), strings).map_err(run_error),
         Data::Bytes(bytes) => {
             let element = to_element_type(tensor.dtype());
             let mut copy = DynTensor::new(&Allocator::default(), element, tensor.shape()).map_err(run_error)?;
@@ -191,9 +235,6 @@ fn sequence(items: &[Value]) -> Result<DynValue, RuntimeError> {
         };
         tensors.push(owned_tensor(tensor)?);
     }
-    if tensors.is_empty() {
-        return Err(RuntimeError::Run("ONNX Runtime's interface cannot take an empty sequence".to_owned()));
-    }
     Ok(Sequence::<DynTensorValueType>::new(tensors).map_err(run_error)?.into_dyn())
 }
 
@@ -229,7 +270,9 @@ fn unsupported_map(keys: &Tensor, values: &Tensor) -> RuntimeError {
 /// One output of a run. Large tensors keep ONNX Runtime's buffer instead of copying it.
 pub(super) fn from_output(value: DynValue) -> Result<Value, RuntimeError> {
     match value.dtype() {
-        OrtType::Tensor { .. } => Ok(Value::Tensor(from_tensor(value.downcast::<DynTensorValueType>().map_err(run_error)?)?)),
+        OrtType::Tensor { .. } => {
+            Ok(Value::Tensor(from_tensor(value.downcast::<DynTensorValueType>().map_err(run_error)?)?))
+        }
         OrtType::Sequence(_) => {
             let sequence = value.downcast::<DynSequenceValueType>().map_err(run_error)?;
             let items = sequence.try_extract_sequence::<ort::value::DynValueTypeMarker>().map_err(run_error)?;
@@ -275,7 +318,11 @@ impl AsRef<[u8]> for OutputBuffer {
     }
 }
 
-fn from_map(map: &ort::value::DynMap, key: TensorElementType, element: TensorElementType) -> Result<Value, RuntimeError> {
+fn from_map(
+    map: &ort::value::DynMap,
+    key: TensorElementType,
+    element: TensorElementType,
+) -> Result<Value, RuntimeError> {
     macro_rules! values {
         ($pairs:expr, $dtype:expr) => {{
             let values: Vec<_> = $pairs.iter().map(|(_, value)| *value).collect();

@@ -46,7 +46,8 @@ pub(super) fn read(source: &GraphSource) -> Result<Graph, RuntimeError> {
     }
     let model = ModelProto::decode(bytes).map_err(|error| {
         let problem = error.to_string();
-        let reason = if problem.contains("recursion limit") { "it is nested too deeply" } else { "it is damaged or cut off" };
+        let reason =
+            if problem.contains("recursion limit") { "it is nested too deeply" } else { "it is damaged or cut off" };
         RuntimeError::Graph(format!("the model file is not a readable ONNX graph: {reason}"))
     })?;
     let folder = source.file.parent().unwrap_or(&source.folder);

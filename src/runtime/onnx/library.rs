@@ -81,6 +81,10 @@ impl OnnxRuntime {
     pub fn open() -> Result<OnnxRuntime, LibraryError> {
         OPENED.get_or_init(|| open(&find_library()?)).clone()
     }
+
+    pub(super) fn environment(&self) -> &ort::environment::Environment {
+        &self.environment
+    }
 }
 
 fn open(path: &Path) -> Result<OnnxRuntime, LibraryError> {
@@ -92,11 +96,8 @@ fn open(path: &Path) -> Result<OnnxRuntime, LibraryError> {
         return Err(LibraryError::TooOld { path: shown, minor });
     }
     let builder = ort::init_from(path).map_err(|error| broken(error.to_string()))?;
-    let environment = builder
-        .with_name("ortus")
-        .with_telemetry(false)
-        .build()
-        .map_err(|error| broken(error.to_string()))?;
+    let environment =
+        builder.with_name("ortus").with_telemetry(false).build().map_err(|error| broken(error.to_string()))?;
     let minor = ort::util::probe(path).map_or_else(|| "?".to_owned(), |minor| minor.to_string());
     let full = version_from_build_info(ort::info());
     Ok(OnnxRuntime { environment, version: format!("onnxruntime {}", full.unwrap_or_else(|| format!("1.{minor}"))) })

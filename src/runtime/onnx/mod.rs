@@ -4,6 +4,7 @@
 //! data outside the model's folder. ONNX Runtime's own texts hold paths and source lines: they pass through `message`.
 
 mod convert;
+mod empty_sequence;
 mod graph;
 mod library;
 mod memory;
@@ -16,12 +17,7 @@ pub use library::{LibraryError, OnnxRuntime, find_library};
 
 /// The ONNX file format, generated from `proto/onnx-ml.proto`.
 mod proto {
-    #![expect(
-        clippy::all,
-        clippy::disallowed_methods,
-        clippy::doc_markdown,
-        reason = "generated code"
-    )]
+    #![expect(clippy::all, clippy::disallowed_methods, clippy::doc_markdown, reason = "generated code")]
     include!(concat!(env!("OUT_DIR"), "/onnx.rs"));
 }
 

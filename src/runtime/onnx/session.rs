@@ -32,7 +32,8 @@ pub(super) fn load(
                 for problem in &problems {
                     tracing::warn!(device = candidate.device, problem, "a better device was not used");
                 }
-                return OnnxSession::new(session, &graph, &candidate).map(|session| Box::new(session) as Box<dyn Session>);
+                return OnnxSession::new(session, &graph, &candidate)
+                    .map(|session| Box::new(session) as Box<dyn Session>);
             }
             Err(error) => {
                 tracing::debug!(device = candidate.device, %error, "ONNX Runtime refused the graph");
@@ -159,7 +160,7 @@ impl Session for OnnxSession {
             let Some(spec) = self.inputs.get(*index) else {
                 return Err(RuntimeError::Run(format!("there is no input {index}")));
             };
-            values.push((Cow::Borrowed(&spec.name), convert::to_input(value)?));
+            values.push((Cow::Borrowed(&spec.name), convert::to_input(value, &spec.ty)?));
         }
         let mut selector = OutputSelector::no_default();
         let mut names = Vec::with_capacity(outputs.len());
