@@ -1,5 +1,8 @@
 //! The engine's error: what went wrong in the rooms below, and the closed kind that doors map to their own codes.
 
+// A new kind of error must be placed in every table.
+#![deny(clippy::wildcard_enum_match_arm)]
+
 use crate::batching::BatchError;
 use crate::models::{LoadError, ModelError, ModelState};
 use crate::pipelines::{PipelineError, PoolError};
@@ -155,10 +158,7 @@ impl EngineError {
 
     /// What the log should say where the client is told nothing.
     pub fn internal_detail(&self) -> String {
-        match self {
-            EngineError::Internal { detail } => detail.clone(),
-            other => format!("{other:?}"),
-        }
+        if let EngineError::Internal { detail } = self { detail.clone() } else { format!("{self:?}") }
     }
 }
 

@@ -4,6 +4,9 @@
 //! body: `middleware::observe` writes it, for only there the request's id and path are known. Detail of faults of ours
 //! goes to the log, never to a client.
 
+// A new kind of error must be placed in every table.
+#![deny(clippy::wildcard_enum_match_arm)]
+
 use super::body::BodyError;
 use super::codec::CodecError;
 use crate::engine::{EngineError, ErrorKind};

@@ -44,8 +44,8 @@ pub enum Mismatch {
     DType { expected: DType, got: DType },
     #[error("expected rank {}, shape {}, got rank {}, shape {got:?}", .expected.len(), ShapeText(.expected), .got.len())]
     Rank { expected: Vec<Dim>, got: Vec<usize> },
-    #[error("expected shape {}, got {got:?} (dimension {axis} must be {})", ShapeText(.expected), .expected[*axis])]
-    Dim { expected: Vec<Dim>, got: Vec<usize>, axis: usize },
+    #[error("expected shape {}, got {got:?} (dimension {axis} must be {fixed})", ShapeText(.expected))]
+    Dim { expected: Vec<Dim>, got: Vec<usize>, axis: usize, fixed: usize },
     #[error("expected {expected}, got {got}")]
     Kind { expected: String, got: &'static str },
 }
@@ -103,8 +103,10 @@ fn check_tensor(dtype: DType, shape: Option<&[Dim]>, tensor: &Tensor) -> Result<
         return Err(Mismatch::Rank { expected: dims.to_vec(), got: got.to_vec() });
     }
     for (axis, (dim, &size)) in dims.iter().zip(got).enumerate() {
-        if matches!(dim, Dim::Fixed(expected) if *expected != size) {
-            return Err(Mismatch::Dim { expected: dims.to_vec(), got: got.to_vec(), axis });
+        if let Dim::Fixed(fixed) = *dim
+            && fixed != size
+        {
+            return Err(Mismatch::Dim { expected: dims.to_vec(), got: got.to_vec(), axis, fixed });
         }
     }
     Ok(())

@@ -85,7 +85,7 @@ fn the_native_api_names_the_field_and_what_was_expected() {
         ("null", 400, &[]),
         ("[]", 400, &[]),
         ("\u{feff}{}", 400, &[]),
-        (&deep, 400, &[]),
+        (&deep, 422, &["a", "b"]),
         (&deep_ignored, 400, &[]),
     ] {
         check_v1(&server, path, body, status, words);

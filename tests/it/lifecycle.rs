@@ -12,6 +12,7 @@ fn a_stopped_server_answers_what_it_accepted_and_exits() {
     let url = server.url("/v1/models/slow/predict");
     let body = slow_body(&server, 200_000);
     let client = server.client.clone();
+    #[expect(clippy::disallowed_methods, reason = "a scope would join before the server is told to stop")]
     let request = std::thread::spawn(move || client.post(url).json(&body).send().unwrap().status());
     wait_until(|| server.get_json("/healthz").to_string().contains("ready"));
     std::thread::sleep(Duration::from_millis(150));

@@ -111,10 +111,6 @@ impl Server {
         (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
     }
 
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// SIGTERM to this child only.
     pub fn terminate(&self) {
         self.signal("TERM");

@@ -234,6 +234,7 @@ mod tests {
     async fn files_are_items_of_a_task() {
         let inputs = [spec("pixel_values")];
         let text = "Content-Type: text/plain; charset=utf-8\r\n";
+        #[expect(clippy::type_complexity, reason = "rows of a table")]
         let rows: &[(&[(&str, &str, &[u8])], &str)] = &[
             (&[("file", "", b"\xff\xd8")], r#"true [Bytes(b"\xff\xd8")] {}"#),
             (&[("file", "", b"a"), ("file", text, b"b")], r#"false [Bytes(b"a"), Text("b")] {}"#),
@@ -259,6 +260,7 @@ mod tests {
     async fn fields_named_after_inputs_are_tensors() {
         let npy = npy::write("x", &Tensor::from_vec(DType::Fp32, vec![1], vec![1f32]).unwrap()).unwrap();
         let (one, two) = ([spec("x")], [spec("x"), spec("y")]);
+        #[expect(clippy::type_complexity, reason = "rows of a table")]
         let rows: &[(&[Spec], bool, &[(&str, &str, &[u8])], &str)] = &[
             (&one, false, &[("x", "", &npy)], "x[1.0]"),
             (&one, false, &[("file", "", &npy)], "x[1.0]"),

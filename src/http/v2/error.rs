@@ -3,6 +3,9 @@
 //! Where the native API tells malformed (400) from well-formed but wrong (422), this protocol knows 400 alone. The body
 //! `{"error": text}` is written by `middleware::observe`, as for all routes.
 
+// A new kind of error must be placed in every table.
+#![deny(clippy::wildcard_enum_match_arm)]
+
 use crate::engine::{EngineError, ErrorKind};
 use crate::http::body::BodyError;
 use crate::http::codec::CodecError;

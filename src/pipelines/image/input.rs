@@ -92,6 +92,7 @@ pub(crate) mod tests {
     }
 
     #[track_caller]
+    #[expect(clippy::type_complexity, reason = "rows of a table")]
     fn check(dtype: DType, dims: &[i64], expected: Result<(Layout, usize, Option<usize>, Option<usize>), &str>) {
         match (ImageInput::find(&[spec("x", dtype, dims)]), expected) {
             (Ok(got), Ok(expected)) => assert_eq!((got.layout, got.channels, got.height, got.width), expected),

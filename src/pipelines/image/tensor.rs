@@ -77,7 +77,7 @@ impl Batch<'_> {
         }
     }
 
-    // A table has a value for every byte, so looking one up cannot fail.
+    #[expect(clippy::indexing_slicing, reason = "a table has a value for every byte")]
     fn planar<T: Copy>(&self, picture: &Picture, item: &mut [T], tables: &[[T; 256]]) {
         let row_bytes = (picture.width as usize * picture.channels).max(1);
         let planes = item.chunks_exact_mut((self.height * self.width).max(1));
@@ -93,6 +93,7 @@ impl Batch<'_> {
         }
     }
 
+    #[expect(clippy::indexing_slicing, reason = "a table has a value for every byte")]
     fn interleaved<T: Copy>(&self, picture: &Picture, item: &mut [T], tables: &[[T; 256]]) {
         let row_bytes = (picture.width as usize * picture.channels).max(1);
         let rows =

@@ -17,7 +17,7 @@ pub use library::{LibraryError, OnnxRuntime, find_library};
 
 /// The ONNX file format, generated from `proto/onnx-ml.proto`.
 mod proto {
-    #![expect(clippy::all, clippy::disallowed_methods, clippy::doc_markdown, reason = "generated code")]
+    #![expect(clippy::all, reason = "generated code")]
     include!(concat!(env!("OUT_DIR"), "/onnx.rs"));
 }
 

@@ -790,7 +790,7 @@ mod tests {
         check_binary(&t(8, "[1]"), &[0; 8], "1 were read and 4 bytes are left");
         check_binary(&t(4, "[100]"), &[0; 4], "1 were read and 0 bytes are left");
         check_binary(&t(5, "[1]"), b"\x01\0\0\0\xff", "element 0 is not UTF-8 text");
-        check_binary(&t(5, "[1]"), b"\x01\0\0\0\0", "NUL");
+        check_binary(&t(5, "[1]"), b"\x01\0\0\0\0", r#"t=BYTES[1]["\u0000"]"#);
         check_binary(&t(4, "[1099511627776]"), &[0; 4], "max_tensor_elements");
     }
 
