@@ -13,6 +13,7 @@ use crate::http::extract::{ApiQuery, ModelPath, deadline, invalid_query, query_b
 use crate::http::middleware::Arrival;
 use crate::http::{HttpSettings, HttpState, body};
 use axum::extract::{Request, State};
+use axum::http::HeaderMap;
 use axum::response::Response;
 use bytes::Bytes;
 use serde::Serialize;
@@ -129,8 +130,11 @@ pub(in crate::http) async fn predict(
         return Err(invalid_query("the path and ?version= name different versions"));
     }
     let format = Format::negotiate(request.headers())?;
+    let (head, body) = request.into_parts();
+    // The body is read before the model is looked for: a refusal in the middle of an upload reaches few clients.
+    let body = body::read(body, &state.settings, 0).await?;
     let model = state.engine.model(&path.name, path.version.or(query.version)).await?;
-    answer(&state, model, query, format, arrival, request).await
+    answer(&state, model, query, format, arrival, &head.headers, body).await
 }
 
 /// What is left to do once the model is known.
@@ -140,12 +144,11 @@ async fn answer(
     query: PredictQuery,
     format: Format,
     arrival: Arrival,
-    request: Request,
+    headers: &HeaderMap,
+    body: Bytes,
 ) -> Result<Response, ApiError> {
-    let kind = BodyKind::of(request.headers(), &model)?;
+    let kind = BodyKind::of(headers, &model)?;
     format.check(&model, &query.outputs)?;
-    let body = body::read(request.into_body(), &state.settings, 0).await?;
-
     let mut call = read_call(state, &model, kind, body).await?;
     query.complete(&mut call);
     let deadline = deadline(arrival, call.timeout_ms, &state.settings)?;
