@@ -1,8 +1,9 @@
 //! What the server adds to a bare ONNX Runtime session, one request at a time: small JSON, a 600 KB binary tensor, a JPEG.
 //!
-//! Rounds alternate between a bare `session.run` loop in this process and the release server over one kept-alive
-//! loopback connection, so that both see the same machine. Printed are medians of all rounds. The client is a plain
-//! socket; what it costs itself shows in the `/livez` row, which reaches no model. `make bench` runs it.
+//! Rounds alternate between a bare `session.run` loop in this process, a thread that echoes as many bytes over a plain
+//! socket, and the release server over one kept-alive loopback connection, so that all see the same machine. Printed are
+//! medians of all rounds. `added` is the server's time less the bare run; `net` leaves out the echo as well, which is what
+//! the client and the loopback cost without any server. `make bench` runs it.
 
 #![expect(
     clippy::unwrap_used,
@@ -48,68 +49,96 @@ fn main() {
         format!("Content-Type: application/octet-stream\r\nInference-Header-Content-Length: {}\r\n", head.len());
     let jpeg = jpeg_640x480();
 
-    println!("{:<34} {:>9} {:>9} {:>9}   stages (ms)", "one request at a time", "bare µs", "Ortus µs", "added µs");
-    let floor = median_of(3000, || client.request("GET", "/livez", "", b""));
-    println!("{:<34} {:>9} {:>9.1} {:>9}", "GET /livez (client + HTTP alone)", "", micros(floor), "");
+    println!(
+        "{:<26} {:>9} {:>9} {:>9} {:>9} {:>9}   stages (ms)",
+        "µs, one at a time", "bare", "echo", "Ortus", "added", "net"
+    );
+    let mut echo = Echo::start();
+    let mut livez = || client.request("GET", "/livez", "", b"");
+    report("GET /livez", 3000, &mut || (), &mut || echo.round_trip(200, 200), &mut livez);
 
     let mut session = open("mlp");
     let mut bare = || run(&mut session, "x", &[1, 32], &row);
     let path = "/v1/models/mlp/predict";
     let json_type = "Content-Type: application/json\r\n";
-    report("MLP, 32 numbers as JSON", 3000, &mut bare, &mut || {
-        client.request("POST", path, json_type, json.as_bytes())
-    });
+    let mut ortus = || client.request("POST", path, json_type, json.as_bytes());
+    report("MLP, 32 numbers as JSON", 3000, &mut bare, &mut || echo.round_trip(json.len() + 120, 400), &mut ortus);
 
     let mut session = open("echo");
     let mut bare = || run(&mut session, "x", &[1, 150_528], &big);
     let path = "/v2/models/echo/infer";
-    report("echo, 602 KB binary tensor", 400, &mut bare, &mut || {
-        client.request("POST", path, &binary_headers, &binary)
+    let size = binary.len();
+    let mut ortus = || client.request("POST", path, &binary_headers, &binary);
+    report("echo, 602 KB binary tensor", 400, &mut bare, &mut || echo.round_trip(size, size), &mut ortus);
+    let one_copy = median_of(400, || {
+        // Into fresh memory, as a server's buffer is.
+        std::hint::black_box(binary.clone());
     });
-    let mut copy = vec![0u8; binary.len()];
-    let one_copy = median_of(2000, || {
-        copy.copy_from_slice(&binary);
-        std::hint::black_box(&copy);
-        String::new()
-    });
-    println!("{:<34} {:>9} {:>9.1} {:>9}", "  (one copy of those bytes)", "", micros(one_copy), "");
+    println!("{:<26} {:>49.1}", "  (one copy of its bytes)", micros(one_copy));
 
     let mut session = open("digits");
     let pixels = vec![0f32; 32 * 32];
     let mut bare = || run(&mut session, "pixel_values", &[1, 1, 32, 32], &pixels);
     let path = "/v1/models/digits/predict";
     let jpeg_type = "Content-Type: image/jpeg\r\n";
-    report("digits, JPEG 640x480", 200, &mut bare, &mut || client.request("POST", path, jpeg_type, &jpeg));
+    let mut ortus = || client.request("POST", path, jpeg_type, &jpeg);
+    report("digits, JPEG 640x480", 200, &mut bare, &mut || echo.round_trip(jpeg.len(), 400), &mut ortus);
 }
 
-fn report(name: &str, count: usize, bare: &mut dyn FnMut(), ortus: &mut dyn FnMut() -> String) {
-    let (mut bare_times, mut ortus_times) = (Vec::new(), Vec::new());
+fn report(name: &str, count: usize, bare: &mut dyn FnMut(), echo: &mut dyn FnMut(), ortus: &mut dyn FnMut() -> String) {
+    let (mut bare_times, mut echo_times, mut ortus_times) = (Vec::new(), Vec::new(), Vec::new());
     let mut timing = String::new();
     for _ in 0..ROUNDS {
-        bare_times.push(median_of(count, || {
-            bare();
-            String::new()
-        }));
-        ortus_times.push(median_of(count, || {
-            timing = ortus();
-            String::new()
-        }));
+        bare_times.push(median_of(count, &mut *bare));
+        echo_times.push(median_of(count, &mut *echo));
+        ortus_times.push(median_of(count, || timing = ortus()));
     }
-    let (bare, ortus) = (median(&mut bare_times), median(&mut ortus_times));
+    let [bare, echo, ortus] = [bare_times, echo_times, ortus_times].map(|mut times| micros(median(&mut times)));
+    let (added, net) = (ortus - bare, ortus - bare - echo);
     let stages = timing.replace(";dur=", " ");
-    println!(
-        "{name:<34} {:>9.1} {:>9.1} {:>9.1}   {stages}",
-        micros(bare),
-        micros(ortus),
-        micros(ortus.saturating_sub(bare))
-    );
+    println!("{name:<26} {bare:>9.1} {echo:>9.1} {ortus:>9.1} {added:>9.1} {net:>9.1}   {stages}");
+}
+
+/// A thread that reads as many bytes as it is told and writes as many back.
+struct Echo {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+impl Echo {
+    #[expect(clippy::disallowed_methods, reason = "a measurement has no server's tasks")]
+    fn start() -> Echo {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut peer, _) = listener.accept().unwrap();
+        stream.set_nodelay(true).unwrap();
+        peer.set_nodelay(true).unwrap();
+        std::thread::spawn(move || {
+            let mut sizes = [0u8; 16];
+            let mut buffer = vec![0u8; 1 << 20];
+            while peer.read_exact(&mut sizes).is_ok() {
+                let (read, write) = sizes.split_at(8);
+                let [read, write] = [read, write].map(|half| u64::from_le_bytes(half.try_into().unwrap()) as usize);
+                peer.read_exact(&mut buffer[..read - 16]).unwrap();
+                peer.write_all(&buffer[..write]).unwrap();
+            }
+        });
+        Echo { stream, buffer: vec![0; 1 << 20] }
+    }
+
+    fn round_trip(&mut self, send: usize, receive: usize) {
+        self.buffer[..8].copy_from_slice(&(send as u64).to_le_bytes());
+        self.buffer[8..16].copy_from_slice(&(receive as u64).to_le_bytes());
+        self.stream.write_all(&self.buffer[..send]).unwrap();
+        self.stream.read_exact(&mut self.buffer[..receive]).unwrap();
+    }
 }
 
 fn micros(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
 }
 
-fn median_of(count: usize, mut work: impl FnMut() -> String) -> Duration {
+fn median_of(count: usize, mut work: impl FnMut()) -> Duration {
     for _ in 0..count / 10 {
         work();
     }

@@ -5,7 +5,7 @@
 use crate::config::Config;
 use crate::engine::InferenceEngine;
 use crate::http::Server;
-use crate::models::ModelManager;
+use crate::models::{ModelManager, StoreError, StoreLock};
 use crate::pipelines::Pool;
 use crate::runtime::onnx::{LibraryError, OnnxRuntime};
 use crate::tasks::Tasks;
@@ -21,6 +21,8 @@ pub enum AppError {
     Library(#[from] LibraryError),
     #[error("cannot listen on {address}: {source}; is another server running there? choose another with --listen")]
     Listen { address: std::net::SocketAddr, source: std::io::Error },
+    #[error(transparent)]
+    Store(#[from] StoreError),
     #[error("the async runtime or its signals could not be set up: {0}")]
     Runtime(#[from] std::io::Error),
 }
@@ -97,6 +99,8 @@ impl Rooms {
 
 async fn run(config: Config) -> Result<(), AppError> {
     let mut signals = Signals::new()?;
+    // Two servers on one store would write over each other's files. The lock ends with the process.
+    let _lock = StoreLock::acquire(&config.store.models_dir)?;
     let rooms = Rooms::build(&config, Tasks::new())?;
     let (tasks, grace) = (rooms.tasks.clone(), config.http.shutdown_grace);
     let address = config.http.listen;

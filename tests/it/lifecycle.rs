@@ -184,6 +184,19 @@ fn other_models_answer_while_one_is_busy() {
 }
 
 #[test]
+fn a_second_server_on_the_same_store_is_refused() {
+    let server = Server::with(&["mlp"]);
+    let second = crate::server::command()
+        .args(["serve", "--listen", "127.0.0.1:0", "--models"])
+        .arg(server.store.path())
+        .output()
+        .unwrap();
+    assert!(!second.status.success());
+    assert!(String::from_utf8_lossy(&second.stderr).contains("in use"), "{second:?}");
+    server.assert_well();
+}
+
+#[test]
 fn an_empty_store_is_ready_and_says_so() {
     let server = Server::on(store_of(&[]), &[]);
     assert_eq!(server.get_json("/v1/models")["models"], json!([]));

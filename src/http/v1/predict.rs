@@ -387,10 +387,11 @@ mod tests {
         let engine = crate::engine::testing::engine(&tasks);
         let state = HttpState { engine, settings: Arc::new(HttpSettings::default()), tasks };
         let request = Request::builder().header("content-type", media_type).header("accept", accept);
-        let request = request.body(axum::body::Body::from(body.to_vec())).unwrap();
+        let headers = request.body(axum::body::Body::empty()).unwrap().into_parts().0.headers;
+        let body = Bytes::copy_from_slice(body);
         let query = self::query(query).unwrap();
-        let format = Format::negotiate(request.headers()).unwrap();
-        let result = answer(&state, model.clone(), query, format, Arrival(Instant::now()), request).await;
+        let format = Format::negotiate(&headers).unwrap();
+        let result = answer(&state, model.clone(), query, format, Arrival(Instant::now()), &headers, body).await;
         let response = match result {
             Ok(response) => response,
             Err(error) => (error.status(), error.detail().to_owned()).into_response(),
