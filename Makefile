@@ -63,8 +63,8 @@ openapi-check: $(LIBRARY)
 	$(TARGET)/debug/ortus openapi | diff openapi.yaml -
 
 deny:
-	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --all-features check bans licenses sources; \
-	else echo "SKIPPED: cargo-deny is not installed (cargo install --locked cargo-deny)"; fi
+	@$(CARGO) deny --version >/dev/null 2>&1 || { echo "cargo-deny is not installed: cargo install --locked cargo-deny"; exit 1; }
+	$(CARGO) deny --all-features check bans licenses sources
 
 gpu-run: gpu-library  ## Like run, on an NVIDIA GPU (driver for CUDA 13 needed)
 	$(CARGO) build --release --locked
