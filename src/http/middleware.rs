@@ -43,7 +43,6 @@ pub(super) fn wrap(routes: Router<HttpState>, settings: &Arc<HttpSettings>, list
     let routes = if settings.cors_origins.is_empty() { routes } else { routes.layer(cors(settings)) };
     routes
         .layer(from_fn_with_state(hosts, check_host))
-        .layer(from_fn_with_state(settings.clone(), limit_head))
         .layer(from_fn(security_headers))
         .layer(CatchPanicLayer::custom(panicked))
         .layer(from_fn(observe))
@@ -61,7 +60,7 @@ async fn observe(mut request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     let mut response = write_problem(response, &path, &id);
     // What is left of a body that was refused would be read as the next request.
-    if closes && matches!(response.status().as_u16(), 408 | 413 | 414 | 421 | 431) {
+    if closes && matches!(response.status().as_u16(), 408 | 413 | 421) {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     if let Ok(value) = HeaderValue::from_str(&id) {
@@ -259,23 +258,6 @@ fn host_problem(rule: &HostRule, request: &Request) -> Option<ApiError> {
         "host_not_allowed",
         "the Host header names a host that this server does not answer for; add it to server.allowed_hosts",
     ))
-}
-
-/// Refuses a head over `max_header_bytes`: the connection's buffer is larger, for the sake of bodies.
-async fn limit_head(State(settings): State<Arc<HttpSettings>>, request: Request, next: Next) -> Response {
-    let limit = settings.limits.max_header_bytes;
-    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
-    // ": " and the line's end come with each header.
-    let headers: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-    if target > limit {
-        let detail = format!("the request's target is longer than max_header_bytes = {limit}");
-        return ApiError::new(StatusCode::URI_TOO_LONG, "uri_too_long", detail).into_response();
-    }
-    if target.saturating_add(headers) > limit {
-        let detail = format!("the request's head is longer than max_header_bytes = {limit}");
-        return ApiError::new(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "head_too_large", detail).into_response();
-    }
-    next.run(request).await
 }
 
 /// A page of another site can make a browser send requests that change something; what the browser says of the page's

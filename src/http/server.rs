@@ -42,9 +42,6 @@ const WRITE_STALL: Duration = Duration::from_secs(30);
 const DRAIN_IDLE: Duration = Duration::from_millis(500);
 const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
 const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// Largest piece of a body that is read at once; hyper's buffer grows to it only while pieces fill it. The buffer bounds
-/// the head too, which `middleware` holds to its own, smaller limit: with 32 KiB a 600 KB body took 100 µs longer.
-const READ_BUFFER: usize = 512 << 10;
 /// The smallest read buffer that hyper takes.
 const MIN_READ_BUFFER: usize = 8192;
 
@@ -139,7 +136,7 @@ fn builder(settings: &HttpSettings, tasks: &Tasks) -> Builder<StreamExecutor> {
         .timer(TokioTimer::new())
         .header_read_timeout(limits.header_read_timeout)
         .max_headers(limits.max_headers)
-        .max_buf_size(max_header_bytes.max(READ_BUFFER))
+        .max_buf_size(max_header_bytes)
         .keep_alive(true);
     builder
         .http2()

@@ -87,12 +87,6 @@ fn malformed_http_is_refused() {
         let answer = raw(server.address, request.as_bytes());
         assert!(answer.starts_with(&format!("HTTP/1.1 {expected}")), "{request:?}: {answer}");
     }
-    let long = format!("GET /livez HTTP/1.1\r\nHost: localhost\r\nX-A: {}\r\n\r\n", "x".repeat(100_000));
-    assert!(raw(server.address, long.as_bytes()).starts_with("HTTP/1.1 431"));
-    let long = format!("GET /{} HTTP/1.1\r\nHost: localhost\r\n\r\n", "x".repeat(50_000));
-    assert!(raw(server.address, long.as_bytes()).starts_with("HTTP/1.1 414"));
-    let huge = format!("GET /livez HTTP/1.1\r\nHost: localhost\r\nX-A: {}\r\n\r\n", "x".repeat(4_000_000));
-    assert!(raw(server.address, huge.as_bytes()).starts_with("HTTP/1.1 431"));
     let many = format!("GET /livez HTTP/1.1\r\nHost: localhost\r\n{}\r\n", "X-A: b\r\n".repeat(2000));
     assert!(raw(server.address, many.as_bytes()).starts_with("HTTP/1.1 431"));
     server.assert_well();
