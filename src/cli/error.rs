@@ -30,8 +30,6 @@ pub(super) enum CliError {
     NoInput,
     #[error("--json: not JSON: {0}")]
     Json(serde_json::Error),
-    #[error("--json: parameters: expected an object")]
-    Parameters,
     #[error("{0}")]
     Predict(String),
     #[error("the result could not be printed: {0}")]

@@ -15,28 +15,25 @@ pub(super) fn predict(args: PredictArgs) -> Result<String, CliError> {
         return Err(CliError::NoInput);
     }
     let Ok(model) = ModelName::parse(&args.model) else { return Err(CliError::NoModel(args.model)) };
-    let json = request_json(args.json.as_deref(), args.top_k)?;
+    let json = args.json.as_deref().map(request_json).transpose()?;
+    let parameters = args.top_k.map(|top_k| ("top_k".to_owned(), Value::from(top_k))).into_iter().collect();
     let config = offline_config(args.store)?;
     let files = read_files(args.files, config.http.max_body_bytes)?;
     let version = args.model_version.map(Version);
     with_engine(&config, Some(&model), async |engine| {
-        http::predict_offline(engine, &model, version, files, args.text, json).await.map_err(CliError::Predict)
+        http::predict_offline(engine, &model, version, files, args.text, json, parameters)
+            .await
+            .map_err(CliError::Predict)
     })
 }
 
-/// The request's JSON: `{"inputs"?, "parameters"?}`. What is not an object with one of these is the inputs themselves.
-fn request_json(json: Option<&str>, top_k: Option<u32>) -> Result<Option<String>, CliError> {
-    let mut request = match json.map(serde_json::from_str).transpose().map_err(CliError::Json)? {
-        None => Map::new(),
-        Some(Value::Object(object)) if object.contains_key("inputs") => object,
-        Some(inputs) => Map::from_iter([("inputs".to_owned(), inputs)]),
+/// The request's JSON: an object with `inputs`, or what is the inputs themselves.
+fn request_json(json: &str) -> Result<String, CliError> {
+    let request = match serde_json::from_str(json).map_err(CliError::Json)? {
+        Value::Object(object) if object.contains_key("inputs") => object,
+        inputs => Map::from_iter([("inputs".to_owned(), inputs)]),
     };
-    if let Some(top_k) = top_k {
-        let parameters = request.entry("parameters").or_insert_with(|| Value::Object(Map::new()));
-        let Value::Object(parameters) = parameters else { return Err(CliError::Parameters) };
-        parameters.insert("top_k".to_owned(), Value::from(top_k));
-    }
-    Ok(if request.is_empty() { None } else { Some(Value::Object(request).to_string()) })
+    Ok(Value::Object(request).to_string())
 }
 
 /// The files' bytes, `limit` for all of them together, as in a request's body.
@@ -63,20 +60,11 @@ mod tests {
 
     #[test]
     fn json_is_the_request_or_its_inputs() {
-        let check = |json: Option<&str>, top_k: Option<u32>, expected: Option<&str>| {
-            assert_eq!(request_json(json, top_k).unwrap().as_deref(), expected);
-        };
-        check(None, None, None);
-        check(Some("[[1,2]]"), None, Some(r#"{"inputs":[[1,2]]}"#));
-        check(Some(r#"{"x":[1]}"#), None, Some(r#"{"inputs":{"x":[1]}}"#));
-        check(
-            Some(r#"{"inputs":1,"parameters":{"a":1}}"#),
-            Some(3),
-            Some(r#"{"inputs":1,"parameters":{"a":1,"top_k":3}}"#),
-        );
-        check(None, Some(2), Some(r#"{"parameters":{"top_k":2}}"#));
-        assert!(matches!(request_json(Some("{"), None), Err(CliError::Json(_))));
-        assert!(matches!(request_json(Some(r#"{"inputs":1,"parameters":1}"#), Some(1)), Err(CliError::Parameters)));
+        let check = |json: &str, expected: &str| assert_eq!(request_json(json).unwrap(), expected);
+        check("[[1,2]]", r#"{"inputs":[[1,2]]}"#);
+        check(r#"{"x":[1]}"#, r#"{"inputs":{"x":[1]}}"#);
+        check(r#"{"inputs":1,"parameters":{"a":1}}"#, r#"{"inputs":1,"parameters":{"a":1}}"#);
+        assert!(matches!(request_json("{"), Err(CliError::Json(_))));
     }
 
     #[test]

@@ -53,6 +53,9 @@ fn predict_answers_as_the_server_does() {
         serde_json::from_str(&stdout(&run(&["predict", "digits", picture.to_str().unwrap(), "--models", models])))
             .unwrap();
     assert_eq!(answer["predictions"][0][0]["label"], "7");
+    let output = run(&["predict", "digits", picture.to_str().unwrap(), "--top-k", "2", "--models", models]);
+    let answer: Value = serde_json::from_str(&stdout(&output)).unwrap();
+    assert_eq!(answer["predictions"][0].as_array().unwrap().len(), 2);
     let store = store_of(&["versions"]);
     let store = store.path().to_str().unwrap();
     let output = run(&["predict", "versions", "--json", r#"{"inputs": [1, 2]}"#, "--models", store]);

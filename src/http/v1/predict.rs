@@ -304,6 +304,7 @@ pub async fn predict_offline(
     files: Vec<(PathBuf, Bytes)>,
     text: Option<String>,
     json: Option<String>,
+    parameters: Parameters,
 ) -> Result<String, String> {
     /// Nobody waits behind a command.
     const TIMEOUT: Duration = Duration::from_secs(3600);
@@ -312,7 +313,9 @@ pub async fn predict_offline(
     };
     let model = engine.model(model, version).await.map_err(describe)?;
     let limits = Limits::from(&HttpSettings::default());
-    let call = parse::offline(&model, files, text, json, &limits).await.map_err(|error| error.detail().to_owned())?;
+    let mut call =
+        parse::offline(&model, files, text, json, &limits).await.map_err(|error| error.detail().to_owned())?;
+    call.parameters.extend(parameters);
     let id = call.id.clone();
     let timeout = call.timeout_ms.map_or(TIMEOUT, Duration::from_millis);
     let wants = Wants { raw: false, outputs: Vec::new() };
