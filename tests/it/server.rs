@@ -69,7 +69,8 @@ impl Server {
         };
         let address = line.rsplit("http://").next().and_then(|text| text.parse().ok());
         let Some(address) = address else { panic!("no address in {line:?}") };
-        let client = reqwest::blocking::Client::builder().timeout(PATIENCE).build().unwrap();
+        // No connection is kept: one that the server closes for being idle may be used in that very moment.
+        let client = reqwest::blocking::Client::builder().timeout(PATIENCE).pool_max_idle_per_host(0).build().unwrap();
         Server { child, address, store, client }
     }
 
