@@ -1,7 +1,7 @@
 //! What a task does before and after the graph: typed input to tensors, tensors to a typed prediction.
 //!
 //! One folder for each kind of input. Knows no protocol, no store and no runtime: a [`Pipeline`] is made from the files
-//! beside the model (see [`detect`]) and the graph's declared inputs and outputs.
+//! beside the model (see [`detect()`]) and the graph's declared inputs and outputs.
 
 pub mod detect;
 mod error;

@@ -380,7 +380,7 @@ def state_of(client, model):
 def repository_index(client):
     index = client.get_model_repository_index()
     names = {entry["name"] for entry in index}
-    assert {path.name for path in STORE.iterdir() if path.is_dir()} <= names, names
+    assert {path.name for path in STORE.iterdir() if path.is_dir() and not path.name.startswith('.')} <= names, names
     assert state_of(client, "mlp") == {"1": "READY"}, index
     ready = Connection(client.ortus_url).post("/v2/repository/index", {"ready": True})
     assert ready and all(entry["state"] == "READY" for entry in ready)

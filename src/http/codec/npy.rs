@@ -163,7 +163,7 @@ pub fn write(field: &str, tensor: &Tensor) -> Result<Vec<u8>, CodecError> {
 /// Writes an archive of arrays by name, not compressed.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn write_archive<'a>(arrays: impl IntoIterator<Item = (&'a str, &'a Tensor)>) -> Result<Vec<u8>, CodecError> {
     let failed = |error: &dyn std::fmt::Display| {
         CodecError::UnsupportedMedia(format!("the outputs make no .npz archive: {error}"))

@@ -1,6 +1,6 @@
 //! `image-classification`: pictures to class scores, with the answers of transformers' pipeline.
 //!
-//! Knows nothing of files: what it needs is found by [`crate::pipelines::detect`].
+//! Knows nothing of files: what it needs is found by [`crate::pipelines::detect()`].
 
 use super::settings::{ImageSettings, Pad};
 use super::{ChannelOrder, ImageInput, Picture, Refusal, decode, resize, tensor};
