@@ -80,7 +80,7 @@ impl Handle {
         let (reply, answer) = oneshot::channel();
         let interrupt = Interrupt::new();
         let _in_flight = InFlight::new(&self.0.in_flight);
-        // Declared after the answer's receiver would be too late for a drop between push and await: it fires on any exit.
+        // Fires on any exit: after an answer it stops nothing, after a drop or a timeout it stops the run.
         let _stop_on_drop = FireOnDrop(interrupt.clone());
         self.0.queue.push(Pending { inputs, outputs, queued_at: Instant::now(), deadline, interrupt, reply })?;
         match tokio::time::timeout_at(deadline, answer).await {
