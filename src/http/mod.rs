@@ -36,3 +36,23 @@ pub struct HttpState {
     pub settings: Arc<HttpSettings>,
     pub tasks: Tasks,
 }
+
+/// Bodies up to this size are read and written on the async threads: handing them over would take longer.
+const INLINE_BYTES: usize = 64 << 10;
+
+impl HttpState {
+    /// Runs `work` on `size` bytes here where that is little, else off the async threads.
+    async fn compute<T: Send + 'static>(
+        &self,
+        size: usize,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, error::ApiError> {
+        if size <= INLINE_BYTES {
+            return Ok(work());
+        }
+        self.tasks
+            .spawn_blocking(work)
+            .await
+            .map_err(|error| error::ApiError::internal(format!("reading or writing a body: {error}")))
+    }
+}

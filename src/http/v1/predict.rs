@@ -23,8 +23,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
-/// Larger bodies and answers are read and written off the async threads.
-const INLINE_BYTES: usize = 64 << 10;
 /// Bytes of an `id`.
 const MAX_ID_BYTES: usize = 1024;
 /// `parameters` in a query.
@@ -159,33 +157,17 @@ async fn answer(
 
     let size = answer.size();
     let encoded_for = model.clone();
-    let bytes = compute(state, size, move || encode::encode(&encoded_for, format, id.as_deref(), &answer)).await??;
+    let bytes = state.compute(size, move || encode::encode(&encoded_for, format, id.as_deref(), &answer)).await??;
     Ok(encode::response(format, bytes, &timing))
 }
 
 async fn read_call(state: &HttpState, model: &Arc<LoadedModel>, kind: BodyKind, body: Bytes) -> Result<Call, ApiError> {
     let limits = Limits::from(&*state.settings);
-    if body.len() <= INLINE_BYTES {
+    if body.len() <= crate::http::INLINE_BYTES {
         return parse::parse(model, kind, body, &limits).await;
     }
     let (model, runtime) = (model.clone(), tokio::runtime::Handle::current());
-    compute(state, body.len(), move || runtime.block_on(parse::parse(&model, kind, body, &limits))).await?
-}
-
-/// Runs `work` here where it is small, else off the async threads.
-async fn compute<T: Send + 'static>(
-    state: &HttpState,
-    size: usize,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, ApiError> {
-    if size <= INLINE_BYTES {
-        return Ok(work());
-    }
-    state
-        .tasks
-        .spawn_blocking(work)
-        .await
-        .map_err(|error| ApiError::internal(format!("reading or writing a body: {error}")))
+    state.compute(body.len(), move || runtime.block_on(parse::parse(&model, kind, body, &limits))).await?
 }
 
 /// What of the answer is wanted.

@@ -4,7 +4,6 @@ use super::error::V2Error;
 use super::frames::Frames;
 use crate::engine::{InferRequest, LoadedModel, Parameters};
 use crate::http::codec::json::{JsonLimits, V2Answer, V2Body, V2Request, encode_v2_response, parse_v2};
-use crate::http::error::ApiError;
 use crate::http::extract::ModelPath;
 use crate::http::middleware::Arrival;
 use crate::http::{HttpSettings, HttpState, body};
@@ -21,9 +20,6 @@ use tokio::time::Instant;
 
 /// Bytes of the JSON part, on a request or answer with binary tensors behind it.
 const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
-
-/// More text than this is read and written off the async threads.
-const INLINE_BYTES: usize = 64 << 10;
 
 /// Reads the request for the model's inputs, runs it, and answers in the form that the request asks for.
 pub(super) async fn infer(
@@ -46,7 +42,7 @@ pub(super) async fn infer(
     let only_numbers = model.inputs.iter().all(|spec| spec.ty.dtype().is_some_and(|dtype| dtype != DType::String));
     let text_size = json_length.filter(|_| only_numbers).unwrap_or(body.len());
     let parse = move || parse_v2(&body, json_length, &parsed_for.inputs, &limits);
-    let mut request = compute(&state, text_size, parse).await??;
+    let mut request = state.compute(text_size, parse).await??;
     let deadline = deadline_of(&request.parameters, arrival.0, &state.settings)?;
     let inputs = std::mem::take(&mut request.inputs).into_iter().map(|input| (input.name, input.value)).collect();
     let outputs = request.outputs.iter().map(|output| output.name.clone()).collect();
@@ -59,24 +55,8 @@ pub(super) async fn infer(
         .filter(|(name, value)| !is_sent_as_it_is(&request, name, value))
         .map(|(_, value)| byte_size(value))
         .sum();
-    let body = compute(&state, text_size, move || encode(&model, &request, &outputs)).await??;
+    let body = state.compute(text_size, move || encode(&model, &request, &outputs)).await??;
     Ok(answer(body))
-}
-
-/// Runs `work` here where it is small, else off the async threads.
-async fn compute<T: Send + 'static>(
-    state: &HttpState,
-    size: usize,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, ApiError> {
-    if size <= INLINE_BYTES {
-        return Ok(work());
-    }
-    state
-        .tasks
-        .spawn_blocking(work)
-        .await
-        .map_err(|error| ApiError::internal(format!("reading or writing a body: {error}")))
 }
 
 /// The bytes of the JSON part; `None` where the request does not say, so that the body is JSON alone.
