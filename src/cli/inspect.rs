@@ -153,17 +153,16 @@ mod tests {
             &self.0
         }
 
-        fn preprocess(&self, _: &[Item], _: &Parameters) -> Result<Vec<(String, Tensor)>, PipelineError> {
+        fn preprocess(&self, _: &Item, _: &Parameters) -> Result<Vec<(String, Tensor)>, PipelineError> {
             Ok(vec![])
         }
 
         fn postprocess(
             &self,
             _: &[(String, crate::tensor::Value)],
-            _: usize,
             _: &Parameters,
-        ) -> Result<Vec<Prediction>, PipelineError> {
-            Ok(vec![])
+        ) -> Result<Prediction, PipelineError> {
+            Ok(Prediction::Classes(vec![]))
         }
 
         fn check_parameters(&self, _: &Parameters) -> Result<(), PipelineError> {
