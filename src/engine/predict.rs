@@ -3,6 +3,7 @@
 use super::request::{InferRequest, InferResponse, PredictRequest, PredictResponse};
 use super::{EngineError, InferenceEngine, LoadedModel};
 use crate::pipelines::Pipeline;
+use crate::telemetry::stats::Stage;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,7 @@ impl InferenceEngine {
             .await?
             .map_err(internal_outputs)?;
         response.timing.postprocess = started.elapsed();
+        model.stats.record_stage(Stage::Postprocess, response.timing.postprocess);
         Ok(PredictResponse { predictions, timing: response.timing })
     }
 
@@ -53,6 +55,7 @@ impl InferenceEngine {
         let started = Instant::now();
         let inputs = self.0.pool.run(move || pipeline.preprocess(&items, &parameters)).await??;
         let preprocess: Duration = started.elapsed();
+        model.stats.record_stage(Stage::Preprocess, preprocess);
         let inputs = inputs.into_iter().map(|(name, tensor)| (name, tensor.into())).collect();
         let mut response = self.infer(model, InferRequest { inputs, outputs: Vec::new(), deadline }).await?;
         response.timing.preprocess = preprocess;
