@@ -21,7 +21,7 @@ const BORDERS: [(&str, &[&str]); 13] = [
     ("engine", &["models", "pipelines", "batching", "runtime"]),
     ("http", &["engine"]),
     // The settings structs of the rooms.
-    ("config", &["http", "models", "pipelines", "runtime"]),
+    ("config", &["batching", "http", "models", "pipelines", "runtime"]),
     ("cli", &["app", "config", "engine", "http"]),
     ("app", &["config", "http", "engine", "models", "pipelines", "batching", "runtime"]),
     ("main", &["app", "cli", "config"]),

@@ -14,6 +14,20 @@ pub enum BatchError {
     Closed,
     #[error("the model's run ended abnormally")]
     Panicked,
+    /// The pieces of a large request gave outputs of different shapes.
+    #[error(
+        "the request has more rows than one run takes, and its outputs cannot be put together; send fewer rows at once"
+    )]
+    NotJoinable,
     #[error(transparent)]
     Runtime(#[from] RuntimeError),
+}
+
+/// The error of one part of a request.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct PartError {
+    /// Its place among the request's parts; 0 where the request failed as a whole.
+    pub part: usize,
+    pub error: BatchError,
 }

@@ -1,17 +1,33 @@
-//! The caller's side: hands a request to the instances and waits for its answer.
+//! The caller's side: hands a request to the instances and waits for its answer. Starts the instances and replaces those
+//! that hang.
 
-use super::BatchError;
-use super::instance::{self, Pending};
-use super::queue::Queue;
-use crate::runtime::{Input, Interrupt, Session};
+use super::instance::{self, Shared};
+use super::plan::{Measure, Plan};
+use super::policy::Limits;
+use super::queue::{Pending, Queue};
+use super::watch::{GIVEN_UP_MAX, HUNG_AFTER, Slot, Stopped, Watch};
+use super::{BatchError, BatchSettings, PartError, Progress, batch};
+use crate::runtime::{Input, Interrupt, RuntimeError, Session};
 use crate::tasks::Tasks;
+use crate::telemetry::stats::ModelStats;
 use crate::tensor::Value;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+/// Bytes of inputs that are copied into one run. Larger requests run alone, uncopied.
+const JOINED_BYTES_MAX: usize = 256 << 20;
+
+/// Priority of a request that names none.
+pub const DEFAULT_PRIORITY: u8 = 5;
+/// The least urgent priority; 1 is the most urgent.
+pub const LOWEST_PRIORITY: u8 = 9;
+
+/// Makes another session of the same graph, for an instance that takes the place of one that hangs. Blocks.
+pub type Spare = Arc<dyn Fn() -> Result<Box<dyn Session>, RuntimeError> + Send + Sync>;
 
 /// The entrance to the instances of one loaded model. When the last clone is dropped, what was accepted is finished and
 /// the threads end.
@@ -19,20 +35,67 @@ use tokio_util::sync::CancellationToken;
 pub struct Handle(Arc<Owner>);
 
 struct Owner {
-    queue: Arc<Queue<Pending>>,
+    shared: Arc<Shared>,
+    instances: Arc<Instances>,
     in_flight: AtomicUsize,
-    /// Cancelled when the last instance thread has dropped its session.
-    ended: CancellationToken,
-    instances: usize,
+    max_rows: Option<usize>,
+    count: usize,
 }
 
-/// What a run gave and how long its stages took.
+/// The threads of one model.
+struct Instances {
+    tasks: Tasks,
+    running: AtomicUsize,
+    started: AtomicUsize,
+    /// Replaced, and not yet returned from their last run.
+    given_up: AtomicUsize,
+    /// Cancelled when the last thread has dropped its session.
+    ended: CancellationToken,
+}
+
+/// What one call asks of the instances.
+#[derive(Debug)]
+pub struct Request {
+    /// Inputs that belong together, checked by the caller; each part is answered by itself and may run with any other.
+    pub parts: Vec<Vec<Input>>,
+    /// Outputs wanted, by index, in this order.
+    pub outputs: Vec<usize>,
+    pub deadline: Instant,
+    /// 1 (first) to [`LOWEST_PRIORITY`].
+    pub priority: u8,
+    /// Counts the rows that are answered.
+    pub progress: Option<Progress>,
+}
+
+/// What the runs gave and how long their stages took.
 #[derive(Debug)]
 pub struct Completed {
-    /// The outputs asked for, in that order.
-    pub outputs: Vec<Value>,
+    /// For each part, the outputs asked for, in that order.
+    pub parts: Vec<Vec<Value>>,
+    /// The longest that a part waited for an instance.
     pub queue: Duration,
+    /// From there to the end of the last run.
     pub inference: Duration,
+}
+
+/// One piece's answer.
+#[derive(Debug)]
+pub(super) struct Answered {
+    pub(super) outputs: Vec<Value>,
+    pub(super) queue: Duration,
+    pub(super) inference: Duration,
+}
+
+/// What a model's instances are started with.
+pub struct Start {
+    /// Names the threads.
+    pub model: String,
+    /// One for each instance.
+    pub sessions: Vec<Box<dyn Session>>,
+    pub settings: BatchSettings,
+    pub plan: Plan,
+    pub stats: Arc<ModelStats>,
+    pub spare: Spare,
 }
 
 impl Handle {
@@ -40,60 +103,128 @@ impl Handle {
     ///
     /// # Errors
     /// Where the system has no thread left.
-    pub fn start(
-        model: &str,
-        sessions: Vec<Box<dyn Session>>,
-        max_queue: usize,
-        tasks: &Tasks,
-    ) -> std::io::Result<Handle> {
-        let queue = Arc::new(Queue::new(max_queue));
-        let ended = CancellationToken::new();
-        let running = Arc::new(AtomicUsize::new(sessions.len()));
-        let instances = sessions.len();
+    pub fn start(start: Start, tasks: &Tasks) -> std::io::Result<Handle> {
+        let Start { model, sessions, settings, plan, stats, spare } = start;
+        let max_rows = plan.max_rows(settings.max_batch_size);
+        let limits = Limits {
+            max_rows: if settings.dynamic_batching { max_rows.unwrap_or(1) } else { 1 },
+            preferred_rows: settings.batch_size.or(max_rows).unwrap_or(1),
+            max_tokens: settings.max_batch_tokens,
+            max_bytes: JOINED_BYTES_MAX,
+            timeout: if settings.dynamic_batching { settings.timeout } else { Duration::ZERO },
+        };
+        let queue = Queue::new(settings.max_queue, limits, stats.clone());
+        let (watch, stopped) = Watch::new();
+        let count = sessions.len();
+        let instances = Arc::new(Instances {
+            tasks: tasks.clone(),
+            running: AtomicUsize::new(0),
+            started: AtomicUsize::new(0),
+            given_up: AtomicUsize::new(0),
+            ended: CancellationToken::new(),
+        });
+        let shared = Arc::new(Shared { model, queue, plan, stats, watch });
         // Made first, so that an error below closes the queue and ends the threads already started.
-        let owner = Owner { queue: queue.clone(), in_flight: AtomicUsize::new(0), ended: ended.clone(), instances };
-        for (index, session) in sessions.into_iter().enumerate() {
-            let (queue, ended, running) = (queue.clone(), ended.clone(), running.clone());
-            tasks.thread(&format!("{index}:{model}"), move || {
-                instance::work(session, &queue);
-                if running.fetch_sub(1, Ordering::AcqRel) == 1 {
-                    ended.cancel();
-                }
-            })?;
+        let owner = Owner {
+            shared: shared.clone(),
+            instances: instances.clone(),
+            in_flight: AtomicUsize::new(0),
+            max_rows,
+            count,
+        };
+        for session in sessions {
+            instances.start(session, &shared)?;
+        }
+        if count > 0 {
+            tasks.spawn("watch the instances", async move { instances.watch(stopped, &shared, &spare).await });
         }
         Ok(Handle(Arc::new(owner)))
     }
 
-    /// Runs the graph on `inputs` (checked by the caller) and gives the `outputs`, both by index.
+    /// Runs the graph on every part, joined with other requests as the model's plan allows; parts of more rows than one
+    /// run takes are split and their outputs put together again, in order.
     ///
     /// # Errors
-    /// See [`BatchError`]; a full queue is refused at once.
+    /// See [`BatchError`]: the first part that failed. A full queue is refused at once.
     ///
     /// # Cancel safety
-    /// Dropping the future cancels the request: it is skipped if it still waits and stopped if it runs.
-    pub async fn run(
-        &self,
-        inputs: Vec<Input>,
-        outputs: Vec<usize>,
-        deadline: Instant,
-    ) -> Result<Completed, BatchError> {
-        let (reply, answer) = oneshot::channel();
-        let interrupt = Interrupt::new();
+    /// Dropping the future cancels the request: what waits is skipped and a run that nobody else waits for is stopped.
+    pub async fn run(&self, request: Request) -> Result<Completed, PartError> {
+        let Request { parts, outputs, deadline, priority, progress } = request;
         let _in_flight = InFlight::new(&self.0.in_flight);
+        let outputs: Arc<[usize]> = outputs.into();
+        let queued_at = Instant::now();
+        let mut pieces = Vec::with_capacity(parts.len());
+        let mut answers = Vec::with_capacity(parts.len());
         // Fires on any exit: after an answer it stops nothing, after a drop or a timeout it stops the run.
-        let _stop_on_drop = FireOnDrop(interrupt.clone());
-        self.0.queue.push(Pending { inputs, outputs, queued_at: Instant::now(), deadline, interrupt, reply })?;
-        match tokio::time::timeout_at(deadline, answer).await {
-            Ok(Ok(result)) => result,
-            // The thread dropped the request without an answer: only a bug or an aborted thread can do that.
-            Ok(Err(_)) => Err(BatchError::Panicked),
-            Err(_) => Err(BatchError::TimedOut),
+        let mut stop_on_drop = FireOnDrop(Vec::with_capacity(parts.len()));
+        for (part, inputs) in parts.into_iter().enumerate() {
+            for (inputs, measure) in self.pieces(inputs) {
+                if let Some(progress) = &progress {
+                    progress.add_total(measure.rows);
+                }
+                let (reply, answer) = oneshot::channel();
+                let interrupt = Interrupt::new();
+                stop_on_drop.0.push(interrupt.clone());
+                answers.push((part, answer));
+                let (outputs, progress) = (outputs.clone(), progress.clone());
+                pieces.push(Pending {
+                    inputs,
+                    outputs,
+                    measure,
+                    priority: priority.clamp(1, LOWEST_PRIORITY),
+                    queued_at,
+                    deadline,
+                    interrupt,
+                    progress,
+                    reply,
+                });
+            }
+        }
+        self.0.shared.queue.push(pieces).map_err(|error| PartError { part: 0, error })?;
+        let mut completed = Completed { parts: Vec::new(), queue: Duration::ZERO, inference: Duration::ZERO };
+        let mut part_of = Vec::with_capacity(answers.len());
+        for (part, answer) in answers {
+            let failed = |error| PartError { part, error };
+            let answered = match tokio::time::timeout_at(deadline, answer).await {
+                Ok(Ok(result)) => result.map_err(failed)?,
+                // The thread dropped the request without an answer: only a bug or an aborted thread can do that.
+                Ok(Err(_)) => return Err(failed(BatchError::Panicked)),
+                Err(_) => return Err(failed(BatchError::TimedOut)),
+            };
+            completed.queue = completed.queue.max(answered.queue);
+            completed.inference = completed.inference.max(answered.queue + answered.inference);
+            part_of.push(part);
+            completed.parts.push(answered.outputs);
+        }
+        completed.inference = completed.inference.saturating_sub(completed.queue);
+        completed.parts = united(completed.parts, &part_of)?;
+        Ok(completed)
+    }
+
+    /// A part as pieces that each fit into one run.
+    fn pieces(&self, inputs: Vec<Input>) -> Vec<(Vec<Input>, Measure)> {
+        let plan = &self.0.shared.plan;
+        let measure = plan.measure(&inputs);
+        let pieces = match self.0.max_rows {
+            Some(max_rows) if measure.shape.is_some() && measure.rows > max_rows => {
+                batch::chunks(&inputs, measure.rows, max_rows)
+            }
+            _ => None,
+        };
+        let measured = |inputs: Vec<Input>| {
+            let measure = plan.measure(&inputs);
+            (inputs, measure)
+        };
+        match pieces {
+            Some(pieces) => pieces.into_iter().map(measured).collect(),
+            None => vec![(inputs, measure)],
         }
     }
 
-    /// Requests that wait for an instance.
+    /// Pieces that wait for an instance.
     pub fn queue_depth(&self) -> usize {
-        self.0.queue.len()
+        self.0.shared.queue.len()
     }
 
     /// Requests accepted and not yet answered.
@@ -102,31 +233,151 @@ impl Handle {
     }
 
     pub fn instances(&self) -> usize {
-        self.0.instances
+        self.0.count
+    }
+
+    /// How requests share runs.
+    pub fn plan(&self) -> &Plan {
+        &self.0.shared.plan
+    }
+
+    /// Makes every instance give back what it keeps for later, before its next run or at once where it is idle.
+    pub fn tidy(&self) {
+        self.0.shared.queue.ask_housekeeping();
     }
 
     /// Refuses new requests; those accepted are finished.
     pub fn close(&self) {
-        self.0.queue.close();
+        self.0.shared.queue.close();
     }
 
     /// Fires when all instances have ended and given their memory back.
     pub fn ended(&self) -> CancellationToken {
-        self.0.ended.clone()
+        self.0.instances.ended.clone()
     }
 }
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        self.queue.close();
+        self.shared.queue.close();
     }
 }
 
-struct FireOnDrop(Interrupt);
+/// The pieces' outputs as one for each part; pieces of a part stand together.
+fn united(pieces: Vec<Vec<Value>>, part_of: &[usize]) -> Result<Vec<Vec<Value>>, PartError> {
+    if part_of.windows(2).all(|pair| pair.first() != pair.last()) {
+        return Ok(pieces);
+    }
+    let mut groups: Vec<(usize, Vec<Vec<Value>>)> = Vec::new();
+    for (piece, &part) in pieces.into_iter().zip(part_of) {
+        match groups.last_mut() {
+            Some((last, group)) if *last == part => group.push(piece),
+            _ => groups.push((part, vec![piece])),
+        }
+    }
+    groups
+        .into_iter()
+        .map(|(part, mut group)| match group.len() {
+            1 => Ok(group.remove(0)),
+            _ => batch::unite(group).ok_or(PartError { part, error: BatchError::NotJoinable }),
+        })
+        .collect()
+}
+
+impl Instances {
+    fn start(self: &Arc<Instances>, session: Box<dyn Session>, shared: &Arc<Shared>) -> std::io::Result<()> {
+        let slot = Arc::new(Slot::default());
+        let number = self.started.fetch_add(1, Ordering::Relaxed);
+        self.running.fetch_add(1, Ordering::AcqRel);
+        let (this, work_of) = (self.clone(), shared.clone());
+        let thread = self.tasks.thread(&format!("{number}:{}", shared.model), move || {
+            instance::work(session, &work_of, &slot);
+            if slot.is_replaced() {
+                this.given_up.fetch_sub(1, Ordering::AcqRel);
+            }
+            // The session is gone by now: it was moved into the work.
+            this.one_ended();
+        });
+        if thread.is_err() {
+            self.one_ended();
+        }
+        thread
+    }
+
+    fn one_ended(&self) {
+        if self.running.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.ended.cancel();
+        }
+    }
+
+    /// Replaces instances that do not stop, until all have ended.
+    async fn watch(
+        self: Arc<Instances>,
+        mut stopped: mpsc::UnboundedReceiver<Stopped>,
+        shared: &Arc<Shared>,
+        spare: &Spare,
+    ) {
+        loop {
+            let report = tokio::select! {
+                () = self.ended.cancelled() => return,
+                () = self.tasks.stopping().cancelled() => return,
+                report = stopped.recv() => report,
+            };
+            let Some(report) = report else { return };
+            // Reports come in the order of their runs, and each wait is the same: one after another is soon enough.
+            let ended = async {
+                while report.slot.still_runs(report.run) {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+            };
+            if tokio::time::timeout(HUNG_AFTER, ended).await.is_ok() {
+                continue;
+            }
+            self.replace(report, shared, spare).await;
+        }
+    }
+
+    async fn replace(self: &Arc<Instances>, report: Stopped, shared: &Arc<Shared>, spare: &Spare) {
+        let instances = self.running.load(Ordering::Acquire) - self.given_up.load(Ordering::Acquire);
+        if self.given_up.load(Ordering::Acquire) >= GIVEN_UP_MAX * instances.max(1) {
+            tracing::error!(model = shared.model, "an instance hangs and is not replaced: too many hang already");
+            return;
+        }
+        let make = spare.clone();
+        let session = match self.tasks.spawn_blocking(move || make()).await {
+            Ok(Ok(session)) => session,
+            Ok(Err(error)) => {
+                tracing::error!(model = shared.model, %error, "an instance hangs and could not be replaced");
+                return;
+            }
+            Err(_) => return,
+        };
+        // It may have come back while the session was made.
+        if !report.slot.still_runs(report.run) {
+            return;
+        }
+        self.given_up.fetch_add(1, Ordering::AcqRel);
+        if !report.slot.replace() {
+            self.given_up.fetch_sub(1, Ordering::AcqRel);
+            return;
+        }
+        match self.start(session, shared) {
+            Ok(()) => tracing::warn!(
+                model = shared.model,
+                "an instance hangs in one long operation; another has taken its place, and it ends when the operation does"
+            ),
+            Err(error) => {
+                tracing::error!(model = shared.model, %error, "no thread for the instance that replaces a hung one")
+            }
+        }
+    }
+}
+
+struct FireOnDrop(Vec<Interrupt>);
 
 impl Drop for FireOnDrop {
     fn drop(&mut self) {
-        self.0.fire();
+        self.0.iter().for_each(Interrupt::fire);
     }
 }
 
@@ -142,113 +393,5 @@ impl<'a> InFlight<'a> {
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::runtime::fake::FakeRuntime;
-    use crate::runtime::{DeviceSettings, GraphSource, OptimizationLevel, Runtime, RuntimeError, SessionSettings};
-    use std::sync::atomic::AtomicBool;
-    use std::sync::mpsc;
-
-    fn start(
-        max_queue: usize,
-        run: impl Fn(&[Input], &[usize], &Interrupt) -> Result<Vec<Value>, RuntimeError> + Send + Sync + 'static,
-    ) -> (Handle, Tasks) {
-        let source = GraphSource { file: "".into(), folder: "".into(), max_file_bytes: 0 };
-        let settings = SessionSettings {
-            device: DeviceSettings::default(),
-            optimization_level: OptimizationLevel::None,
-            intra_threads: 1,
-        };
-        let session = FakeRuntime::new(vec![], vec![], run).load(&source, &settings).unwrap();
-        let tasks = Tasks::new();
-        (Handle::start("test", vec![session], max_queue, &tasks).unwrap(), tasks)
-    }
-
-    fn soon() -> Instant {
-        Instant::now() + Duration::from_secs(20)
-    }
-
-    #[tokio::test]
-    async fn a_full_queue_is_refused_at_once() {
-        let (release, released) = mpsc::channel::<()>();
-        let released = std::sync::Mutex::new(released);
-        let (started_tx, started) = mpsc::channel();
-        let (handle, tasks) = start(1, move |_, _, _| {
-            let _ = started_tx.send(());
-            let _ = released.lock().unwrap().recv();
-            Ok(vec![])
-        });
-        let (first, second) = (handle.clone(), handle.clone());
-        let first = tasks.spawn("first", async move { first.run(vec![], vec![], soon()).await });
-        let started = tasks.spawn_blocking(move || started.recv().map(|()| started)).await.unwrap().unwrap();
-        let second = tasks.spawn("second", async move { second.run(vec![], vec![], soon()).await });
-        while handle.queue_depth() == 0 {
-            tokio::task::yield_now().await;
-        }
-        assert!(matches!(handle.run(vec![], vec![], soon()).await, Err(BatchError::QueueFull { waiting: 1 })));
-        drop(release);
-        assert!(first.await.unwrap().is_ok());
-        assert!(second.await.unwrap().is_ok());
-        drop(started);
-        assert_eq!(handle.in_flight(), 0);
-    }
-
-    #[tokio::test]
-    async fn an_expired_request_is_never_run() {
-        let ran = Arc::new(AtomicBool::new(false));
-        let flag = ran.clone();
-        let (handle, _tasks) = start(8, move |_, _, _| {
-            flag.store(true, Ordering::SeqCst);
-            Ok(vec![])
-        });
-        let result = handle.run(vec![], vec![], Instant::now()).await;
-        assert!(matches!(result, Err(BatchError::Expired | BatchError::TimedOut)));
-        handle.close();
-        handle.ended().cancelled().await;
-        assert!(!ran.load(Ordering::SeqCst));
-    }
-
-    #[tokio::test]
-    async fn dropping_the_future_stops_the_run() {
-        let (stopped_tx, stopped) = oneshot::channel();
-        let stopped_tx = std::sync::Mutex::new(Some(stopped_tx));
-        let (handle, _tasks) = start(8, move |_, _, interrupt| {
-            while !interrupt.is_fired() {
-                std::thread::yield_now();
-            }
-            let _ = stopped_tx.lock().unwrap().take().unwrap().send(());
-            Err(RuntimeError::Interrupted)
-        });
-        let run = handle.run(vec![], vec![], soon());
-        assert!(tokio::time::timeout(Duration::from_millis(20), run).await.is_err());
-        stopped.await.unwrap();
-        assert_eq!(handle.in_flight(), 0);
-    }
-
-    #[tokio::test]
-    async fn a_panic_fails_its_own_request_only() {
-        let calls = AtomicUsize::new(0);
-        let (handle, _tasks) = start(8, move |_, _, _| {
-            assert!(calls.fetch_add(1, Ordering::SeqCst) > 0, "first call panics");
-            Ok(vec![])
-        });
-        assert!(matches!(handle.run(vec![], vec![], soon()).await, Err(BatchError::Panicked)));
-        assert!(handle.run(vec![], vec![], soon()).await.is_ok());
-    }
-
-    #[tokio::test]
-    async fn accepted_requests_are_finished_after_close() {
-        let (handle, tasks) = start(8, |_, _, _| Ok(vec![]));
-        let copy = handle.clone();
-        let answer = tasks.spawn("run", async move { copy.run(vec![], vec![], soon()).await });
-        tokio::task::yield_now().await;
-        handle.close();
-        assert!(answer.await.unwrap().is_ok());
-        assert!(matches!(handle.run(vec![], vec![], soon()).await, Err(BatchError::Closed)));
-        handle.ended().cancelled().await;
     }
 }

@@ -1,53 +1,218 @@
-//! One instance: a named thread that owns a session and runs what it takes from the queue.
+//! One instance: a named thread that owns a session and runs the batches that it takes from the queue.
 //!
-//! Invariants: an expired or abandoned request is never run; every request taken is answered once, also where the run
-//! panics; the session is dropped by its own thread.
+//! Invariants: every request taken is answered once, also where the run fails or panics; where a batch fails, its requests
+//! are run one by one, so that only the culprit gets the error; a run is stopped when the last of its requests has left;
+//! the session is dropped by its own thread.
 
-use super::queue::Queue;
-use super::{BatchError, Completed};
+use super::batch::{self, Extent};
+use super::plan::{Joining, Plan};
+use super::queue::{Pending, Queue, Work};
+use super::watch::{Slot, Watch};
+use super::{Answered, BatchError};
 use crate::runtime::{Input, Interrupt, RuntimeError, Session};
+use crate::telemetry::stats::ModelStats;
+use crate::tensor::Value;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use tokio::sync::oneshot;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 use tokio::time::Instant;
 
-/// A request on its way to an instance.
-pub(super) struct Pending {
-    pub(super) inputs: Vec<Input>,
-    pub(super) outputs: Vec<usize>,
-    pub(super) queued_at: Instant,
-    pub(super) deadline: Instant,
-    pub(super) interrupt: Interrupt,
-    pub(super) reply: oneshot::Sender<Result<Completed, BatchError>>,
+/// What all instances of a model share.
+pub(super) struct Shared {
+    pub(super) model: String,
+    pub(super) queue: Queue,
+    pub(super) plan: Plan,
+    pub(super) stats: Arc<ModelStats>,
+    pub(super) watch: Watch,
 }
 
-/// The thread's work: runs until the queue is closed and empty.
-pub(super) fn work(mut session: Box<dyn Session>, queue: &Arc<Queue<Pending>>) {
-    while let Some(request) = queue.pop() {
-        // The client is gone: its interrupt fired when the waiting future was dropped.
-        if request.reply.is_closed() || request.interrupt.is_fired() {
-            continue;
+/// The thread's work: runs until the queue is closed and empty, or until another instance has taken its place.
+pub(super) fn work(mut session: Box<dyn Session>, shared: &Shared, slot: &Arc<Slot>) {
+    let mut housekept = 0;
+    while !slot.is_replaced() {
+        match shared.queue.take(housekept) {
+            Some(Work::Batch(requests)) => run_batch(session.as_mut(), shared, slot, requests),
+            Some(Work::Housekeeping(count)) => housekept = count,
+            None => return,
         }
-        let started = Instant::now();
-        if started >= request.deadline {
-            // The receiver may be gone in this very moment; then nobody waits for the answer.
-            let _ = request.reply.send(Err(BatchError::Expired));
-            continue;
-        }
-        let result = run(session.as_mut(), &request, started);
-        let _ = request.reply.send(result);
     }
 }
 
-fn run(session: &mut dyn Session, request: &Pending, started: Instant) -> Result<Completed, BatchError> {
-    // A panic in the run is the fault of this request alone; the thread and the other requests go on.
-    let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
-        session.run(&request.inputs, &request.outputs, &request.interrupt)
-    }));
+fn run_batch(session: &mut dyn Session, shared: &Shared, slot: &Arc<Slot>, requests: Vec<Pending>) {
+    let started = Instant::now();
+    if requests.len() > 1 {
+        match run_together(session, shared, slot, &requests, started) {
+            Together::Answers(shares, inference) => {
+                for (request, outputs) in requests.into_iter().zip(shares) {
+                    answer(request, started, inference, Ok(outputs));
+                }
+                return;
+            }
+            Together::Stopped => {
+                for request in requests {
+                    answer(request, started, started.elapsed(), Err(BatchError::TimedOut));
+                }
+                return;
+            }
+            // One by one: only the culprit gets the error.
+            Together::Failed => {}
+        }
+    }
+    for request in requests {
+        run_alone(session, shared, slot, request);
+    }
+}
+
+enum Together {
+    /// Each request's outputs, and how long the run took.
+    Answers(Vec<Vec<Value>>, Duration),
+    /// All requests have left.
+    Stopped,
+    Failed,
+}
+
+fn run_together(
+    session: &mut dyn Session,
+    shared: &Shared,
+    slot: &Arc<Slot>,
+    requests: &[Pending],
+    started: Instant,
+) -> Together {
+    let extents: Vec<Extent> = requests.iter().map(extent).collect();
+    let parts: Vec<(&[Input], Extent)> =
+        requests.iter().map(|request| request.inputs.as_slice()).zip(extents.iter().copied()).collect();
+    let Some(inputs) = batch::stack(&parts, &shared.plan) else { return Together::Failed };
+    let mut wanted: Vec<usize> = requests.iter().flat_map(|request| request.outputs.iter().copied()).collect();
+    wanted.sort_unstable();
+    wanted.dedup();
+    let stacked = Instant::now();
+    let outcome = run(session, slot, shared, &inputs, &wanted, requests);
+    let ran = Instant::now();
+    let outputs = match outcome {
+        Ok(outputs) => outputs,
+        Err(BatchError::TimedOut) => return Together::Stopped,
+        Err(error) => {
+            tracing::debug!(model = shared.model, requests = requests.len(), %error, "a batch failed; its requests run alone");
+            return Together::Failed;
+        }
+    };
+    // The copies are not needed while the outputs are cut.
+    drop(inputs);
+    let outputs: Vec<(usize, Value)> = wanted.into_iter().zip(outputs).collect();
+    let Some(mut shares) = batch::split(&outputs, &extents, &shared.plan) else {
+        if shared.queue.stop_joining() {
+            tracing::warn!(
+                model = shared.model,
+                "the outputs of a batch do not have its number of rows; from now on each request is a run of its own"
+            );
+        }
+        return Together::Failed;
+    };
+    for (share, request) in shares.iter_mut().zip(requests) {
+        if request.outputs.len() != outputs.len() || !request.outputs.iter().is_sorted() {
+            *share = chosen(share, &outputs, &request.outputs);
+        }
+    }
+    let rows = extents.iter().map(|extent| extent.rows).sum();
+    shared.stats.record_batch(rows, stacked - started, ran - stacked, ran.elapsed());
+    Together::Answers(shares, ran - stacked)
+}
+
+/// The outputs that one request asked for, in its order.
+fn chosen(share: &[Value], outputs: &[(usize, Value)], wanted: &[usize]) -> Vec<Value> {
+    wanted
+        .iter()
+        .filter_map(|wanted| outputs.iter().position(|(index, _)| index == wanted))
+        .filter_map(|place| share.get(place).cloned())
+        .collect()
+}
+
+fn run_alone(session: &mut dyn Session, shared: &Shared, slot: &Arc<Slot>, request: Pending) {
+    // It may have left, or its time may have passed, while its mates ran.
+    let started = Instant::now();
+    if request.is_abandoned() || request.deadline <= started {
+        answer(request, started, Duration::ZERO, Err(BatchError::Expired));
+        return;
+    }
+    let extent = extent(&request);
+    // A graph of fixed size is filled up for one request as well.
+    let stacked = match (shared.plan.joining, &request.measure.shape) {
+        (Joining::Fixed(rows), Some(_)) if rows != extent.rows => {
+            batch::stack(&[(&request.inputs, extent)], &shared.plan)
+        }
+        _ => None,
+    };
+    let inputs = stacked.as_deref().unwrap_or(&request.inputs);
+    let ready = Instant::now();
+    let outcome = run(session, slot, shared, inputs, &request.outputs, std::slice::from_ref(&request));
+    let inference = ready.elapsed();
+    let outcome = outcome.map(|outputs| match stacked {
+        Some(_) => own_rows(outputs, &request.outputs, extent, &shared.plan),
+        None => outputs,
+    });
+    if outcome.is_ok() {
+        shared.stats.record_batch(request.measure.rows, ready - started, inference, ready.elapsed() - inference);
+    }
+    drop(stacked);
+    answer(request, started, inference, outcome);
+}
+
+/// The rows that were asked for, where the graph took more.
+fn own_rows(outputs: Vec<Value>, wanted: &[usize], extent: Extent, plan: &Plan) -> Vec<Value> {
+    let named: Vec<(usize, Value)> = wanted.iter().copied().zip(outputs).collect();
+    match batch::split(&named, &[extent], plan) {
+        Some(mut shares) if shares.len() == 1 => shares.remove(0),
+        // Outputs that do not follow the rows are the whole answer.
+        _ => named.into_iter().map(|(_, value)| value).collect(),
+    }
+}
+
+fn extent(request: &Pending) -> Extent {
+    Extent { rows: request.measure.rows, length: request.measure.length }
+}
+
+/// Runs the graph; stops it when the last of `requests` has left.
+fn run(
+    session: &mut dyn Session,
+    slot: &Arc<Slot>,
+    shared: &Shared,
+    inputs: &[Input],
+    outputs: &[usize],
+    requests: &[Pending],
+) -> Result<Vec<Value>, BatchError> {
+    let stop = Interrupt::new();
+    let run = slot.begin();
+    let left = Arc::new(AtomicUsize::new(requests.len()));
+    let hooks: Vec<_> = requests
+        .iter()
+        .map(|request| {
+            let (left, stop, watch, slot) = (left.clone(), stop.clone(), shared.watch.clone(), slot.clone());
+            request.interrupt.on_fire(move || {
+                if left.fetch_sub(1, Ordering::AcqRel) == 1 {
+                    stop.fire();
+                    watch.stopped(slot, run);
+                }
+            })
+        })
+        .collect();
+    // A panic in the run is the fault of its requests alone; the thread goes on.
+    let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| session.run(inputs, outputs, &stop)));
+    drop(hooks);
+    slot.end();
     match outcome {
-        Ok(Ok(outputs)) => Ok(Completed { outputs, queue: started - request.queued_at, inference: started.elapsed() }),
+        Ok(Ok(outputs)) => Ok(outputs),
         Ok(Err(RuntimeError::Interrupted)) => Err(BatchError::TimedOut),
         Ok(Err(error)) => Err(BatchError::Runtime(error)),
         Err(_) => Err(BatchError::Panicked),
     }
+}
+
+fn answer(request: Pending, started: Instant, inference: Duration, outcome: Result<Vec<Value>, BatchError>) {
+    if let Some(progress) = &request.progress {
+        progress.add_done(request.measure.rows);
+    }
+    let queue = started.saturating_duration_since(request.queued_at);
+    // Nobody may be waiting any more.
+    let _ = request.reply.send(outcome.map(|outputs| Answered { outputs, queue, inference }));
 }

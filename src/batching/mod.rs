@@ -1,12 +1,27 @@
 //! The way to a session: a bounded queue for each loaded model, and the threads that own the sessions and empty it.
 //!
-//! An instance that is free takes at once what waits; there is no scheduler in between: one hop to the instance's
-//! thread, one back. Expired and abandoned requests are never run. Knows no task, no store and no protocol.
+//! An instance that is free takes at once what waits and may share a run (`policy`, a pure function); there is no scheduler
+//! in between: one hop to the instance's thread, one back. `plan` says which requests of a model may share a run, `batch`
+//! stacks and splits them. Expired and abandoned requests are never run. Knows no task, no store and no protocol.
 
+mod batch;
 mod error;
 mod handle;
 mod instance;
+mod plan;
+mod policy;
+mod probe;
+mod progress;
 mod queue;
+mod settings;
+#[cfg(test)]
+mod tests;
+mod watch;
 
-pub use error::BatchError;
-pub use handle::{Completed, Handle};
+pub use error::{BatchError, PartError};
+use handle::Answered;
+pub use handle::{Completed, DEFAULT_PRIORITY, Handle, LOWEST_PRIORITY, Request, Spare, Start};
+pub use plan::{Joining, PaddedInput, Padding, Plan};
+pub use probe::{MakeInputs, probe};
+pub use progress::Progress;
+pub use settings::BatchSettings;

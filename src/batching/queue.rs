@@ -1,59 +1,190 @@
-//! A bounded first-in first-out queue between async callers and instance threads.
+//! A bounded queue between async callers and instance threads, which take batches from it as `policy` decides.
 //!
-//! Invariants: never longer than its bound; closed once and for ever; what was queued before closing is still handed out.
+//! Invariants: never longer than its bound, but that the pieces of one request enter together or not at all; ordered by
+//! priority, then by arrival; closed once and for ever; what was queued before closing is still handed out; abandoned and
+//! expired requests are never handed out.
 
-use super::BatchError;
+use super::plan::Measure;
+use super::policy::{self, Candidate, Decision, Limits};
+use super::{Answered, BatchError, Progress};
+use crate::runtime::{Input, Interrupt};
+use crate::telemetry::stats::ModelStats;
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
 
-pub(super) struct Queue<T> {
-    /// A std mutex: held for a push or a pop, never across a run or an await.
-    state: Mutex<State<T>>,
+/// Requests that the policy looks at: those behind wait for the next look.
+const LOOK_AT: usize = 1024;
+
+/// A request, or a piece of one, on its way to an instance.
+pub(super) struct Pending {
+    pub(super) inputs: Vec<Input>,
+    pub(super) outputs: Arc<[usize]>,
+    pub(super) measure: Measure,
+    pub(super) priority: u8,
+    pub(super) queued_at: Instant,
+    pub(super) deadline: Instant,
+    pub(super) interrupt: Interrupt,
+    pub(super) progress: Option<Progress>,
+    pub(super) reply: oneshot::Sender<Result<Answered, BatchError>>,
+}
+
+impl Pending {
+    /// Whether nobody waits for it any more: its interrupt fired when the waiting future was dropped.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.interrupt.is_fired() || self.reply.is_closed()
+    }
+}
+
+pub(super) struct Queue {
+    /// A std mutex: held for a push or a look, never across a run or an await.
+    state: Mutex<State>,
     filled: Condvar,
     bound: usize,
+    limits: Limits,
+    /// Set once where the graph's outputs turned out not to follow the rows.
+    alone: AtomicBool,
+    stats: Arc<ModelStats>,
 }
 
-struct State<T> {
-    waiting: VecDeque<T>,
+struct State {
+    waiting: VecDeque<Pending>,
     closed: bool,
+    /// Raised to make every instance do its housekeeping once.
+    housekeeping: u64,
 }
 
-impl<T> Queue<T> {
-    pub(super) fn new(bound: usize) -> Queue<T> {
-        Queue { state: Mutex::new(State { waiting: VecDeque::new(), closed: false }), filled: Condvar::new(), bound }
+/// What an instance is to do.
+pub(super) enum Work {
+    Batch(Vec<Pending>),
+    /// Something to do between runs, up to this count.
+    Housekeeping(u64),
+}
+
+impl Queue {
+    pub(super) fn new(bound: usize, limits: Limits, stats: Arc<ModelStats>) -> Queue {
+        let state = State { waiting: VecDeque::new(), closed: false, housekeeping: 0 };
+        Queue { state: Mutex::new(state), filled: Condvar::new(), bound, limits, alone: AtomicBool::new(false), stats }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<T>> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Refuses at once where the queue is full or closed.
-    pub(super) fn push(&self, item: T) -> Result<(), BatchError> {
+    pub(super) fn push(&self, pieces: Vec<Pending>) -> Result<(), BatchError> {
         let mut state = self.lock();
         if state.closed {
             return Err(BatchError::Closed);
         }
         if state.waiting.len() >= self.bound {
-            return Err(BatchError::QueueFull { waiting: state.waiting.len() });
+            // Places of those who left are free.
+            self.remove(&mut state, Pending::is_abandoned);
+            if state.waiting.len() >= self.bound {
+                return Err(BatchError::QueueFull { waiting: state.waiting.len() });
+            }
         }
-        state.waiting.push_back(item);
+        let count = pieces.len();
+        for piece in pieces {
+            // From the back: nearly always the last place.
+            let behind = state.waiting.iter().rev().take_while(|other| other.priority > piece.priority).count();
+            let place = state.waiting.len() - behind;
+            state.waiting.insert(place, piece);
+        }
         drop(state);
-        self.filled.notify_one();
+        self.stats.queue_changed(isize::try_from(count).unwrap_or(isize::MAX));
+        for _ in 0..count {
+            self.filled.notify_one();
+        }
         Ok(())
     }
 
-    /// Waits for an item; `None` once the queue is closed and empty.
-    pub(super) fn pop(&self) -> Option<T> {
+    /// Waits for work beyond the housekeeping already done; `None` once the queue is closed and empty.
+    pub(super) fn take(&self, housekept: u64) -> Option<Work> {
         let mut state = self.lock();
         loop {
-            if let Some(item) = state.waiting.pop_front() {
-                return Some(item);
+            if state.housekeeping > housekept {
+                return Some(Work::Housekeeping(state.housekeeping));
             }
-            if state.closed {
-                return None;
+            let now = Instant::now();
+            self.drop_dead(&mut state, now);
+            let alone = self.alone.load(Ordering::Relaxed);
+            let candidates = state.waiting.iter().take(LOOK_AT).map(|pending| Candidate {
+                shape: pending.measure.shape.as_deref().filter(|_| !alone),
+                rows: pending.measure.rows,
+                length: pending.measure.length,
+                bytes: pending.measure.bytes,
+            });
+            let waited = state.waiting.front().map(|first| now - first.queued_at).unwrap_or_default();
+            match policy::decide(candidates, &self.limits, waited) {
+                Decision::Take(places) => return Some(Work::Batch(self.take_places(&mut state, &places))),
+                // A queue that is closed gets no more mates.
+                Decision::Wait(_) if state.closed => {
+                    let pending = state.waiting.pop_front();
+                    self.stats.queue_changed(-1);
+                    return Some(Work::Batch(pending.into_iter().collect()));
+                }
+                Decision::Wait(time) => {
+                    state = self.filled.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner).0;
+                }
+                Decision::Nothing if state.closed => return None,
+                Decision::Nothing => state = self.filled.wait(state).unwrap_or_else(PoisonError::into_inner),
             }
-            state = self.filled.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+    }
+
+    fn take_places(&self, state: &mut State, places: &[usize]) -> Vec<Pending> {
+        let mut batch: Vec<Pending> = if places.last() == Some(&(places.len() - 1)) {
+            state.waiting.drain(..places.len()).collect()
+        } else {
+            // From the back, so that the places in front keep their meaning.
+            let mut batch: Vec<Pending> =
+                places.iter().rev().filter_map(|&place| state.waiting.remove(place)).collect();
+            batch.reverse();
+            batch
+        };
+        batch.shrink_to_fit();
+        self.stats.queue_changed(-isize::try_from(batch.len()).unwrap_or(isize::MAX));
+        batch
+    }
+
+    /// Takes out those whom nobody waits for, and answers those whose deadline has passed.
+    fn drop_dead(&self, state: &mut State, now: Instant) {
+        let is_dead = |pending: &Pending| pending.is_abandoned() || pending.deadline <= now;
+        if state.waiting.len() <= LOOK_AT {
+            if state.waiting.iter().any(is_dead) {
+                self.remove(state, is_dead);
+            }
+            return;
+        }
+        while state.waiting.front().is_some_and(is_dead) {
+            let dead = state.waiting.pop_front();
+            self.stats.queue_changed(-1);
+            dead.into_iter().for_each(expire);
+        }
+    }
+
+    fn remove(&self, state: &mut State, is_dead: impl Fn(&Pending) -> bool) {
+        let before = state.waiting.len();
+        let (dead, alive): (VecDeque<Pending>, VecDeque<Pending>) =
+            std::mem::take(&mut state.waiting).into_iter().partition(is_dead);
+        state.waiting = alive;
+        let gone = before - state.waiting.len();
+        self.stats.queue_changed(-isize::try_from(gone).unwrap_or(isize::MAX));
+        dead.into_iter().for_each(expire);
+    }
+
+    /// From now on every request is a run of its own.
+    pub(super) fn stop_joining(&self) -> bool {
+        !self.alone.swap(true, Ordering::Relaxed)
+    }
+
+    /// Makes every instance do its housekeeping once, before its next run.
+    pub(super) fn ask_housekeeping(&self) {
+        self.lock().housekeeping += 1;
+        self.filled.notify_all();
     }
 
     pub(super) fn close(&self) {
@@ -66,26 +197,108 @@ impl<T> Queue<T> {
     }
 }
 
+fn expire(pending: Pending) {
+    // The receiver may be gone; then nobody waits for the answer.
+    let _ = pending.reply.send(Err(BatchError::Expired));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::telemetry::stats::Stats;
+    use std::time::Duration;
+
+    const LIMITS: Limits =
+        Limits { max_rows: 4, preferred_rows: 4, max_tokens: 100, max_bytes: 1000, timeout: Duration::ZERO };
+
+    type Answer = oneshot::Receiver<Result<Answered, BatchError>>;
+
+    fn queue(bound: usize, limits: Limits) -> Queue {
+        Queue::new(bound, limits, Stats::new(Duration::from_secs(60)).model("m", 1))
+    }
+
+    /// A request known by its number of bytes.
+    fn pending(id: usize, priority: u8) -> (Pending, Answer) {
+        let (reply, answer) = oneshot::channel();
+        let now = Instant::now();
+        let pending = Pending {
+            inputs: vec![],
+            outputs: [].into(),
+            measure: Measure { shape: Some([1].into()), rows: 1, length: 0, bytes: id },
+            priority,
+            queued_at: now,
+            deadline: now + Duration::from_secs(60),
+            interrupt: Interrupt::new(),
+            progress: None,
+            reply,
+        };
+        (pending, answer)
+    }
+
+    fn ids(work: Option<Work>) -> Vec<usize> {
+        match work {
+            Some(Work::Batch(batch)) => batch.iter().map(|pending| pending.measure.bytes).collect(),
+            _ => vec![],
+        }
+    }
 
     #[test]
-    fn a_full_queue_refuses_at_once() {
-        let queue = Queue::new(1);
-        queue.push(1).unwrap();
-        assert!(matches!(queue.push(2), Err(BatchError::QueueFull { waiting: 1 })));
-        assert_eq!(queue.pop(), Some(1));
-        queue.push(3).unwrap();
+    fn a_full_queue_refuses_at_once_and_frees_the_places_of_those_who_left() {
+        let queue = queue(2, LIMITS);
+        let (a, _a) = pending(1, 5);
+        let (b, left) = pending(2, 5);
+        queue.push(vec![a, b]).unwrap();
+        let (c, _c) = pending(3, 5);
+        assert!(matches!(queue.push(vec![c]), Err(BatchError::QueueFull { waiting: 2 })));
+        drop(left);
+        let (c, _c) = pending(3, 5);
+        queue.push(vec![c]).unwrap();
+        assert_eq!(ids(queue.take(0)), [1, 3]);
+        assert_eq!(queue.len(), 0);
+    }
+
+    #[test]
+    fn the_urgent_come_first_and_equals_in_their_order() {
+        let queue = queue(9, Limits { max_rows: 1, preferred_rows: 1, ..LIMITS });
+        let mut answers = vec![];
+        for (id, priority) in [(1, 5), (2, 5), (3, 1), (4, 9), (5, 1)] {
+            let (pending, answer) = pending(id, priority);
+            answers.push(answer);
+            queue.push(vec![pending]).unwrap();
+        }
+        let order: Vec<usize> = (0..5).flat_map(|_| ids(queue.take(0))).collect();
+        assert_eq!(order, [3, 5, 1, 2, 4]);
+    }
+
+    #[test]
+    fn expired_requests_are_answered_and_not_handed_out() {
+        let queue = queue(9, LIMITS);
+        let (mut old, mut answer) = pending(1, 5);
+        old.deadline = Instant::now();
+        let (young, _young) = pending(2, 5);
+        queue.push(vec![old, young]).unwrap();
+        assert_eq!(ids(queue.take(0)), [2]);
+        assert!(matches!(answer.try_recv(), Ok(Err(BatchError::Expired))));
     }
 
     #[test]
     fn a_closed_queue_still_gives_what_was_accepted() {
-        let queue = Queue::new(4);
-        queue.push(1).unwrap();
+        let queue = queue(9, Limits { timeout: Duration::from_secs(60), ..LIMITS });
+        let (a, _a) = pending(1, 5);
+        queue.push(vec![a]).unwrap();
         queue.close();
-        assert!(matches!(queue.push(2), Err(BatchError::Closed)));
-        assert_eq!(queue.pop(), Some(1));
-        assert_eq!(queue.pop(), None);
+        let (b, _b) = pending(2, 5);
+        assert!(matches!(queue.push(vec![b]), Err(BatchError::Closed)));
+        assert_eq!(ids(queue.take(0)), [1], "without waiting for mates");
+        assert!(queue.take(0).is_none());
+    }
+
+    #[test]
+    fn housekeeping_is_handed_out_once() {
+        let queue = queue(9, LIMITS);
+        queue.ask_housekeeping();
+        assert!(matches!(queue.take(0), Some(Work::Housekeeping(1))));
+        queue.close();
+        assert!(queue.take(1).is_none());
     }
 }

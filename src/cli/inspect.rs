@@ -131,11 +131,11 @@ fn spec_json(spec: &Spec) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batching::Handle;
+    use crate::batching::{BatchSettings, Handle, Plan, Start};
     use crate::engine::{Item, ModelName, Parameters, Prediction};
     use crate::models::ModelSettings;
     use crate::pipelines::{Pipeline, PipelineError};
-    use crate::runtime::GraphFacts;
+    use crate::runtime::{GraphFacts, RuntimeError};
     use crate::tasks::Tasks;
     use crate::tensor::{DType, Tensor, ValueType};
     use std::collections::BTreeMap;
@@ -174,6 +174,15 @@ mod tests {
         let tensor = |dtype, shape| ValueType::Tensor { dtype, shape };
         let shape = vec![Dim::Dynamic(Some("N\u{1b}[2J".to_owned())), Dim::Fixed(3)];
         let spec = |name: &str, ty, optional| Spec { name: name.to_owned(), ty, optional };
+        let stats = crate::telemetry::Stats::default().model("m", 2);
+        let start = Start {
+            model: "m".to_owned(),
+            sessions: vec![],
+            settings: BatchSettings::default(),
+            plan: Plan::alone("a test"),
+            stats: stats.clone(),
+            spare: Arc::new(|| Err(RuntimeError::Run(String::new()))),
+        };
         LoadedModel {
             name: ModelName::parse("m").unwrap(),
             version: Version(2),
@@ -201,8 +210,8 @@ mod tests {
             output_labels: BTreeMap::new(),
             max_batch_size: 0,
             config_json: Value::Null,
-            stats: crate::telemetry::Stats::default().model("m", 2),
-            handle: Handle::start("m", vec![], 1, &Tasks::new()).unwrap(),
+            stats,
+            handle: Handle::start(start, &Tasks::new()).unwrap(),
             loaded_at: SystemTime::UNIX_EPOCH,
             load_time: Duration::from_millis(12),
         }

@@ -62,7 +62,7 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
     ("store", "The folder of models."),
     ("device", "Where models run. This section and the next three can be overridden for a model in its model.toml."),
     ("optimization", "What ONNX Runtime does to a graph before it runs."),
-    ("batch", "How many requests a model works on, and how many may wait."),
+    ("batch", "Which requests share a run, how many runs there are at once, and how many requests may wait."),
     ("performance", "Work before the first request."),
     ("limits", "Bounds on what a request or a model file may be. Sizes are bytes unless the name says otherwise."),
     ("telemetry", "What the server says of itself."),
@@ -227,6 +227,59 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         section: "batch",
+        name: "dynamic_batching",
+        doc: "Let requests that wait share a run, where the model's rows do not see each other.",
+        kind: Kind::Boolean {
+            get: |config| config.overrides.apply(&ModelSettings::default()).batch.dynamic_batching,
+            set: |config, value| config.overrides.batch.dynamic_batching = Some(value),
+        },
+    },
+    Key {
+        section: "batch",
+        name: "batch_size",
+        doc: "Rows of a run that are worth no further wait, where timeout_ms is above 0; not set: max_batch_size.",
+        kind: Kind::Chosen {
+            min: 1,
+            max: 65_536,
+            get: |config| config.overrides.batch.batch_size.map(|value| value as u64),
+            set: |config, value| config.overrides.batch.batch_size = Some(size(value)),
+        },
+    },
+    Key {
+        section: "batch",
+        name: "max_batch_size",
+        doc: "Most rows of one run; a request with more is split.",
+        kind: Kind::Integer {
+            min: 1,
+            max: 65_536,
+            get: |config| config.overrides.apply(&ModelSettings::default()).batch.max_batch_size as u64,
+            set: |config, value| config.overrides.batch.max_batch_size = Some(size(value)),
+        },
+    },
+    Key {
+        section: "batch",
+        name: "timeout_ms",
+        doc: "How long a batch that is not full waits for mates; 0 = an idle instance takes at once what waits.",
+        kind: Kind::Integer {
+            min: 0,
+            max: 60_000,
+            get: |config| milliseconds(config.overrides.apply(&ModelSettings::default()).batch.timeout),
+            set: |config, value| config.overrides.batch.timeout_ms = Some(value),
+        },
+    },
+    Key {
+        section: "batch",
+        name: "max_batch_tokens",
+        doc: "Most tokens of one run, padding counted, for models whose requests are padded to one length.",
+        kind: Kind::Integer {
+            min: 1,
+            max: 1 << 32,
+            get: |config| config.overrides.apply(&ModelSettings::default()).batch.max_batch_tokens as u64,
+            set: |config, value| config.overrides.batch.max_batch_tokens = Some(size(value)),
+        },
+    },
+    Key {
+        section: "batch",
         name: "instances",
         doc: "Loaded copies of each model, each with its own thread; not set: chosen for the machine.",
         kind: Kind::Chosen {
@@ -254,7 +307,7 @@ pub(super) const KEYS: &[Key] = &[
         kind: Kind::Integer {
             min: 1,
             max: 1_000_000,
-            get: |config| config.overrides.apply(&ModelSettings::default()).max_queue as u64,
+            get: |config| config.overrides.apply(&ModelSettings::default()).batch.max_queue as u64,
             set: |config, value| config.overrides.batch.max_queue = Some(size(value)),
         },
     },

@@ -171,9 +171,6 @@ fn an_unknown_key_is_named_with_its_line_and_the_nearest_one() {
         "[store]\nzz = 1\n[batch]\nyy = 1\n",
         "ortus.toml:2: unknown key store.zz; the nearest valid one is autoload",
     );
-    for key in ["dynamic_batching", "max_batch_size", "batch_size"] {
-        assert!(message(from_file(&format!("[batch]\n{key} = 1"))).contains("unknown key"));
-    }
 }
 
 #[test]

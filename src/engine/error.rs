@@ -106,6 +106,7 @@ impl EngineError {
                 BatchError::Expired | BatchError::TimedOut => "deadline_exceeded",
                 BatchError::Closed => "model_unloading",
                 BatchError::Panicked => "internal_error",
+                BatchError::NotJoinable => "too_many_rows",
                 BatchError::Runtime(RuntimeError::Run(_)) => "model_refused_input",
                 BatchError::Runtime(_) => "internal_error",
             },
@@ -178,6 +179,7 @@ impl From<BatchError> for EngineError {
             | BatchError::Expired
             | BatchError::TimedOut
             | BatchError::Closed
+            | BatchError::NotJoinable
             | BatchError::Runtime(RuntimeError::Run(_)) => EngineError::Batch(error),
         }
     }
@@ -190,7 +192,7 @@ fn batch_kind(error: &BatchError) -> ErrorKind {
         BatchError::Closed => ErrorKind::NotReady,
         BatchError::Panicked => ErrorKind::Internal,
         // The values passed our checks and the graph still refused them, such as an index out of range.
-        BatchError::Runtime(RuntimeError::Run(_)) => ErrorKind::InvalidInput,
+        BatchError::NotJoinable | BatchError::Runtime(RuntimeError::Run(_)) => ErrorKind::InvalidInput,
         BatchError::Runtime(
             RuntimeError::Library(_)
             | RuntimeError::Graph(_)

@@ -1,8 +1,12 @@
 //! Tensors in, tensors out: check, queue, run.
 
-use super::request::{InferRequest, InferResponse, Timing};
+use super::request::{InferRequest, InferResponse, RunOptions, Timing};
 use super::{EngineError, InferenceEngine, LoadedModel, check};
+use crate::batching::{BatchError, PartError, Request};
+use crate::pipelines::PipelineError;
+use crate::runtime::{Input, RuntimeError};
 use crate::telemetry::stats::Stage;
+use crate::tensor::Value;
 use std::sync::Arc;
 
 impl InferenceEngine {
@@ -16,13 +20,41 @@ impl InferenceEngine {
     pub async fn infer(&self, model: &Arc<LoadedModel>, request: InferRequest) -> Result<InferResponse, EngineError> {
         let inputs = check::inputs(&model.inputs, request.inputs)?;
         let wanted = check::outputs(&model.outputs, &request.outputs)?;
-        let completed = model.handle.run(inputs, wanted.clone(), request.deadline).await?;
+        let mut response = self.run_parts(model, vec![inputs], wanted, request.options).await?;
+        Ok(InferResponse { outputs: response.parts.pop().unwrap_or_default(), timing: response.timing })
+    }
+
+    /// Runs the graph on parts whose inputs are checked. A part's error names its place where there are several.
+    pub(super) async fn run_parts(
+        &self,
+        model: &Arc<LoadedModel>,
+        parts: Vec<Vec<Input>>,
+        wanted: Vec<usize>,
+        options: RunOptions,
+    ) -> Result<PartsResponse, EngineError> {
+        let RunOptions { deadline, priority, progress } = options;
+        let single = parts.len() == 1;
+        let names: Vec<&String> =
+            wanted.iter().filter_map(|&index| model.outputs.get(index)).map(|spec| &spec.name).collect();
+        let request = Request { parts, outputs: wanted.clone(), deadline, priority, progress };
+        let completed = model.handle.run(request).await.map_err(|PartError { part, error }| match error {
+            BatchError::Runtime(RuntimeError::Run(problem)) if !single => {
+                PipelineError::Item { index: part, problem }.into()
+            }
+            error => EngineError::from(error),
+        })?;
         model.stats.record_stage(Stage::Queue, completed.queue);
         model.stats.record_stage(Stage::Inference, completed.inference);
-        let names = wanted.iter().filter_map(|&index| model.outputs.get(index)).map(|spec| spec.name.clone());
-        Ok(InferResponse {
-            outputs: names.zip(completed.outputs).collect(),
+        let named = |values: Vec<Value>| names.iter().map(|name| (*name).clone()).zip(values).collect();
+        Ok(PartsResponse {
+            parts: completed.parts.into_iter().map(named).collect(),
             timing: Timing { queue: completed.queue, inference: completed.inference, ..Timing::default() },
         })
     }
+}
+
+/// The outputs of each part, by name.
+pub(super) struct PartsResponse {
+    pub(super) parts: Vec<Vec<(String, Value)>>,
+    pub(super) timing: Timing,
 }

@@ -13,7 +13,9 @@ mod request;
 pub(crate) mod testing;
 
 pub use error::{EngineError, ErrorKind, FieldError, FieldKind};
-pub use request::{InferRequest, InferResponse, PredictRequest, PredictResponse, Timing};
+pub use request::{InferRequest, InferResponse, PredictRequest, PredictResponse, RunOptions, Timing};
+
+pub use crate::batching::Progress;
 
 pub use crate::models::{
     LoadOverrides, LoadedModel, ModelName, ModelState, ModelStatus, NameError, Version, VersionStatus,

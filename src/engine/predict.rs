@@ -1,11 +1,15 @@
 //! The task's own input to the task's own answer: preprocess, infer, postprocess.
 
-use super::request::{InferRequest, InferResponse, PredictRequest, PredictResponse, Timing};
-use super::{EngineError, InferenceEngine, LoadedModel};
+use super::request::{InferResponse, PredictRequest, PredictResponse, Timing};
+use super::{EngineError, InferenceEngine, LoadedModel, check};
 use crate::pipelines::{Pipeline, PipelineError, Prediction};
+use crate::telemetry::stats::Stage;
 use crate::tensor::{Tensor, Value};
 use std::sync::Arc;
 use std::time::Instant;
+
+/// Bytes of the tensors that the items of one request may become: small files can make large tensors.
+const PREPARED_BYTES_MAX: usize = 1 << 30;
 
 /// The graph's outputs by name.
 type Outputs = Vec<(String, Value)>;
@@ -31,6 +35,7 @@ impl InferenceEngine {
         let read = move || items.iter().map(|outputs| pipeline.postprocess(outputs, &parameters)).collect();
         let predictions: Result<Vec<Prediction>, PipelineError> = self.0.pool.run(read).await?;
         timing.postprocess = started.elapsed();
+        model.stats.record_stage(Stage::Postprocess, timing.postprocess);
         Ok(PredictResponse { predictions: predictions.map_err(internal_outputs)?, timing })
     }
 
@@ -57,7 +62,7 @@ impl InferenceEngine {
         request: PredictRequest,
     ) -> Result<(Vec<Outputs>, Timing), EngineError> {
         let pipeline = pipeline_of(model)?;
-        let PredictRequest { items, parameters, deadline } = request;
+        let PredictRequest { items, parameters, options } = request;
         pipeline.check_parameters(&parameters)?;
         let started = Instant::now();
         let parameters = Arc::new(parameters);
@@ -71,17 +76,23 @@ impl InferenceEngine {
         }))
         .await?;
         let preprocess = started.elapsed();
-        let responses = futures_util::future::try_join_all(prepared.into_iter().map(|inputs| {
-            let inputs = inputs.into_iter().map(|(name, tensor)| (name, tensor.into())).collect();
-            self.infer(model, InferRequest { inputs, outputs: Vec::new(), deadline })
-        }))
-        .await?;
-        let mut timing = Timing { preprocess, ..Timing::default() };
-        for response in &responses {
-            timing.queue = timing.queue.max(response.timing.queue);
-            timing.inference = timing.inference.max(response.timing.inference);
+        model.stats.record_stage(Stage::Preprocess, preprocess);
+        let mut parts = Vec::with_capacity(prepared.len());
+        let mut bytes = 0usize;
+        for (place, tensors) in prepared.into_iter().enumerate() {
+            bytes = tensors.iter().fold(bytes, |bytes, (_, tensor)| bytes.saturating_add(tensor.bytes().len()));
+            if bytes > PREPARED_BYTES_MAX {
+                let problem = format!(
+                    "the items before it already make more than {PREPARED_BYTES_MAX} bytes for the model; send fewer at once"
+                );
+                return Err(PipelineError::TooLarge { index: place, problem }.into());
+            }
+            let values = tensors.into_iter().map(|(name, tensor)| (name, tensor.into())).collect();
+            parts.push(check::inputs(&model.inputs, values)?);
         }
-        Ok((responses.into_iter().map(|response| response.outputs).collect(), timing))
+        let wanted = check::outputs(&model.outputs, &[])?;
+        let response = self.run_parts(model, parts, wanted, options).await?;
+        Ok((response.parts, Timing { preprocess, ..response.timing }))
     }
 }
 

@@ -1,5 +1,6 @@
 //! What doors give to the engine and get back.
 
+use crate::batching::{DEFAULT_PRIORITY, LOWEST_PRIORITY, Progress};
 use crate::pipelines::{Item, Parameters, Prediction};
 use crate::tensor::Value;
 use std::time::Duration;
@@ -11,8 +12,7 @@ pub struct InferRequest {
     pub inputs: Vec<(String, Value)>,
     /// Names of the outputs wanted, in that order; empty = all, in the graph's order.
     pub outputs: Vec<String>,
-    /// When the answer is worthless.
-    pub deadline: Instant,
+    pub options: RunOptions,
 }
 
 #[derive(Debug)]
@@ -26,7 +26,35 @@ pub struct InferResponse {
 pub struct PredictRequest {
     pub items: Vec<Item>,
     pub parameters: Parameters,
+    pub options: RunOptions,
+}
+
+/// How urgent a request is, and who watches it.
+#[derive(Debug, Clone)]
+pub struct RunOptions {
+    /// When the answer is worthless.
     pub deadline: Instant,
+    /// 1 (first) to [`LOWEST_PRIORITY`](crate::batching::LOWEST_PRIORITY).
+    pub priority: u8,
+    /// Counts the rows that are answered.
+    pub progress: Option<Progress>,
+}
+
+impl RunOptions {
+    /// A request of usual urgency that nobody watches.
+    pub fn until(deadline: Instant) -> RunOptions {
+        RunOptions { deadline, priority: DEFAULT_PRIORITY, progress: None }
+    }
+
+    /// `priority` as clients give it: 1 is the most urgent, 0 or nothing the default, what lies beyond the least urgent.
+    #[must_use]
+    pub fn with_priority(self, priority: Option<u64>) -> RunOptions {
+        let priority = match priority {
+            None | Some(0) => DEFAULT_PRIORITY,
+            Some(priority) => u8::try_from(priority).unwrap_or(u8::MAX).min(LOWEST_PRIORITY),
+        };
+        RunOptions { priority, ..self }
+    }
 }
 
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! Engines and models without a graph, for tests of the doors.
 
 use super::{InferenceEngine, LoadedModel, ModelName, Version};
-use crate::batching::Handle;
+use crate::batching::{BatchSettings, Handle, Plan, Start};
 use crate::models::{ModelManager, ModelSettings, StoreSettings};
 use crate::pipelines::{PipelineLimits, Pool};
 use crate::runtime::fake::FakeRuntime;
@@ -41,6 +41,15 @@ pub(crate) fn model(
     let settings = SessionSettings { device, optimization_level: OptimizationLevel::None, intra_threads: 1 };
     let session = FakeRuntime::new(inputs.clone(), outputs.clone(), run).load(&source, &settings).unwrap();
     let facts = session.facts().clone();
+    let stats = Stats::default().model("fake", 1);
+    let start = Start {
+        model: "fake".into(),
+        sessions: vec![session],
+        settings: BatchSettings::default(),
+        plan: Plan::alone("a test"),
+        stats: stats.clone(),
+        spare: Arc::new(|| Err(RuntimeError::Run("there is no other session".into()))),
+    };
     Arc::new(LoadedModel {
         name: ModelName::parse("fake").unwrap(),
         version: Version(1),
@@ -55,8 +64,8 @@ pub(crate) fn model(
         output_labels: BTreeMap::new(),
         max_batch_size: 0,
         config_json: serde_json::Value::Null,
-        stats: Stats::default().model("fake", 1),
-        handle: Handle::start("fake", vec![session], 8, tasks).unwrap(),
+        stats,
+        handle: Handle::start(start, tasks).unwrap(),
         loaded_at: SystemTime::UNIX_EPOCH,
         load_time: Duration::ZERO,
     })

@@ -505,7 +505,19 @@ fn settings(message: &DynamicMessage) -> Result<ModelOverrides, ConfigError> {
             }
         }
     }
-    let queue = child(message, "dynamic_batching").and_then(|batching| child(&batching, "default_queue_policy"));
+    if let Ok(max_batch_size @ 1..) = usize::try_from(int(message, "max_batch_size")) {
+        settings.batch.max_batch_size = Some(max_batch_size);
+    }
+    let batching = child(message, "dynamic_batching");
+    if let Some(batching) = &batching {
+        let preferred = messages_or_numbers(batching, "preferred_batch_size");
+        let preferred = preferred.iter().filter_map(Value::as_i32).filter_map(|size| usize::try_from(size).ok()).max();
+        settings.batch.batch_size = preferred.filter(|size| *size > 0);
+        let micros = batching.get_field_by_name("max_queue_delay_microseconds");
+        // Below a millisecond is what instances wait for each other anyway.
+        settings.batch.timeout_ms = micros.and_then(|micros| micros.as_u64()).map(|micros| (micros / 1000).min(60_000));
+    }
+    let queue = batching.and_then(|batching| child(&batching, "default_queue_policy"));
     settings.batch.max_queue =
         queue.and_then(|queue| usize::try_from(int(&queue, "max_queue_size")).ok()).filter(|size| *size > 0);
     if let Some(count) = parameter(message, "intra_op_thread_count") {

@@ -4,14 +4,15 @@
 //! Knows no registry: who may be replaced by the result is decided elsewhere.
 
 use super::config_pbtxt::{GivenConfig, InForce, effective};
+use super::made_up::{self, Hints, Size};
 use super::repository::{VersionFolder, companion, graph_file, read_bounded};
 use super::{LoadError, LoadedModel, Manifest, ModelName, ModelSettings, Version, VersionPolicy, warmup};
-use crate::batching::Handle;
+use crate::batching::{Handle, Joining, Plan, Start, probe};
 use crate::pipelines::{LabelsSource, Pipeline, PipelineLimits};
 use crate::runtime::{GraphSource, Interrupt, Runtime, Session, SessionSettings};
 use crate::tasks::Tasks;
-use crate::telemetry::ModelStats;
-use crate::tensor::Spec;
+use crate::telemetry::stats::ModelStats;
+use crate::tensor::{Dim, Spec, ValueType};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -40,7 +41,7 @@ pub(super) struct Job {
 /// See [`LoadError`].
 pub(super) fn load(
     job: &Job,
-    runtime: &dyn Runtime,
+    runtime: &Arc<dyn Runtime>,
     tasks: &Tasks,
     interrupt: &Interrupt,
     warming: impl FnOnce(),
@@ -66,7 +67,7 @@ pub(super) fn load(
         sessions.push(runtime.load(&source, &session_settings)?);
     }
     let Some(first) = sessions.first() else { return Err(LoadError::Panicked) };
-    let (inputs, outputs, facts) = (first.inputs().to_vec(), first.outputs().to_vec(), first.facts().clone());
+    let (mut inputs, mut outputs, facts) = (first.inputs().to_vec(), first.outputs().to_vec(), first.facts().clone());
     if let Some(config) = config {
         config.check_graph(&inputs, &outputs)?;
     }
@@ -78,7 +79,14 @@ pub(super) fn load(
         warmup::configured(&mut sessions, sample, &job.folder, interrupt)?;
     }
     warmup::samples(&mut sessions, pipeline.as_deref(), &job.manifest, &job.folder, interrupt)?;
-    warmup::made_up(&mut sessions, job.settings.warmup_iterations, interrupt);
+    let hints = Hints::of(&job.folder.folder);
+    warmup::made_up(&mut sessions, &hints, job.settings.warmup_iterations, interrupt);
+    let plan = if job.settings.batch.dynamic_batching {
+        batch_plan(&mut sessions, &hints, interrupt)
+    } else {
+        Plan::alone("dynamic_batching is off")
+    };
+    tracing::info!(model = %job.name, version = %job.version, joining = ?plan.joining, evidence = plan.evidence, "how requests share runs");
 
     let in_force = InForce {
         name: &job.name,
@@ -90,8 +98,20 @@ pub(super) fn load(
         device: &facts.device,
     };
     let config_json = effective(config, &in_force)?;
-    let handle = Handle::start(job.name.as_str(), sessions, job.settings.max_queue, tasks)
-        .map_err(|error| LoadError::Threads(error.kind()))?;
+    if matches!(plan.joining, Joining::Fixed(_)) {
+        // Any number of rows is taken: they are filled up or split.
+        inputs.iter_mut().filter(|spec| !spec.optional).chain(&mut outputs).for_each(free_rows);
+    }
+    let spare_runtime = runtime.clone();
+    let start = Start {
+        model: job.name.to_string(),
+        sessions,
+        settings: job.settings.batch.clone(),
+        plan,
+        stats: job.stats.clone(),
+        spare: Arc::new(move || spare_runtime.load(&source, &session_settings)),
+    };
+    let handle = Handle::start(start, tasks).map_err(|error| LoadError::Threads(error.kind()))?;
     Ok(LoadedModel {
         name: job.name.clone(),
         version: job.version,
@@ -111,6 +131,22 @@ pub(super) fn load(
         loaded_at: SystemTime::now(),
         load_time: started.elapsed(),
     })
+}
+
+/// Tries out with the first session how requests may share runs.
+fn batch_plan(sessions: &mut [Box<dyn Session>], hints: &Hints, interrupt: &Interrupt) -> Plan {
+    let Some(session) = sessions.first_mut() else { return Plan::alone("there is no session") };
+    let specs = session.inputs().to_vec();
+    let make = move |rows, length, seed| made_up::inputs(&specs, &Size { rows: Some(rows), length }, seed, hints);
+    probe(session.as_mut(), &make, &[], interrupt)
+}
+
+fn free_rows(spec: &mut Spec) {
+    if let ValueType::Tensor { shape: Some(dims), .. } = &mut spec.ty
+        && let Some(first) = dims.first_mut()
+    {
+        *first = Dim::Dynamic(None);
+    }
 }
 
 /// Instances and the threads of each. What the settings leave open is chosen so that together they fill the machine.

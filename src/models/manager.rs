@@ -572,7 +572,7 @@ impl ModelManager {
             let _permit = permit;
             // The receiver is gone where the process stops.
             let warming = || _ = warming.send(());
-            loader::load(&job, inner.runtime.as_ref(), &inner.tasks, &switch, warming)
+            loader::load(&job, &inner.runtime, &inner.tasks, &switch, warming)
         });
         let too_long = async {
             match warms.await {

@@ -219,8 +219,15 @@ fn check(manifest: &Manifest) -> Result<(), ManifestError> {
             return Err(ManifestError::Value { key, problem: format!("expected 1 to {INSTANCES_MAX}, got {count}") });
         }
     }
-    if batch.max_queue == Some(0) {
-        return Err(ManifestError::Value { key: "batch.max_queue", problem: "expected at least 1, got 0".into() });
+    for (key, value) in [
+        ("batch.max_queue", batch.max_queue),
+        ("batch.batch_size", batch.batch_size),
+        ("batch.max_batch_size", batch.max_batch_size),
+        ("batch.max_batch_tokens", batch.max_batch_tokens),
+    ] {
+        if value == Some(0) {
+            return Err(ManifestError::Value { key, problem: "expected at least 1, got 0".into() });
+        }
     }
     check_path("pipeline.file", manifest.pipeline.file.as_deref())?;
     if let Some(LabelsSource::File(file)) = &manifest.pipeline.labels {
@@ -335,7 +342,8 @@ mod tests {
         check("[batch]\ninstance = 1", "line 2: unknown key 'instance'; did you mean 'instances'?");
         check(
             "[batch]\nqqqqqqq = 1",
-            "line 2: unknown key 'qqqqqqq'; the keys here are instances, intra_threads, max_queue",
+            "line 2: unknown key 'qqqqqqq'; the keys here are dynamic_batching, batch_size, max_batch_size, timeout_ms, \
+             max_batch_tokens, max_queue, instances, intra_threads",
         );
         check("[warmup]\nfile = \"a\"", "line 1");
         check("[[warmup]]\nfil = \"a\"", "did you mean 'file'?");

@@ -1,5 +1,6 @@
 //! Settings of the store and of one model: the server's sections, and what a model's own `model.toml` overrides.
 
+use crate::batching::BatchSettings;
 use crate::runtime::{DeviceSettings, DeviceType, OptimizationLevel};
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -26,8 +27,7 @@ pub struct ModelSettings {
     pub instances: Option<usize>,
     /// Threads of one run; `None` = chosen for the machine.
     pub intra_threads: Option<usize>,
-    /// Requests that may wait for an instance.
-    pub max_queue: usize,
+    pub batch: BatchSettings,
     /// Runs with made-up input before a version is ready.
     pub warmup_iterations: usize,
 }
@@ -39,7 +39,7 @@ impl Default for ModelSettings {
             optimization_level: OptimizationLevel::Aggressive,
             instances: None,
             intra_threads: None,
-            max_queue: 256,
+            batch: BatchSettings::default(),
             warmup_iterations: 1,
         }
     }
@@ -74,9 +74,14 @@ pub struct OptimizationOverrides {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BatchOverrides {
+    pub dynamic_batching: Option<bool>,
+    pub batch_size: Option<usize>,
+    pub max_batch_size: Option<usize>,
+    pub timeout_ms: Option<u64>,
+    pub max_batch_tokens: Option<usize>,
+    pub max_queue: Option<usize>,
     pub instances: Option<usize>,
     pub intra_threads: Option<usize>,
-    pub max_queue: Option<usize>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -102,7 +107,14 @@ impl ModelOverrides {
             },
             instances: self.batch.instances.or(base.instances),
             intra_threads: self.batch.intra_threads.or(base.intra_threads),
-            max_queue: self.batch.max_queue.unwrap_or(base.max_queue),
+            batch: BatchSettings {
+                dynamic_batching: self.batch.dynamic_batching.unwrap_or(base.batch.dynamic_batching),
+                batch_size: self.batch.batch_size.or(base.batch.batch_size),
+                max_batch_size: self.batch.max_batch_size.unwrap_or(base.batch.max_batch_size),
+                timeout: self.batch.timeout_ms.map_or(base.batch.timeout, Duration::from_millis),
+                max_batch_tokens: self.batch.max_batch_tokens.unwrap_or(base.batch.max_batch_tokens),
+                max_queue: self.batch.max_queue.unwrap_or(base.batch.max_queue),
+            },
             warmup_iterations: self.performance.warmup_iterations.unwrap_or(base.warmup_iterations),
         }
     }

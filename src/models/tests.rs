@@ -1,6 +1,7 @@
 //! The manager over real folders and a runtime without graphs: what a model's file holds tells how its load goes.
 
 use super::*;
+use crate::batching::{BatchSettings, DEFAULT_PRIORITY, Request};
 use crate::pipelines::PipelineLimits;
 use crate::runtime::fake::FakeRuntime;
 use crate::runtime::{GraphSource, Runtime, RuntimeError, Session, SessionSettings};
@@ -107,7 +108,9 @@ impl House {
         let runtime = TestRuntime { loads: Arc::clone(&loads), runs: Arc::clone(&runs), gate: gate.clone() };
         let store =
             StoreSettings { models_dir: root.path().to_owned(), autoload, poll_interval, max_model_bytes: 1 << 20 };
-        let settings = ModelSettings { warmup_iterations: 0, ..ModelSettings::default() };
+        // Runs are counted, and some never end: none may be a trial of the loader's.
+        let batch = BatchSettings { dynamic_batching: false, ..BatchSettings::default() };
+        let settings = ModelSettings { warmup_iterations: 0, batch, ..ModelSettings::default() };
         let limits = PipelineLimits { max_pixels: 1 };
         let manager = ModelManager::new(Arc::new(runtime), tasks.clone(), store, settings, limits, Stats::default());
         let house = House { root, manager, loads, runs, gate, tasks };
@@ -164,7 +167,14 @@ fn config(text: &str) -> LoadOverrides {
 async fn run(model: &LoadedModel) -> bool {
     let tensor = crate::tensor::Tensor::from_vec(DType::Fp32, vec![1, 2], vec![1f32, 2.0]).unwrap();
     let deadline = Instant::now() + Duration::from_secs(20);
-    model.handle.run(vec![(0, Value::Tensor(tensor))], vec![0], deadline).await.is_ok()
+    let request = Request {
+        parts: vec![vec![(0, Value::Tensor(tensor))]],
+        outputs: vec![0],
+        deadline,
+        priority: DEFAULT_PRIORITY,
+        progress: None,
+    };
+    model.handle.run(request).await.is_ok()
 }
 
 #[tokio::test]

@@ -406,7 +406,12 @@ fn config_of(model: &LoadedModel) -> Value {
         "batch": {
             "instances": model.instances,
             "intra_threads": model.intra_threads,
-            "max_queue": settings.max_queue,
+            "dynamic_batching": settings.batch.dynamic_batching,
+            "batch_size": settings.batch.batch_size,
+            "max_batch_size": settings.batch.max_batch_size,
+            "timeout_ms": u64::try_from(settings.batch.timeout.as_millis()).unwrap_or(u64::MAX),
+            "max_batch_tokens": settings.batch.max_batch_tokens,
+            "max_queue": settings.batch.max_queue,
         },
         "performance": { "warmup_iterations": settings.warmup_iterations },
     })

@@ -52,6 +52,7 @@ pub(super) struct Call {
     pub(super) parameters: Parameters,
     pub(super) id: Option<String>,
     pub(super) timeout_ms: Option<u64>,
+    pub(super) priority: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -62,7 +63,7 @@ pub(super) enum Input {
 
 impl Call {
     fn new(input: Input) -> Call {
-        Call { input, parameters: Parameters::new(), id: None, timeout_ms: None }
+        Call { input, parameters: Parameters::new(), id: None, timeout_ms: None, priority: None }
     }
 }
 
@@ -195,7 +196,13 @@ fn target(model: &LoadedModel) -> Target<'_> {
 
 fn parse_json(model: &LoadedModel, body: &Bytes, limits: &Limits) -> Result<Call, ApiError> {
     let body = json::parse_predict(body, &target(model), &limits.json)?;
-    Ok(Call { input: input(body.inputs), parameters: body.parameters, id: body.id, timeout_ms: body.timeout_ms })
+    Ok(Call {
+        input: input(body.inputs),
+        parameters: body.parameters,
+        id: body.id,
+        timeout_ms: body.timeout_ms,
+        priority: body.priority,
+    })
 }
 
 fn input(inputs: PredictInput) -> Input {
@@ -223,7 +230,13 @@ async fn parse_form(
         )
     })?;
     let form = multipart::read(form, &target(model), &limits.json).await?;
-    Ok(Call { input: input(form.inputs), parameters: form.parameters, id: form.id, timeout_ms: form.timeout_ms })
+    Ok(Call {
+        input: input(form.inputs),
+        parameters: form.parameters,
+        id: form.id,
+        timeout_ms: form.timeout_ms,
+        priority: form.priority,
+    })
 }
 
 /// A `.npy` has no name: it is for a model with one input.

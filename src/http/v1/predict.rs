@@ -5,8 +5,8 @@
 use super::encode::{self, Answer, Format};
 use super::parse::{self, BodyKind, Call, Input, Limits};
 use crate::engine::{
-    EngineError, ErrorKind, InferRequest, InferenceEngine, LoadedModel, ModelName, Parameters, PredictRequest, Timing,
-    Version,
+    EngineError, ErrorKind, InferRequest, InferenceEngine, LoadedModel, ModelName, Parameters, PredictRequest,
+    RunOptions, Timing, Version,
 };
 use crate::http::error::ApiError;
 use crate::http::extract::{ApiQuery, ModelPath, deadline, invalid_query, query_bool};
@@ -60,6 +60,9 @@ pub(in crate::http) struct PredictRequestBody {
     /// When the answer is worthless, from the request's arrival; at most the server's request timeout.
     #[schema(minimum = 1, example = 1000)]
     timeout_ms: Option<u64>,
+    /// 1 is served first, 9 last; 0 is the default, 5.
+    #[schema(minimum = 0, example = 5)]
+    priority: Option<u32>,
 }
 
 /// Answer to a prediction: `predictions` of a task, or `outputs` of a model that takes tensors.
@@ -154,8 +157,9 @@ async fn answer(
     let deadline = deadline(arrival, call.timeout_ms, &state.settings)?;
     let id = call.id.take();
 
+    let options = RunOptions::until(deadline).with_priority(call.priority.map(u64::from));
     let wants = Wants { raw: query.raw || format.is_binary(), outputs: query.outputs };
-    let (answer, timing) = run(&state.engine, &model, call, wants, deadline).await?;
+    let (answer, timing) = run(&state.engine, &model, call, wants, options).await?;
 
     let size = answer.size();
     let encoded_for = model.clone();
@@ -185,7 +189,7 @@ async fn run(
     model: &Arc<LoadedModel>,
     call: Call,
     wants: Wants,
-    deadline: Instant,
+    options: RunOptions,
 ) -> Result<(Answer, Timing), ApiError> {
     let Call { input, parameters, .. } = call;
     match input {
@@ -194,7 +198,7 @@ async fn run(
                 let field = format!("parameters.{}", clip(name));
                 return Err(ApiError::field(field, "tensors are run as they are: no parameters apply to them"));
             }
-            let response = engine.infer(model, InferRequest { inputs, outputs: wants.outputs, deadline }).await?;
+            let response = engine.infer(model, InferRequest { inputs, outputs: wants.outputs, options }).await?;
             Ok((Answer::Outputs(response.outputs), response.timing))
         }
         Input::Items(items) if wants.raw || !wants.outputs.is_empty() => {
@@ -202,14 +206,14 @@ async fn run(
             {
                 return Err(ApiError::field(format!("outputs.{}", clip(name)), "the model has no output of this name"));
             }
-            let mut response = engine.predict_raw(model, PredictRequest { items, parameters, deadline }).await?;
+            let mut response = engine.predict_raw(model, PredictRequest { items, parameters, options }).await?;
             if !wants.outputs.is_empty() {
                 response.outputs.retain(|(name, _)| wants.outputs.contains(name));
             }
             Ok((Answer::Outputs(response.outputs), response.timing))
         }
         Input::Items(items) => {
-            let response = engine.predict(model, PredictRequest { items, parameters, deadline }).await?;
+            let response = engine.predict(model, PredictRequest { items, parameters, options }).await?;
             Ok((Answer::Predictions(response.predictions), response.timing))
         }
     }
@@ -303,7 +307,7 @@ pub async fn predict_offline(
     let id = call.id.clone();
     let timeout = call.timeout_ms.map_or(TIMEOUT, Duration::from_millis);
     let wants = Wants { raw: false, outputs: Vec::new() };
-    let (answer, _) = run(engine, &model, call, wants, Instant::now() + timeout)
+    let (answer, _) = run(engine, &model, call, wants, RunOptions::until(Instant::now() + timeout))
         .await
         .map_err(|error| error.internal_detail().unwrap_or(error.detail()).to_owned())?;
     let bytes =
@@ -353,8 +357,13 @@ mod tests {
     #[test]
     fn the_body_counts_where_the_query_says_the_same() {
         let query = query(&[("top_k", "3"), ("id", "q"), ("timeout_ms", "5")]).unwrap();
-        let mut call =
-            Call { input: Input::Items(vec![]), parameters: Parameters::new(), id: Some("b".into()), timeout_ms: None };
+        let mut call = Call {
+            input: Input::Items(vec![]),
+            parameters: Parameters::new(),
+            id: Some("b".into()),
+            timeout_ms: None,
+            priority: None,
+        };
         call.parameters.insert("top_k".into(), json!(1));
         query.complete(&mut call);
         assert_eq!((call.id.as_deref(), call.timeout_ms, &call.parameters["top_k"]), (Some("b"), Some(5), &json!(1)));

@@ -2,7 +2,7 @@
 
 use super::error::V2Error;
 use super::frames::Frames;
-use crate::engine::{InferRequest, LoadedModel, Parameters};
+use crate::engine::{InferRequest, LoadedModel, Parameters, RunOptions};
 use crate::http::codec::json::{JsonLimits, V2Answer, V2Body, V2Request, encode_v2_response, parse_v2};
 use crate::http::extract::ModelPath;
 use crate::http::middleware::Arrival;
@@ -45,11 +45,11 @@ pub(super) async fn infer(
     let text_size = json_length.filter(|_| only_numbers).unwrap_or(body.len());
     let parse = move || parse_v2(&body, json_length, &parsed_for.inputs, &limits);
     let mut request = state.compute(text_size, parse).await??;
-    let deadline = deadline_of(&request.parameters, arrival.0, &state.settings)?;
+    let options = options_of(&request.parameters, arrival.0, &state.settings)?;
     let inputs = std::mem::take(&mut request.inputs).into_iter().map(|input| (input.name, input.value)).collect();
     let outputs = request.outputs.iter().map(|output| output.name.clone()).collect();
 
-    let response = state.engine.infer(&model, InferRequest { inputs, outputs, deadline }).await?;
+    let response = state.engine.infer(&model, InferRequest { inputs, outputs, options }).await?;
 
     let outputs = response.outputs;
     let text_size = outputs
@@ -84,13 +84,13 @@ fn json_length(headers: &HeaderMap, max_body_bytes: usize) -> Result<Option<usiz
     }
 }
 
-/// Checks the request's reserved parameters and gives the deadline. Others are the client's own and mean nothing here.
-fn deadline_of(parameters: &Parameters, arrival: Instant, settings: &HttpSettings) -> Result<Instant, V2Error> {
+/// Checks the request's reserved parameters and gives deadline and priority. Others are the client's own and mean nothing here.
+fn options_of(parameters: &Parameters, arrival: Instant, settings: &HttpSettings) -> Result<RunOptions, V2Error> {
     let refuse = |name: &str, problem: &str| {
         let name: String = name.chars().take(64).collect();
         Err(V2Error::invalid("invalid_parameter", format!("parameters.{name}: {problem}")))
     };
-    let mut timeout = settings.request_timeout;
+    let (mut timeout, mut priority) = (settings.request_timeout, None);
     for (name, value) in parameters {
         match name.as_str() {
             "timeout" => match value.as_u64() {
@@ -99,7 +99,10 @@ fn deadline_of(parameters: &Parameters, arrival: Instant, settings: &HttpSetting
                 Some(micros) => timeout = timeout.min(Duration::from_micros(micros)),
                 None => return refuse(name, "must be a whole number of microseconds"),
             },
-            "priority" if value.as_u64().is_none() => return refuse(name, "must be a whole number; 0 is the default"),
+            "priority" => match value.as_u64() {
+                Some(value) => priority = Some(value),
+                None => return refuse(name, "must be a whole number; 1 is served first, 0 is the default"),
+            },
             "sequence_id" | "sequence_start" | "sequence_end" if !is_unset(value) => {
                 return refuse(name, "sequences are not served: send what belongs together in one request");
             }
@@ -113,7 +116,7 @@ fn deadline_of(parameters: &Parameters, arrival: Instant, settings: &HttpSetting
             _ => {}
         }
     }
-    Ok(arrival + timeout)
+    Ok(RunOptions::until(arrival + timeout).with_priority(priority))
 }
 
 /// Whether a sequence parameter says that there is no sequence.
@@ -213,8 +216,8 @@ mod tests {
         let settings = HttpSettings { request_timeout: Duration::from_secs(10), ..HttpSettings::default() };
         let Json::Object(parameters) = parameters else { panic!("not an object") };
         let now = Instant::now();
-        match (deadline_of(&parameters, now, &settings), expected) {
-            (Ok(deadline), Ok(expected)) => assert_eq!(deadline - now, expected, "{parameters:?}"),
+        match (options_of(&parameters, now, &settings), expected) {
+            (Ok(options), Ok(expected)) => assert_eq!(options.deadline - now, expected, "{parameters:?}"),
             (Err(error), Err(words)) => {
                 assert_eq!(error.0.status(), 400);
                 assert!(error.0.detail().contains(words), "{}", error.0.detail());

@@ -1,0 +1,395 @@
+//! Requests through real threads and a fake runtime, in real time: a paused clock and OS threads race.
+
+use super::*;
+use crate::runtime::fake::FakeRuntime;
+use crate::runtime::{
+    DeviceSettings, GraphSource, Input, Interrupt, OptimizationLevel, Runtime, RuntimeError, Session, SessionSettings,
+};
+use crate::tasks::Tasks;
+use crate::telemetry::stats::Stats;
+use crate::tensor::{DType, Dim, Spec, Tensor, Value, ValueType};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+type Outcome = Result<Vec<Value>, RuntimeError>;
+
+fn spec(name: &str, dims: &[i64]) -> Spec {
+    let shape = dims.iter().map(|&dim| usize::try_from(dim).map_or(Dim::Dynamic(None), Dim::Fixed)).collect();
+    Spec { name: name.into(), ty: ValueType::Tensor { dtype: DType::Int64, shape: Some(shape) }, optional: false }
+}
+
+fn session(run: impl Fn(&[Input], &[usize], &Interrupt) -> Outcome + Send + Sync + 'static) -> Box<dyn Session> {
+    let source = GraphSource { file: "".into(), folder: "".into(), max_file_bytes: 0 };
+    let settings = SessionSettings {
+        device: DeviceSettings::default(),
+        optimization_level: OptimizationLevel::None,
+        intra_threads: 1,
+    };
+    FakeRuntime::new(vec![spec("x", &[-1, -1])], vec![spec("y", &[-1, -1])], run).load(&source, &settings).unwrap()
+}
+
+fn rows_plan() -> Plan {
+    Plan { joining: Joining::Rows, inputs: vec![0], padding: None, evidence: String::new() }
+}
+
+struct House {
+    handle: Handle,
+    tasks: Tasks,
+    stats: Arc<crate::telemetry::stats::ModelStats>,
+}
+
+fn start(
+    settings: BatchSettings,
+    plan: Plan,
+    run: impl Fn(&[Input], &[usize], &Interrupt) -> Outcome + Send + Sync + 'static,
+) -> House {
+    let run = Arc::new(run);
+    let make = move || {
+        let run = run.clone();
+        session(move |inputs, outputs, interrupt| run(inputs, outputs, interrupt))
+    };
+    let (tasks, stats) = (Tasks::new(), Stats::new(Duration::from_secs(60)).model("test", 1));
+    let sessions = vec![make()];
+    let spare: Spare = Arc::new(move || Ok(make()));
+    let start = Start { model: "test".into(), sessions, settings, plan, stats: stats.clone(), spare };
+    House { handle: Handle::start(start, &tasks).unwrap(), tasks, stats }
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(20)
+}
+
+fn empty(deadline: Instant) -> Request {
+    Request { parts: vec![vec![]], outputs: vec![], deadline, priority: DEFAULT_PRIORITY, progress: None }
+}
+
+fn numbers(rows: usize, from: i64) -> Tensor {
+    let data: Vec<i64> = (0..rows as i64).map(|row| from + row).collect();
+    Tensor::from_vec(DType::Int64, vec![rows, 1], data).unwrap()
+}
+
+fn of(parts: Vec<Tensor>) -> Request {
+    let parts = parts.into_iter().map(|tensor| vec![(0, tensor.into())]).collect();
+    Request { parts, outputs: vec![0], deadline: soon(), priority: DEFAULT_PRIORITY, progress: None }
+}
+
+fn given(inputs: &[Input]) -> Vec<i64> {
+    inputs[0].1.as_tensor().unwrap().elements::<i64>().unwrap().into_owned()
+}
+
+fn got(part: &[Value]) -> Vec<i64> {
+    part[0].as_tensor().unwrap().elements::<i64>().unwrap().into_owned()
+}
+
+/// Holds the first run until released, so that what comes meanwhile waits together.
+struct Door {
+    entered: mpsc::Receiver<()>,
+    release: mpsc::Sender<()>,
+}
+
+fn door() -> (Door, impl Fn() + Send + Sync) {
+    let (entered_tx, entered) = mpsc::channel();
+    let (release, released) = mpsc::channel();
+    let (first, released) = (AtomicBool::new(true), Mutex::new(released));
+    let pass = move || {
+        if first.swap(false, Ordering::SeqCst) {
+            entered_tx.send(()).unwrap();
+            let _ = released.lock().unwrap().recv();
+        }
+    };
+    (Door { entered, release }, pass)
+}
+
+/// Sends a request that is held in its run, then the others, which wait until the door opens.
+async fn together(house: &House, door: Door, requests: Vec<Request>) -> Vec<Result<Completed, PartError>> {
+    let handle = house.handle.clone();
+    let first = house.tasks.spawn("first", async move { handle.run(of(vec![numbers(1, -1)])).await });
+    let entered = door.entered;
+    house.tasks.spawn_blocking(move || entered.recv().unwrap()).await.unwrap();
+    let mut running = Vec::new();
+    for (count, request) in requests.into_iter().enumerate() {
+        let handle = house.handle.clone();
+        running.push(house.tasks.spawn("request", async move { handle.run(request).await }));
+        while house.handle.queue_depth() <= count {
+            tokio::task::yield_now().await;
+        }
+    }
+    door.release.send(()).unwrap();
+    first.await.unwrap().unwrap();
+    let mut answers = Vec::new();
+    for request in running {
+        answers.push(request.await.unwrap());
+    }
+    answers
+}
+
+#[tokio::test]
+async fn what_waits_together_is_one_run_and_everyone_gets_their_own_rows() {
+    let (door, pass) = door();
+    let runs = Arc::new(Mutex::new(Vec::new()));
+    let seen = runs.clone();
+    let house = start(BatchSettings::default(), rows_plan(), move |inputs, _, _| {
+        pass();
+        seen.lock().unwrap().push(given(inputs));
+        Ok(vec![inputs[0].1.clone()])
+    });
+    let answers =
+        together(&house, door, vec![of(vec![numbers(2, 10)]), of(vec![numbers(1, 20)]), of(vec![numbers(3, 30)])])
+            .await;
+    let answers: Vec<_> = answers.into_iter().map(|answer| got(&answer.unwrap().parts[0])).collect();
+    assert_eq!(answers, [vec![10, 11], vec![20], vec![30, 31, 32]]);
+    assert_eq!(*runs.lock().unwrap(), [vec![-1], vec![10, 11, 20, 30, 31, 32]]);
+    let batches = house.stats.totals().batches;
+    assert_eq!(batches.iter().map(|(rows, batch)| (*rows, batch.count)).collect::<Vec<_>>(), [(1, 1), (6, 1)]);
+    assert_eq!(house.handle.in_flight(), 0);
+}
+
+#[tokio::test]
+async fn only_the_culprit_gets_the_error() {
+    let (door, pass) = door();
+    let house = start(BatchSettings::default(), rows_plan(), move |inputs, _, _| {
+        pass();
+        let numbers = given(inputs);
+        assert!(!numbers.contains(&40), "a panic is an error like any other");
+        if numbers.contains(&20) { Err(RuntimeError::Run("20".into())) } else { Ok(vec![inputs[0].1.clone()]) }
+    });
+    let requests = [10, 20, 30, 40, 50].map(|from| of(vec![numbers(1, from)])).into();
+    let answers = together(&house, door, requests).await;
+    let told: Vec<_> = answers
+        .iter()
+        .map(|answer| match answer {
+            Ok(completed) => format!("{:?}", got(&completed.parts[0])),
+            Err(error) => error.to_string(),
+        })
+        .collect();
+    assert_eq!(told, ["[10]", "20", "[30]", "the model's run ended abnormally", "[50]"]);
+}
+
+#[tokio::test]
+async fn a_large_request_is_split_and_its_parts_keep_their_order() {
+    let settings = BatchSettings { max_batch_size: 4, ..BatchSettings::default() };
+    let house = start(settings, rows_plan(), |inputs, _, _| {
+        assert!(given(inputs).len() <= 4);
+        Ok(vec![inputs[0].1.clone()])
+    });
+    let progress = Progress::new();
+    let request =
+        Request { progress: Some(progress.clone()), ..of(vec![numbers(9, 0), numbers(1, 50), numbers(5, 60)]) };
+    let completed = house.handle.run(request).await.unwrap();
+    let parts: Vec<_> = completed.parts.iter().map(|part| got(part)).collect();
+    assert_eq!(parts, [(0..9).collect::<Vec<_>>(), vec![50], (60..65).collect()]);
+    assert_eq!((progress.done(), progress.total()), (15, 15));
+}
+
+#[tokio::test]
+async fn a_graph_of_fixed_size_is_filled_up() {
+    let plan = Plan { joining: Joining::Fixed(4), ..rows_plan() };
+    let house = start(BatchSettings::default(), plan, |inputs, _, _| {
+        assert_eq!(given(inputs).len(), 4);
+        Ok(vec![inputs[0].1.clone()])
+    });
+    for rows in [1, 4, 6, 11] {
+        let completed = house.handle.run(of(vec![numbers(rows, 7)])).await.unwrap();
+        assert_eq!(got(&completed.parts[0]), (7..7 + rows as i64).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn outputs_that_do_not_follow_the_rows_end_the_joining() {
+    let (door, pass) = door();
+    let runs = Arc::new(AtomicUsize::new(0));
+    let counter = runs.clone();
+    let house = start(BatchSettings::default(), rows_plan(), move |inputs, _, _| {
+        pass();
+        counter.fetch_add(1, Ordering::SeqCst);
+        Ok(vec![Value::Tensor(numbers(1, given(inputs).iter().sum()))])
+    });
+    let answers = together(&house, door, vec![of(vec![numbers(1, 1)]), of(vec![numbers(1, 2)])]).await;
+    let answers: Vec<_> = answers.into_iter().map(|answer| got(&answer.unwrap().parts[0])).collect();
+    assert_eq!(answers, [[1], [2]]);
+    // The first, the two together, and each alone.
+    assert_eq!(runs.load(Ordering::SeqCst), 4);
+}
+
+#[tokio::test]
+async fn who_leaves_a_batch_does_not_stop_its_mates() {
+    let (release, released) = mpsc::channel::<()>();
+    let (door, pass) = door();
+    let released = Mutex::new(released);
+    let house = start(BatchSettings::default(), rows_plan(), move |inputs, _, interrupt| {
+        pass();
+        if given(inputs).len() > 1 {
+            let _ = released.lock().unwrap().recv();
+            assert!(!interrupt.is_fired());
+        }
+        Ok(vec![inputs[0].1.clone()])
+    });
+    let leaves = Request { deadline: Instant::now() + Duration::from_millis(300), ..of(vec![numbers(1, 1)]) };
+    let opener = house.tasks.spawn("opener", async move {
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        release.send(()).unwrap();
+    });
+    let answers = together(&house, door, vec![leaves, of(vec![numbers(1, 2)])]).await;
+    opener.await.unwrap();
+    assert!(matches!(&answers[0], Err(PartError { error: BatchError::TimedOut | BatchError::Expired, .. })));
+    assert_eq!(got(&answers[1].as_ref().unwrap().parts[0]), [2]);
+}
+
+#[tokio::test]
+async fn an_instance_that_hangs_is_replaced() {
+    let (release, released) = mpsc::channel::<()>();
+    let (released, first) = (Mutex::new(released), AtomicBool::new(true));
+    let house = start(BatchSettings::default(), rows_plan(), move |inputs, _, _| {
+        if first.swap(false, Ordering::SeqCst) {
+            // One long operation: it does not look at the interrupt.
+            let _ = released.lock().unwrap().recv();
+        }
+        Ok(vec![inputs[0].1.clone()])
+    });
+    let hangs = Request { deadline: Instant::now() + Duration::from_millis(30), ..of(vec![numbers(1, 1)]) };
+    let timed_out = house.handle.run(hangs).await;
+    assert!(matches!(timed_out, Err(PartError { error: BatchError::TimedOut, .. })));
+    let completed = house.handle.run(of(vec![numbers(1, 2)])).await.unwrap();
+    assert_eq!(got(&completed.parts[0]), [2]);
+    // The memory is given back when both threads have ended.
+    house.handle.close();
+    let ended = house.handle.ended();
+    assert!(tokio::time::timeout(Duration::from_millis(100), ended.cancelled()).await.is_err());
+    drop(release);
+    ended.cancelled().await;
+}
+
+#[tokio::test]
+async fn a_full_queue_is_refused_at_once() {
+    let (door, pass) = door();
+    let settings = BatchSettings { max_queue: 1, ..BatchSettings::default() };
+    let house = start(settings, rows_plan(), move |inputs, _, _| {
+        pass();
+        Ok(vec![inputs[0].1.clone()])
+    });
+    let handle = house.handle.clone();
+    let first = house.tasks.spawn("first", async move { handle.run(of(vec![numbers(1, 1)])).await });
+    let Door { entered, release } = door;
+    house.tasks.spawn_blocking(move || entered.recv().unwrap()).await.unwrap();
+    let handle = house.handle.clone();
+    let second = house.tasks.spawn("second", async move { handle.run(of(vec![numbers(1, 2)])).await });
+    while house.handle.queue_depth() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let refused = house.handle.run(of(vec![numbers(1, 3)])).await;
+    assert!(matches!(refused, Err(PartError { error: BatchError::QueueFull { waiting: 1 }, .. })));
+    release.send(()).unwrap();
+    assert!(first.await.unwrap().is_ok());
+    assert!(second.await.unwrap().is_ok());
+    assert_eq!(house.handle.in_flight(), 0);
+}
+
+#[tokio::test]
+async fn an_expired_request_is_never_run() {
+    let ran = Arc::new(AtomicBool::new(false));
+    let flag = ran.clone();
+    let house = start(BatchSettings::default(), rows_plan(), move |_, _, _| {
+        flag.store(true, Ordering::SeqCst);
+        Ok(vec![])
+    });
+    let result = house.handle.run(empty(Instant::now())).await;
+    assert!(matches!(result, Err(PartError { error: BatchError::Expired | BatchError::TimedOut, .. })));
+    house.handle.close();
+    house.handle.ended().cancelled().await;
+    assert!(!ran.load(Ordering::SeqCst));
+}
+
+#[tokio::test]
+async fn dropping_the_future_stops_the_run() {
+    let (stopped_tx, stopped) = oneshot::channel();
+    let stopped_tx = Mutex::new(Some(stopped_tx));
+    let house = start(BatchSettings::default(), rows_plan(), move |_, _, interrupt| {
+        while !interrupt.is_fired() {
+            std::thread::yield_now();
+        }
+        let _ = stopped_tx.lock().unwrap().take().unwrap().send(());
+        Err(RuntimeError::Interrupted)
+    });
+    let run = house.handle.run(empty(soon()));
+    assert!(tokio::time::timeout(Duration::from_millis(20), run).await.is_err());
+    stopped.await.unwrap();
+    assert_eq!(house.handle.in_flight(), 0);
+}
+
+#[tokio::test]
+async fn accepted_requests_are_finished_after_close() {
+    let house = start(BatchSettings::default(), rows_plan(), |_, _, _| Ok(vec![]));
+    let copy = house.handle.clone();
+    let answer = house.tasks.spawn("run", async move { copy.run(empty(soon())).await });
+    tokio::task::yield_now().await;
+    house.handle.close();
+    assert!(answer.await.unwrap().is_ok());
+    let refused = house.handle.run(empty(soon())).await;
+    assert!(matches!(refused, Err(PartError { error: BatchError::Closed, .. })));
+    house.handle.ended().cancelled().await;
+}
+
+/// What the probe makes of a graph whose run is `run`.
+fn probed(inputs: &[i64], outputs: &[i64], run: impl Fn(&Tensor) -> Tensor + Send + Sync + 'static) -> Plan {
+    let source = GraphSource { file: "".into(), folder: "".into(), max_file_bytes: 0 };
+    let settings = SessionSettings {
+        device: DeviceSettings::default(),
+        optimization_level: OptimizationLevel::None,
+        intra_threads: 1,
+    };
+    let runtime = FakeRuntime::new(vec![spec("x", inputs)], vec![spec("y", outputs)], move |inputs, _, _| {
+        Ok(vec![run(inputs[0].1.as_tensor().unwrap()).into()])
+    });
+    let mut session = runtime.load(&source, &settings).unwrap();
+    let make = |rows: usize, length: usize, seed: u64| {
+        let data: Vec<i64> = (0..rows * length).map(|at| (seed * 100) as i64 + at as i64).collect();
+        Some(vec![(0, Tensor::from_vec(DType::Int64, vec![rows, length], data).unwrap().into())])
+    };
+    let padding = [PaddedInput { input: 0, axis: 1, value: 0 }];
+    probe(session.as_mut(), &make, &padding, &Interrupt::new())
+}
+
+fn map(tensor: &Tensor, shape: Vec<usize>, each: impl Fn(&[i64]) -> Vec<i64>) -> Tensor {
+    let data: Vec<i64> = tensor.elements::<i64>().unwrap().chunks(tensor.shape()[1]).flat_map(each).collect();
+    Tensor::from_vec(DType::Int64, shape, data).unwrap()
+}
+
+#[test]
+fn the_probe_finds_out_what_rows_are() {
+    // A sum of each row: rows join, padding with 0 changes nothing.
+    let plan = probed(&[-1, -1], &[-1, 1], |x| map(x, vec![x.shape()[0], 1], |row| vec![row.iter().sum()]));
+    assert_eq!((plan.joining, plan.padding.as_ref().map(|padding| padding.outputs.len())), (Joining::Rows, Some(0)));
+    // Each number by itself: the output follows the length.
+    let plan = probed(&[-1, -1], &[-1, -1], |x| map(x, x.shape().to_vec(), |row| row.iter().map(|n| n * 2).collect()));
+    assert_eq!(plan.padding.unwrap().outputs, [(0, 1)]);
+    // The length itself: rows join, padding would show.
+    let plan = probed(&[-1, -1], &[-1, 1], |x| map(x, vec![x.shape()[0], 1], |row| vec![row.len() as i64]));
+    assert_eq!((plan.joining, plan.padding.is_some()), (Joining::Rows, false), "{}", plan.evidence);
+    // Rows that see each other.
+    let plan = probed(&[-1, -1], &[-1, 1], |x| {
+        let all: i64 = x.elements::<i64>().unwrap().iter().sum();
+        map(x, vec![x.shape()[0], 1], |_| vec![all])
+    });
+    assert_eq!(plan.joining, Joining::Alone, "{}", plan.evidence);
+    // One row for all.
+    let plan = probed(&[-1, -1], &[-1, 1], |x| {
+        Tensor::from_vec(DType::Int64, vec![1, 1], vec![x.elements::<i64>().unwrap().iter().sum::<i64>()]).unwrap()
+    });
+    assert_eq!(plan.joining, Joining::Alone, "{}", plan.evidence);
+    // Declared not to follow.
+    let plan = probed(&[-1, -1], &[1, 1], |x| map(x, x.shape().to_vec(), <[i64]>::to_vec));
+    assert_eq!(plan.joining, Joining::Alone, "{}", plan.evidence);
+    // Fixed sizes.
+    let double = |x: &Tensor| map(x, x.shape().to_vec(), |row| row.iter().map(|n| n * 2).collect());
+    assert_eq!(probed(&[3, 8], &[3, 8], double).joining, Joining::Fixed(3));
+    assert_eq!(probed(&[1, 8], &[1, 8], double).joining, Joining::Fixed(1));
+    assert_eq!(probed(&[3, 8], &[8], double).joining, Joining::Alone);
+    let plan = probed(&[3, 8], &[3, 8], |x| {
+        let first = x.elements::<i64>().unwrap()[0];
+        map(x, x.shape().to_vec(), move |row| row.iter().map(|n| n * first).collect())
+    });
+    assert_eq!(plan.joining, Joining::Alone, "{}", plan.evidence);
+}
