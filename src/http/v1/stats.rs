@@ -165,7 +165,7 @@ pub(in crate::http) async fn list(State(state): State<HttpState>) -> Result<Json
     Ok(Json(AllStatistics { models: models.await? }))
 }
 
-/// Putting the slices of the window together takes up to a millisecond a model.
+/// Putting the slices of the window together takes some ten microseconds a model, and models may be many.
 async fn gather<T: Send + 'static>(
     state: &HttpState,
     work: impl FnOnce() -> T + Send + 'static,
