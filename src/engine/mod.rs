@@ -22,7 +22,7 @@ pub use crate::models::{
 };
 pub use crate::pipelines::{ClassScore, Item, Parameters, Prediction};
 
-use crate::models::ModelManager;
+use crate::models::{ModelError, ModelManager};
 use crate::pipelines::Pool;
 use crate::tasks::Tasks;
 use crate::telemetry::{ModelStats, Stats};
@@ -71,12 +71,21 @@ impl InferenceEngine {
         self.0.models.stats()
     }
 
-    /// What is counted of a version that the store has: the default version where none is named.
-    pub fn stats_of(&self, name: &ModelName, version: Option<Version>) -> Option<Arc<ModelStats>> {
-        let status = self.status(name).ok()?;
-        let version = version.or(status.default_version)?;
-        let is_known = status.versions.iter().any(|known| known.version == version);
-        is_known.then(|| self.stats().model(name.as_str(), version.0))
+    /// What is counted of a version that the store has, loaded or not: the default version where none is named.
+    ///
+    /// # Errors
+    /// `NotFound`, or `NotReady` where the model has no version.
+    pub fn model_stats(&self, name: &ModelName, version: Option<Version>) -> Result<Arc<ModelStats>, EngineError> {
+        let status = self.status(name)?;
+        let Some(version) = version.or(status.default_version) else {
+            let (model, state, reason) = (name.clone(), status.state, status.last_error);
+            return Err(EngineError::Model(ModelError::NotReady { model, state, reason }));
+        };
+        let available: Vec<Version> = status.versions.iter().map(|known| known.version).collect();
+        if !available.contains(&version) {
+            return Err(EngineError::Model(ModelError::VersionNotFound { model: name.clone(), version, available }));
+        }
+        Ok(self.stats().model(name.as_str(), version.0))
     }
 
     /// Reads the model's folder again and loads the versions that its policy asks for; returns when they are ready.

@@ -9,6 +9,7 @@ pub mod codec;
 mod error;
 mod extract;
 mod health;
+mod metrics;
 mod middleware;
 mod openapi;
 mod router;

@@ -1,7 +1,7 @@
 //! The route table. What happens around every route is in `middleware`.
 
 use super::error::ApiError;
-use super::{HttpState, health, middleware, openapi, v1, v2};
+use super::{HttpState, health, metrics, middleware, openapi, v1, v2};
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::{StatusCode, header};
@@ -22,6 +22,9 @@ pub(super) fn router(state: HttpState, listen: IpAddr) -> Router {
         .route("/v1/models/{name}/unload", post(v1::models::unload))
         .route("/v1/models/{name}/predict", post(v1::predict::predict))
         .route("/v1/models/{name}/versions/{version}/predict", post(v1::predict::predict))
+        .route("/v1/models/{name}/stats", get(v1::stats::show).delete(v1::stats::reset))
+        .route("/v1/stats", get(v1::stats::list))
+        .route("/metrics", get(metrics::serve))
         .route("/v1/system", get(v1::models::system))
         .route("/openapi.json", get(openapi::json))
         .route("/openapi.yaml", get(openapi::yaml))

@@ -39,7 +39,7 @@ impl Tally {
         let found = engine.model(name, version).await;
         match &found {
             Ok(model) => self.reach(&model.stats),
-            Err(_) => engine.stats_of(name, version).into_iter().for_each(|stats| self.reach(&stats)),
+            Err(_) => engine.model_stats(name, version).into_iter().for_each(|stats| self.reach(&stats)),
         }
         found
     }

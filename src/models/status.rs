@@ -58,6 +58,9 @@ pub enum ModelState {
 }
 
 impl ModelState {
+    pub const ALL: [ModelState; 5] =
+        [ModelState::Unloaded, ModelState::Loading, ModelState::Ready, ModelState::Unloading, ModelState::Failed];
+
     /// The state as clients know it.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -1,9 +1,14 @@
-//! Logs and statistics: what the server says of itself. Ground floor: every room may use it.
+//! Logs, statistics and metrics: what the server says of itself. Ground floor: every room may use it.
 
+mod exposition;
 mod logging;
+pub mod metrics;
 mod printable;
+mod process;
 pub mod stats;
 
+pub use exposition::{Exposition, ExpositionFormat, Family, Labels, Samples};
 pub use logging::{LogError, LogFormat, LogSettings, start_logging};
 pub use printable::printable;
+pub use process::resident_bytes;
 pub use stats::{ModelStats, RequestGuard, Stats, StatsSettings};

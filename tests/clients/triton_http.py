@@ -20,6 +20,8 @@ import numpy as np
 import tritonclient.http as triton
 import tritonclient.http.aio as triton_aio
 from _ortus import ROOT, Connection, Server, Tensor, default_binary
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
 from tritonclient.utils import InferenceServerException
 
 STORE = ROOT / "tests" / "fixtures" / "store"
@@ -316,6 +318,38 @@ def parameters(client):
     forever = put("n", np.array(10**12, np.int64))
     refused(lambda: client.infer("slow", [forever], timeout=100_000), 504, "deadline")
     refused(lambda: client.infer("versions", [x], sequence_id=7, sequence_start=True), 400, "sequence")
+
+
+@test
+def statistics(client):
+    def stats(model="", version=""):
+        return {(entry["name"], entry["version"]): entry for entry in client.get_inference_statistics(model, version)["model_stats"]}
+
+    assert "statistics" in client.get_server_metadata()["extensions"]
+    before = stats("mlp", "1")["mlp", "1"]["inference_stats"]
+    client.infer("mlp", [put("x", ones([2, 32]))])
+    refused(lambda: client.infer("mlp", [put("x", ones([1, 31]))]), 400)
+    entry = stats()["mlp", "1"]
+    after = entry["inference_stats"]
+    assert {name: after[name]["count"] - before[name]["count"] for name in ("success", "fail", "queue")} == {"success": 1, "fail": 1, "queue": 1}, after
+    assert after["success"]["ns"] > before["success"]["ns"], after
+    assert {"compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss"} <= set(after), after
+    assert entry["last_inference"] > 1_600_000_000_000
+    assert {"inference_count", "execution_count", "batch_stats", "response_stats", "memory_usage"} <= set(entry), entry
+    refused(lambda: client.get_inference_statistics("no-such-model"), 404, "no-such-model")
+
+
+@test
+def metrics_are_what_prometheus_reads(client):
+    connection = Connection(client.ortus_url)
+    for accept, parse in (("text/plain", parse_text), ("application/openmetrics-text; version=1.0.0", parse_openmetrics)):
+        status, headers, body = connection.request("GET", "/metrics", None, {"Accept": accept})
+        assert status == 200 and headers["Content-Type"].startswith(accept.split(";")[0]), headers
+        families = {family.name: family for family in parse(body.decode())}
+        samples = [sample for sample in families["ortus_requests"].samples if sample.name == "ortus_requests_total"]
+        assert any(sample.labels == {"model": "mlp", "version": "1", "protocol": "v2", "code": "200"} for sample in samples), samples
+        assert families["ortus_request_duration_seconds"].type == "histogram"
+        assert all(name.startswith("ortus_") and family.type != "unknown" for name, family in families.items()), families
 
 
 @test

@@ -25,6 +25,8 @@ mod image;
 mod lifecycle;
 /// `/v1/models/{name}/predict`: every request and response form.
 mod predict;
+/// Statistics and metrics.
+mod stats;
 /// Versions, policies, loading, swapping, failing.
 mod store;
 /// The Open Inference Protocol.

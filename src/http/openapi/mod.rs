@@ -10,6 +10,7 @@ mod v2;
 use super::HttpState;
 use super::error::{ApiError, FieldProblem, ProblemBody};
 use super::health;
+use super::metrics;
 use super::v1;
 use axum::extract::State;
 use axum::http::header;
@@ -44,6 +45,10 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
         v1::models::load,
         v1::models::unload,
         v1::models::system,
+        v1::stats::show,
+        v1::stats::reset,
+        v1::stats::list,
+        metrics::serve,
         health::livez,
         health::readyz,
         health::healthz,
@@ -56,6 +61,8 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
         v2::model_ready,
         v2::model_infer,
         v2::model_config,
+        v2::model_stats,
+        v2::all_stats,
         v2::repository_index,
         v2::repository_load,
         v2::repository_unload,

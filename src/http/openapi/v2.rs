@@ -129,6 +129,66 @@ struct V2LoadRequest {
     parameters: Option<Value>,
 }
 
+#[derive(Serialize, ToSchema)]
+struct V2Statistics {
+    model_stats: Vec<V2ModelStatistics>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct V2ModelStatistics {
+    #[schema(example = "resnet50")]
+    name: String,
+    #[schema(example = "1")]
+    version: String,
+    /// Milliseconds since the Unix epoch; 0 = never.
+    last_inference: u64,
+    /// Rows that were run.
+    inference_count: u64,
+    /// Runs.
+    execution_count: u64,
+    inference_stats: V2InferenceStatistics,
+    #[schema(value_type = Object)]
+    response_stats: Value,
+    batch_stats: Vec<V2BatchStatistics>,
+    memory_usage: Vec<V2MemoryUsage>,
+}
+
+#[derive(Serialize, ToSchema)]
+struct V2InferenceStatistics {
+    success: V2Times,
+    fail: V2Times,
+    queue: V2Times,
+    /// Building the batch, once for each run.
+    compute_input: V2Times,
+    compute_infer: V2Times,
+    compute_output: V2Times,
+    cache_hit: V2Times,
+    cache_miss: V2Times,
+}
+
+#[derive(Serialize, ToSchema)]
+struct V2BatchStatistics {
+    /// Rows of these runs; above 128 the next power of two.
+    batch_size: u64,
+    compute_input: V2Times,
+    compute_infer: V2Times,
+    compute_output: V2Times,
+}
+
+#[derive(Serialize, ToSchema)]
+struct V2Times {
+    count: u64,
+    ns: u64,
+}
+
+#[derive(Serialize, ToSchema)]
+struct V2MemoryUsage {
+    /// `CPU` or `GPU`.
+    r#type: String,
+    id: u32,
+    byte_size: u64,
+}
+
 /// Tells that the process answers.
 #[utoipa::path(get, path = "/v2/health/live", tag = "v2", operation_id = "v2ServerLive",
     responses((status = 200, description = "The process answers.")))]
@@ -174,6 +234,17 @@ pub(super) fn model_infer() {}
     params(("name" = String, Path, description = "The model's name.", example = "resnet50")),
     responses((status = 200, description = "Triton's ModelConfig.", body = Object)))]
 pub(super) fn model_config() {}
+
+/// Gives the counts of a model since the start.
+#[utoipa::path(get, path = "/v2/models/{name}/stats", tag = "v2", operation_id = "v2ModelStats",
+    params(("name" = String, Path, description = "The model's name.", example = "resnet50")),
+    responses((status = 200, description = "One entry for each version.", body = V2Statistics)))]
+pub(super) fn model_stats() {}
+
+/// Gives the counts of all models since the start.
+#[utoipa::path(get, path = "/v2/models/stats", tag = "v2", operation_id = "v2AllStats",
+    responses((status = 200, description = "One entry for each version.", body = V2Statistics)))]
+pub(super) fn all_stats() {}
 
 /// Lists the models and their states.
 #[utoipa::path(post, path = "/v2/repository/index", tag = "v2", operation_id = "v2RepositoryIndex",

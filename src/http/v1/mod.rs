@@ -4,3 +4,4 @@ mod encode;
 pub(super) mod models;
 mod parse;
 pub mod predict;
+pub(super) mod stats;

@@ -1,5 +1,5 @@
 //! The Open Inference Protocol V2 over REST, with Triton's extensions: binary tensor data, classification, model
-//! repository, model configuration, parameters.
+//! repository, model configuration, statistics, parameters.
 //!
 //! Handlers of three steps: parse, call, encode; the forms of bodies are in `codec::json`. Errors are `{"error": text}`
 //! with Triton's statuses (`error`). Knows the engine and nothing below it.
@@ -10,6 +10,7 @@ mod infer;
 mod model;
 mod repository;
 mod server;
+mod stats;
 
 use crate::http::HttpState;
 use axum::Router;
@@ -27,6 +28,10 @@ pub(super) fn router() -> Router<HttpState> {
         .route("/v2/models/{name}/versions/{version}/ready", get(model::ready))
         .route("/v2/models/{name}/config", get(model::config))
         .route("/v2/models/{name}/versions/{version}/config", get(model::config))
+        // A model of the name `stats` is described under its version.
+        .route("/v2/models/stats", get(stats::all))
+        .route("/v2/models/{name}/stats", get(stats::model))
+        .route("/v2/models/{name}/versions/{version}/stats", get(stats::model))
         .route("/v2/models/{name}/infer", post(infer::infer))
         .route("/v2/models/{name}/versions/{version}/infer", post(infer::infer))
         .route("/v2/repository/index", post(repository::index))

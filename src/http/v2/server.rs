@@ -8,13 +8,14 @@ use axum::http::StatusCode;
 use serde::Serialize;
 
 /// What is served beyond the protocol's core, in Triton's words.
-const EXTENSIONS: [&str; 6] = [
+const EXTENSIONS: [&str; 7] = [
     "classification",
     "model_repository",
     "model_repository(unload_dependents)",
     "model_configuration",
     "binary_tensor_data",
     "parameters",
+    "statistics",
 ];
 
 #[derive(Debug, Serialize)]

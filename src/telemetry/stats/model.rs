@@ -374,13 +374,29 @@ impl AtomicTime {
     }
 }
 
+impl WindowSummary {
+    pub fn stage(&self, stage: Stage) -> StageSummary {
+        self.stages.get(stage as usize).copied().unwrap_or_default()
+    }
+
+    pub fn cancelled(&self, reason: CancelReason) -> u64 {
+        self.cancelled.get(reason as usize).copied().unwrap_or_default()
+    }
+
+    /// Misses and hits.
+    pub fn cache(&self, cache: CacheKind) -> (u64, u64) {
+        self.cache.get(cache as usize).map_or((0, 0), |[misses, hits]| (*misses, *hits))
+    }
+}
+
 impl BatchTotals {
-    fn add(&mut self, other: &BatchTotals) {
+    /// Adds the runs of `other`.
+    pub fn add(&mut self, other: &BatchTotals) {
         self.count += other.count;
-        self.rows += other.rows;
-        self.input_ns += other.input_ns;
-        self.infer_ns += other.infer_ns;
-        self.output_ns += other.output_ns;
+        self.rows = self.rows.saturating_add(other.rows);
+        self.input_ns = self.input_ns.saturating_add(other.input_ns);
+        self.infer_ns = self.infer_ns.saturating_add(other.infer_ns);
+        self.output_ns = self.output_ns.saturating_add(other.output_ns);
     }
 }
 

@@ -62,8 +62,8 @@ impl<T: Part> Ring<T> {
     /// Since when everything is counted.
     pub(super) fn since(&self, now: Instant) -> Instant {
         let first = self.number(now).saturating_sub(SLICES - 1);
-        // Both fit: the product is at most the time since the epoch.
-        self.epoch + self.slice.saturating_mul(u32::try_from(first).unwrap_or(u32::MAX))
+        let passed = self.slice.saturating_mul(u32::try_from(first).unwrap_or(u32::MAX));
+        self.epoch.checked_add(passed).unwrap_or(now)
     }
 
     /// Forgets everything and counts from `now`.
@@ -113,7 +113,7 @@ impl Times {
         self.min = if self.count == 0 { time } else { self.min.min(time) };
         self.max = self.max.max(time);
         self.count += 1;
-        self.sum += time;
+        self.sum = self.sum.saturating_add(time);
     }
 }
 
@@ -143,7 +143,7 @@ pub(super) fn summarize<'a>(slices: impl Iterator<Item = &'a Times>) -> StageSum
             let _ = all.add(histogram);
         }
         count += slice.count;
-        sum += slice.sum;
+        sum = sum.saturating_add(slice.sum);
         min = min.min(slice.min);
         max = max.max(slice.max);
     }
@@ -160,5 +160,103 @@ pub(super) fn summarize<'a>(slices: impl Iterator<Item = &'a Times>) -> StageSum
         p50: quantile(0.5),
         p95: quantile(0.95),
         p99: quantile(0.99),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn ring(seconds: u64) -> (Ring<Times>, Instant) {
+        let now = Instant::now();
+        (Ring::new(Duration::from_secs(seconds), now), now)
+    }
+
+    fn at(epoch: Instant, seconds: u64) -> Instant {
+        epoch + Duration::from_secs(seconds)
+    }
+
+    fn counted(ring: &Ring<Times>, now: Instant) -> u64 {
+        summarize(ring.recent(now)).count
+    }
+
+    #[test]
+    fn what_is_older_than_the_window_is_not_counted() {
+        let (mut ring, epoch) = ring(60);
+        for second in [0, 5, 9, 10, 59] {
+            ring.current(at(epoch, second)).unwrap().record(Duration::from_millis(1));
+        }
+        assert_eq!(counted(&ring, at(epoch, 59)), 5);
+        assert_eq!(ring.since(at(epoch, 59)), epoch);
+        // The first slice of ten seconds leaves as a whole.
+        assert_eq!(counted(&ring, at(epoch, 60)), 2);
+        assert_eq!(ring.since(at(epoch, 60)), at(epoch, 10));
+        assert_eq!(counted(&ring, at(epoch, 70)), 1);
+        assert_eq!(counted(&ring, at(epoch, 110)), 0);
+        // Its slot is used again, empty.
+        ring.current(at(epoch, 120)).unwrap().record(Duration::from_millis(1));
+        assert_eq!(counted(&ring, at(epoch, 120)), 1);
+        assert_eq!(ring.since(at(epoch, 1_000_000)), at(epoch, 999_950));
+    }
+
+    #[test]
+    fn a_reset_counts_anew() {
+        let (mut ring, epoch) = ring(60);
+        ring.current(at(epoch, 30)).unwrap().record(Duration::from_millis(1));
+        ring.reset(at(epoch, 31));
+        assert_eq!(counted(&ring, at(epoch, 31)), 0);
+        assert_eq!(ring.since(at(epoch, 40)), at(epoch, 31));
+        ring.current(at(epoch, 32)).unwrap().record(Duration::from_millis(1));
+        assert_eq!(counted(&ring, at(epoch, 80)), 1);
+    }
+
+    #[test]
+    fn without_times_all_is_zero() {
+        let (ring, epoch) = ring(60);
+        assert_eq!(summarize(ring.recent(epoch)), StageSummary::default());
+    }
+
+    #[test]
+    fn the_longest_times_are_counted_and_memory_stays_bounded() {
+        let mut times = Times::default();
+        for time in [Duration::ZERO, Duration::from_secs(86_400), Duration::MAX, Duration::MAX] {
+            times.record(time);
+        }
+        let summary = summarize(std::iter::once(&times));
+        assert_eq!((summary.count, summary.min, summary.max), (4, Duration::ZERO, Duration::MAX));
+        assert!(summary.p95 >= Duration::from_secs(3564), "{summary:?}");
+        // Five stages of six slices, each with this many counters of four bytes.
+        assert!(times.histogram.as_ref().unwrap().distinct_values() < 5000);
+    }
+
+    proptest! {
+        /// Whatever the slices the times fall into, a quantile is one that the sorted times would give, within 1 %.
+        #[test]
+        fn quantiles_are_within_one_percent(
+            times in prop::collection::vec((0u64..300, 100u64..60_000_000_000), 1..400),
+        ) {
+            let (mut ring, epoch) = ring(300);
+            // In order of their seconds, as a clock would bring them.
+            let mut times = times;
+            times.sort_by_key(|(second, _)| *second);
+            for (second, nanos) in &times {
+                ring.current(at(epoch, *second)).unwrap().record(Duration::from_nanos(*nanos));
+            }
+            let summary = summarize(ring.recent(at(epoch, 299)));
+            let mut sorted: Vec<u64> = times.iter().map(|(_, nanos)| *nanos).collect();
+            sorted.sort_unstable();
+            prop_assert_eq!(summary.count as usize, sorted.len());
+            prop_assert_eq!(summary.min.as_nanos() as u64, sorted[0]);
+            prop_assert_eq!(summary.max.as_nanos() as u64, sorted[sorted.len() - 1]);
+            let mean = sorted.iter().sum::<u64>() as f64 / sorted.len() as f64;
+            prop_assert!((summary.mean.as_nanos() as f64 - mean).abs() <= 1.0 + mean * 1e-9);
+            for (quantile, got) in [(0.5, summary.p50), (0.95, summary.p95), (0.99, summary.p99)] {
+                let rank = ((quantile * sorted.len() as f64).ceil() as usize).clamp(1, sorted.len());
+                let exact = sorted[rank - 1] as f64;
+                let error = (got.as_nanos() as f64 - exact).abs();
+                prop_assert!(error <= 64.0 + exact * 0.01, "p{}: {} for {}", quantile, got.as_nanos(), exact);
+            }
+        }
     }
 }

@@ -1,0 +1,107 @@
+//! Every metric there is: its name, its labels and what it says.
+//!
+//! Invariant: the value of a label is a name of the model store or a word of a closed list, never text from a request. What
+//! is counted in [`Stats`] is written here; a door adds what other rooms know.
+
+use super::exposition::{Exposition, Family, Kind};
+use super::stats::{CacheKind, CancelReason, ModelStats, Stage, Stats};
+
+const fn counter(name: &'static str, help: &'static str) -> Family {
+    Family { name, kind: Kind::Counter, help }
+}
+
+const fn gauge(name: &'static str, help: &'static str) -> Family {
+    Family { name, kind: Kind::Gauge, help }
+}
+
+const fn histogram(name: &'static str, help: &'static str) -> Family {
+    Family { name, kind: Kind::Histogram, help }
+}
+
+const REQUESTS: Family = counter(
+    "ortus_requests",
+    "Requests by HTTP status; 499 = the client went away. Model and version are empty where none was reached.",
+);
+const REQUEST_DURATION: Family = histogram(
+    "ortus_request_duration_seconds",
+    "Time of requests by stage; total, from arrival to the encoded answer, is of answered requests alone.",
+);
+const BATCH_SIZE: Family = histogram("ortus_batch_size", "Rows of a run.");
+const QUEUE_DEPTH: Family = gauge("ortus_queue_depth", "Requests that wait for an instance.");
+const IN_FLIGHT: Family = gauge("ortus_inflight", "Requests that reached the model and are not answered yet.");
+const CANCELLED: Family =
+    counter("ortus_cancelled", "Requests whose client went away or whose deadline passed, by reason.");
+const CACHE_HITS: Family = counter("ortus_cache_hits", "Answers found in a cache.");
+const CACHE_MISSES: Family = counter("ortus_cache_misses", "Answers not found in a cache that was asked.");
+const LOADS: Family = counter("ortus_model_loads", "Loads of a version of a model, by result.");
+const REJECTED: Family =
+    counter("ortus_rejected", "Requests turned away for a reason other than what they ask, by reason.");
+const PANICS: Family = counter("ortus_panics", "Panics that were caught: faults of the server.");
+
+/// `model`, `version`, `state`: 1 for the state that a version is in, 0 for the others.
+pub const MODEL_STATE: Family = gauge("ortus_model_state", "1 for the state that a version of a model is in.");
+/// No labels.
+pub const RESIDENT_MEMORY: Family =
+    gauge("ortus_process_resident_memory_bytes", "Memory of the process that is in RAM.");
+/// `version`, `onnxruntime`; the value is 1.
+pub const BUILD_INFO: Family = gauge("ortus_build_info", "Versions of the server and of ONNX Runtime; always 1.");
+
+/// Writes everything that `stats` counts.
+pub fn write_stats(stats: &Stats, out: &mut Exposition) {
+    requests(stats, out);
+    let models = stats.totals();
+
+    let mut samples = out.family(&REQUEST_DURATION);
+    for model in &models {
+        for (stage, times) in Stage::ALL.into_iter().zip(&model.stages).filter(|(_, times)| times.count > 0) {
+            samples.histogram(&[("model", &model.name), ("stage", stage.name())], times, 1e9);
+        }
+    }
+    let mut samples = out.family(&BATCH_SIZE);
+    for model in models.iter().filter(|model| model.batches.count > 0) {
+        samples.histogram(&[("model", &model.name)], &model.batches, 1.0);
+    }
+    let mut samples = out.family(&QUEUE_DEPTH);
+    models.iter().for_each(|model| samples.put(&[("model", &model.name)], model.queued));
+    let mut samples = out.family(&IN_FLIGHT);
+    models.iter().for_each(|model| samples.put(&[("model", &model.name)], model.in_flight));
+    let mut samples = out.family(&CANCELLED);
+    for model in &models {
+        for (reason, count) in CancelReason::ALL.into_iter().zip(model.cancelled) {
+            samples.put(&[("model", &model.name), ("reason", reason.name())], count);
+        }
+    }
+    for (family, is_hit) in [(&CACHE_HITS, true), (&CACHE_MISSES, false)] {
+        let mut samples = out.family(family);
+        for model in &models {
+            for (cache, [misses, hits]) in CacheKind::ALL.into_iter().zip(model.cache) {
+                samples.put(&[("model", &model.name), ("cache", cache.name())], if is_hit { hits } else { misses });
+            }
+        }
+    }
+    let mut samples = out.family(&LOADS);
+    for model in &models {
+        samples.put(&[("model", &model.name), ("result", "ok")], model.loads_done);
+        samples.put(&[("model", &model.name), ("result", "failed")], model.loads_failed);
+    }
+    let mut samples = out.family(&REJECTED);
+    stats.rejected().for_each(|(reason, count)| samples.put(&[("reason", reason.name())], count));
+    out.family(&PANICS).put(&[], stats.panics());
+}
+
+fn requests(stats: &Stats, out: &mut Exposition) {
+    let mut samples = out.family(&REQUESTS);
+    let mut write = |model: &ModelStats, version: &str| {
+        for (protocol, status, count) in model.totals().requests {
+            let labels = [
+                ("model", model.name()),
+                ("version", version),
+                ("protocol", protocol.name()),
+                ("code", &status.to_string()),
+            ];
+            samples.put(&labels, count);
+        }
+    };
+    write(&stats.nowhere(), "");
+    stats.all().iter().for_each(|model| write(model, &model.version().to_string()));
+}
