@@ -135,7 +135,7 @@ mod tests {
     use crate::engine::{Item, ModelName, Parameters, Prediction};
     use crate::models::ModelSettings;
     use crate::pipelines::{Pipeline, PipelineError};
-    use crate::runtime::{GraphFacts, RuntimeError};
+    use crate::runtime::{GraphFacts, GraphSource, RuntimeError};
     use crate::tasks::Tasks;
     use crate::tensor::{DType, Tensor, ValueType};
     use std::collections::BTreeMap;
@@ -211,6 +211,8 @@ mod tests {
             max_batch_size: 0,
             config_json: Value::Null,
             stats,
+            source: GraphSource { file: "".into(), folder: "".into(), max_file_bytes: 0 },
+            hints: Default::default(),
             handle: Handle::start(start, &Tasks::new()).unwrap(),
             loaded_at: SystemTime::UNIX_EPOCH,
             load_time: Duration::from_millis(12),

@@ -65,6 +65,8 @@ pub(crate) fn model(
         max_batch_size: 0,
         config_json: serde_json::Value::Null,
         stats,
+        source,
+        hints: Default::default(),
         handle: Handle::start(start, tasks).unwrap(),
         loaded_at: SystemTime::UNIX_EPOCH,
         load_time: Duration::ZERO,

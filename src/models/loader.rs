@@ -4,7 +4,7 @@
 //! Knows no registry: who may be replaced by the result is decided elsewhere.
 
 use super::config_pbtxt::{GivenConfig, InForce, effective};
-use super::made_up::{self, Hints, Size};
+use super::made_up::{self, InputHints, Size};
 use super::repository::{VersionFolder, companion, graph_file, read_bounded};
 use super::{LoadError, LoadedModel, Manifest, ModelName, ModelSettings, Version, VersionPolicy, warmup};
 use crate::batching::{Handle, Joining, Plan, Start, probe};
@@ -79,7 +79,7 @@ pub(super) fn load(
         warmup::configured(&mut sessions, sample, &job.folder, interrupt)?;
     }
     warmup::samples(&mut sessions, pipeline.as_deref(), &job.manifest, &job.folder, interrupt)?;
-    let hints = Hints::of(&job.folder.folder);
+    let hints = InputHints::read(task_folder(job));
     warmup::made_up(&mut sessions, &hints, job.settings.warmup_iterations, interrupt);
     let plan = if job.settings.batch.dynamic_batching {
         batch_plan(&mut sessions, &hints, interrupt)
@@ -102,7 +102,7 @@ pub(super) fn load(
         // Any number of rows is taken: they are filled up or split.
         inputs.iter_mut().filter(|spec| !spec.optional).chain(&mut outputs).for_each(free_rows);
     }
-    let spare_runtime = runtime.clone();
+    let (spare_runtime, kept_source) = (runtime.clone(), source.clone());
     let start = Start {
         model: job.name.to_string(),
         sessions,
@@ -127,6 +127,8 @@ pub(super) fn load(
         max_batch_size: config.map_or(0, |config| config.max_batch_size),
         config_json,
         stats: job.stats.clone(),
+        source: kept_source,
+        hints,
         handle,
         loaded_at: SystemTime::now(),
         load_time: started.elapsed(),
@@ -134,7 +136,7 @@ pub(super) fn load(
 }
 
 /// Tries out with the first session how requests may share runs.
-fn batch_plan(sessions: &mut [Box<dyn Session>], hints: &Hints, interrupt: &Interrupt) -> Plan {
+fn batch_plan(sessions: &mut [Box<dyn Session>], hints: &InputHints, interrupt: &Interrupt) -> Plan {
     let Some(session) = sessions.first_mut() else { return Plan::alone("there is no session") };
     let specs = session.inputs().to_vec();
     let make = move |rows, length, seed| made_up::inputs(&specs, &Size { rows: Some(rows), length }, seed, hints);

@@ -6,6 +6,7 @@
 
 use crate::runtime::Input;
 use crate::tensor::{DType, Dim, Spec, Tensor, Value, ValueType, byte_len, element_count};
+use serde_json::Value as Json;
 use std::path::Path;
 
 /// Bytes of one made-up or sampled input.
@@ -31,34 +32,47 @@ impl Default for Size {
     }
 }
 
-/// What the files beside a graph say of the values that it takes.
+/// What the files beside a graph say of its inputs.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct Hints {
+pub struct InputHints {
     /// Token ids are below this.
-    pub vocab_size: Option<u64>,
+    pub vocabulary: Option<usize>,
+    /// Height and width of the pictures.
+    pub image_size: Option<(usize, usize)>,
 }
 
-impl Hints {
-    /// Reads `config.json` of a model's folder, where there is one.
-    pub fn of(folder: &Path) -> Hints {
+impl InputHints {
+    /// From the `config.json` in `folder`, as HuggingFace's models have it; nothing where there is none.
+    pub(super) fn read(folder: &Path) -> InputHints {
         let bytes = super::repository::read_bounded(&folder.join("config.json"), CONFIG_BYTES_MAX);
-        let config = bytes.ok().flatten().and_then(|bytes| serde_json::from_slice::<serde_json::Value>(&bytes).ok());
-        Hints { vocab_size: config.and_then(|config| config.get("vocab_size")?.as_u64()).filter(|size| *size > 0) }
+        let config = bytes.ok().flatten().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or(Json::Null);
+        // Models of several parts have it in the part that it is about.
+        let entry = |part: &str, key: &str| config.get(key).or_else(|| config.get(part)?.get(key));
+        let number = |value: &Json| value.as_u64().filter(|size| *size > 0).and_then(|size| usize::try_from(size).ok());
+        let image_size =
+            entry("vision_config", "image_size").and_then(|size| match size.as_array().map(Vec::as_slice) {
+                Some([height, width]) => Some((number(height)?, number(width)?)),
+                Some(_) => None,
+                None => number(size).map(|side| (side, side)),
+            });
+        InputHints { vocabulary: entry("text_config", "vocab_size").and_then(number), image_size }
     }
 }
 
 /// Values for all inputs that a request must give; `None` where one would be too large or is of a kind that cannot be made up.
-pub fn inputs(specs: &[Spec], size: &Size, seed: u64, hints: &Hints) -> Option<Vec<Input>> {
+pub fn inputs(specs: &[Spec], size: &Size, seed: u64, hints: &InputHints) -> Option<Vec<Input>> {
     let required = specs.iter().enumerate().filter(|(_, spec)| !spec.optional);
     required.map(|(index, spec)| Some((index, value(&spec.name, &spec.ty, size, seed, hints)?))).collect()
 }
 
-fn value(name: &str, ty: &ValueType, size: &Size, seed: u64, hints: &Hints) -> Option<Value> {
+fn value(name: &str, ty: &ValueType, size: &Size, seed: u64, hints: &InputHints) -> Option<Value> {
     match ty {
         ValueType::Tensor { dtype, shape } => {
             let dims = shape.as_deref().unwrap_or(&[Dim::Dynamic(None)]);
-            let shape: Vec<usize> =
-                (0..dims.len()).zip(dims).map(|(axis, dim)| dim_size(name, *dtype, dims, axis, dim, size)).collect();
+            let shape: Vec<usize> = (0..dims.len())
+                .zip(dims)
+                .map(|(axis, dim)| dim_size(name, *dtype, dims, axis, dim, size, hints))
+                .collect();
             numbers(name, *dtype, shape, seed, hints).map(Value::Tensor)
         }
         ValueType::Sequence(element) => {
@@ -71,7 +85,8 @@ fn value(name: &str, ty: &ValueType, size: &Size, seed: u64, hints: &Hints) -> O
     }
 }
 
-fn dim_size(input: &str, dtype: DType, dims: &[Dim], axis: usize, dim: &Dim, size: &Size) -> usize {
+fn dim_size(input: &str, dtype: DType, dims: &[Dim], axis: usize, dim: &Dim, size: &Size, hints: &InputHints) -> usize {
+    let (height, width) = hints.image_size.unwrap_or((SIDE, SIDE));
     if let (0, Some(rows)) = (axis, size.rows) {
         return rows;
     }
@@ -88,14 +103,19 @@ fn dim_size(input: &str, dtype: DType, dims: &[Dim], axis: usize, dim: &Dim, siz
     };
     match (dims.len(), axis) {
         (_, 0) => 1,
-        _ if says(&["past"]) => 1,
+        // The tensors that a decoder hands to its next step; one step of history is the least that has a meaning.
+        _ if says(&["past", "cache"]) => 1,
+        // Exporters call the length of a sound a sequence, too.
+        (2, 1) if dtype.is_float() && (is_sound || says(&["sample", "audio"])) => SAMPLES,
         _ if says(&["seq", "token", "len"]) => size.length,
-        _ if says(&["height", "width"]) || symbol == "h" || symbol == "w" => SIDE,
-        (4, 1) if !channels_last => 3,
-        (4, 1 | 2) if channels_last && !channels_first => SIDE,
-        (4, 3) if channels_last => 3,
-        (4, 2 | 3) => SIDE,
-        (2, 1) if dtype.is_float() && (is_sound || says(&["sample", "time"])) => SAMPLES,
+        _ if says(&["height"]) || symbol == "h" => height,
+        _ if says(&["width"]) || symbol == "w" => width,
+        (4, 1) if channels_last && !channels_first => height,
+        (4, 1) => 3,
+        (4, 2) if channels_last && !channels_first => width,
+        (4, 3) if channels_last && !channels_first => 3,
+        (4, 2) => height,
+        (4, 3) => width,
         (2, 1) if matches!(dtype, DType::Int64 | DType::Int32) => size.length,
         _ => 1,
     }
@@ -105,14 +125,14 @@ fn is_channels(dim: &Dim) -> bool {
     matches!(dim, Dim::Fixed(1 | 3 | 4))
 }
 
-fn numbers(name: &str, dtype: DType, shape: Vec<usize>, seed: u64, hints: &Hints) -> Option<Tensor> {
+fn numbers(name: &str, dtype: DType, shape: Vec<usize>, seed: u64, hints: &InputHints) -> Option<Tensor> {
     if !matches!(dtype, DType::Int64 | DType::Int32) {
         return random(dtype, shape, seed);
     }
     // Bounds the size before anything is made.
     let count = zeros(dtype, shape.clone())?.len();
     let length = shape.last().copied().unwrap_or(1).max(1);
-    let below = hints.vocab_size.unwrap_or(2);
+    let below = hints.vocabulary.unwrap_or(2);
     let name = name.to_ascii_lowercase();
     let mut dice = Dice::new(seed);
     let values = (0..count).map(|place| {
@@ -201,7 +221,7 @@ mod tests {
         ValueType::Tensor { dtype, shape: Some(shape) }
     }
 
-    fn made(name: &str, ty: &ValueType, hints: &Hints) -> Value {
+    fn made(name: &str, ty: &ValueType, hints: &InputHints) -> Value {
         let value = value(name, ty, &Size::default(), 1, hints).unwrap();
         ty.check(&value).unwrap();
         value
@@ -211,18 +231,18 @@ mod tests {
     fn made_up_values_fit_their_type() {
         for dtype in DType::all() {
             for ty in [tensor(dtype, &[-1, 3]), tensor(dtype, &[]), ValueType::Tensor { dtype, shape: None }] {
-                made("x", &ty, &Hints::default());
+                made("x", &ty, &InputHints::default());
             }
             let random = random(dtype, vec![5, 2], 1).unwrap();
             assert_eq!((random.dtype(), random.shape()), (dtype, [5, 2].as_slice()));
         }
         let map = ValueType::Map { key: DType::String, value: DType::Fp32 };
-        made("x", &ValueType::Sequence(Box::new(map)), &Hints::default());
+        made("x", &ValueType::Sequence(Box::new(map)), &InputHints::default());
     }
 
     #[track_caller]
     fn shape(name: &str, dtype: DType, declared: &[i64], expected: &[usize]) {
-        let made = made(name, &tensor(dtype, declared), &Hints::default());
+        let made = made(name, &tensor(dtype, declared), &InputHints::default());
         assert_eq!(made.as_tensor().unwrap().shape(), expected);
     }
 
@@ -239,7 +259,7 @@ mod tests {
 
     #[test]
     fn whole_numbers_suit_their_input() {
-        let hints = Hints { vocab_size: Some(30_000) };
+        let hints = InputHints { vocabulary: Some(30_000), image_size: None };
         let ids = |name: &str| made(name, &tensor(DType::Int64, &[-1, -1]), &hints);
         let numbers = |value: &Value| value.as_tensor().unwrap().elements::<i64>().unwrap().into_owned();
         let tokens = numbers(&ids("input_ids"));
@@ -259,7 +279,7 @@ mod tests {
                 assert!(zeros(dtype, shape.clone()).is_none(), "{shape:?}");
                 assert!(random(dtype, shape.clone(), 1).is_none(), "{shape:?}");
             }
-            assert!(numbers("ids", DType::Int64, shape, 1, &Hints::default()).is_none());
+            assert!(numbers("ids", DType::Int64, shape, 1, &InputHints::default()).is_none());
         }
     }
 }

@@ -1,9 +1,10 @@
 //! What the room tells its neighbours: a loaded model, and the states of all models.
 
+use super::made_up::InputHints;
 use super::{Manifest, ModelName, ModelSettings, Version};
 use crate::batching;
 use crate::pipelines::Pipeline;
-use crate::runtime::GraphFacts;
+use crate::runtime::{GraphFacts, GraphSource};
 use crate::telemetry::ModelStats;
 use crate::tensor::Spec;
 use bytes::Bytes;
@@ -35,6 +36,10 @@ pub struct LoadedModel {
     pub config_json: serde_json::Value,
     /// What is counted of this version; the same across its reloads.
     pub stats: Arc<ModelStats>,
+    /// Where the graph was read from.
+    pub source: GraphSource,
+    /// What its files say of the values that it takes.
+    pub hints: InputHints,
     pub handle: batching::Handle,
     pub loaded_at: SystemTime,
     /// From the first byte read to the end of the warm-up.
