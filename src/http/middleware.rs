@@ -31,6 +31,10 @@ const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Arrival(pub(super) Instant);
 
+/// The request's own name, in the answer and in the log.
+#[derive(Debug, Clone)]
+pub(super) struct RequestId(pub(super) Arc<str>);
+
 /// The routes with everything around them. `listen` is the address that clients may name in `Host`.
 pub(super) fn wrap(routes: Router<HttpState>, settings: &Arc<HttpSettings>, listen: IpAddr) -> Router<HttpState> {
     let hosts = Arc::new(HostRule::new(settings, listen));
@@ -56,6 +60,7 @@ async fn observe(mut request: Request, next: Next) -> Response {
         AccessLine { method: request.method().clone(), route, id: id.clone(), started: Instant::now(), outcome: None };
     let path = request.uri().path().to_owned();
     request.extensions_mut().insert(Arrival(line.started));
+    request.extensions_mut().insert(RequestId(id.clone()));
     let closes = request.version() < Version::HTTP_2;
     let response = next.run(request).await;
     let mut response = write_problem(response, &path, &id);

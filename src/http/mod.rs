@@ -14,6 +14,7 @@ mod openapi;
 mod router;
 mod server;
 mod settings;
+mod timestamp;
 mod v1;
 mod v2;
 
@@ -26,6 +27,7 @@ pub use settings::{HttpLimits, HttpSettings};
 pub use v1::predict::predict_offline;
 
 use crate::engine::InferenceEngine;
+use crate::jobs::Jobs;
 use crate::tasks::Tasks;
 use std::sync::Arc;
 
@@ -33,6 +35,7 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub struct HttpState {
     pub engine: InferenceEngine,
+    pub jobs: Jobs,
     pub settings: Arc<HttpSettings>,
     pub tasks: Tasks,
 }

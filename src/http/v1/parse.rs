@@ -60,6 +60,16 @@ pub(super) enum Input {
     Tensors(Vec<(String, Value)>),
 }
 
+impl Input {
+    /// What progress is counted in: tensors are one.
+    pub(super) fn items(&self) -> u64 {
+        match self {
+            Input::Items(items) => items.len() as u64,
+            Input::Tensors(_) => 1,
+        }
+    }
+}
+
 impl Call {
     fn new(input: Input) -> Call {
         Call { input, parameters: Parameters::new(), id: None, timeout_ms: None }
@@ -100,6 +110,21 @@ impl BodyKind {
             let text = format!("model '{}': {problem}", model.name);
             ApiError::unsupported_media(text).with_header(header::ACCEPT, HeaderValue::from_static(accepted(task)))
         })
+    }
+
+    /// For a model that is not known yet.
+    ///
+    /// # Errors
+    /// 415 for a media type that suits no model.
+    pub(super) fn check_served(headers: &HeaderMap) -> Result<(), ApiError> {
+        // One task of each kind of file that is taken, and none.
+        let tasks = [None, Some("image-classification"), Some("audio-classification"), Some("text-classification")];
+        let served = tasks.map(|task| BodyKind::for_task(headers, task));
+        let refused = |problem: &String| ApiError::unsupported_media(problem.clone());
+        match &served {
+            [Err(problem), rest @ ..] if rest.iter().all(Result::is_err) => Err(refused(problem)),
+            _ => Ok(()),
+        }
     }
 
     fn for_task(headers: &HeaderMap, task: Option<&str>) -> Result<BodyKind, String> {
