@@ -10,6 +10,7 @@ use crate::models::{ModelManager, StoreError, StoreLock};
 use crate::pipelines::Pool;
 use crate::runtime::onnx::{LibraryError, OnnxRuntime};
 use crate::tasks::Tasks;
+use crate::telemetry::Stats;
 use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,6 +94,7 @@ impl Rooms {
             config.store.clone(),
             config.models.clone(),
             config.pipelines.clone(),
+            Stats::new(config.stats.window),
         );
         let engine = InferenceEngine::new(models.clone(), Pool::new(tasks.clone(), cores()), tasks.clone());
         Ok(Rooms { models, engine, tasks })

@@ -19,7 +19,7 @@ use crate::http::HttpSettings;
 use crate::jobs::JobSettings;
 use crate::models::{ModelOverrides, ModelSettings, StoreSettings};
 use crate::pipelines::PipelineLimits;
-use crate::telemetry::LogSettings;
+use crate::telemetry::{LogSettings, StatsSettings};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
@@ -34,6 +34,7 @@ pub struct Config {
     pub pipelines: PipelineLimits,
     pub jobs: JobSettings,
     pub log: LogSettings,
+    pub stats: StatsSettings,
     /// Where each key's value comes from, by `section.key`; every key is there.
     pub origins: BTreeMap<String, Origin>,
     /// The model sections as written, from which `models` is made.
@@ -160,6 +161,7 @@ impl Default for Config {
             pipelines: PipelineLimits { max_pixels: 1 << 26 },
             jobs: JobSettings::default(),
             log: LogSettings::default(),
+            stats: StatsSettings::default(),
             origins: catalogue::KEYS.iter().map(|key| (key.path(), Origin::Default)).collect(),
             overrides: ModelOverrides::default(),
         }

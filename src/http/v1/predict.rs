@@ -11,6 +11,7 @@ use crate::engine::{
 use crate::http::error::ApiError;
 use crate::http::extract::{ApiQuery, ModelPath, deadline, invalid_query, query_bool};
 use crate::http::middleware::Arrival;
+use crate::http::tally::Tally;
 use crate::http::{HttpSettings, HttpState, body};
 use crate::jobs::Progress;
 use axum::extract::{Request, State};
@@ -122,13 +123,14 @@ pub(in crate::http) async fn predict(
     path: ModelPath,
     ApiQuery(query): ApiQuery<Vec<(String, String)>>,
     arrival: Arrival,
+    tally: Tally,
     request: Request,
 ) -> Result<Response, ApiError> {
     let ask = Ask::read(&path, query, request.headers())?;
     let (head, body) = request.into_parts();
     // The body is read before the model is looked for: a refusal in the middle of an upload reaches few clients.
     let body = body::read(body, &state.settings, 0).await?;
-    let model = state.engine.model(&path.name, ask.version()).await?;
+    let model = tally.model(&state.engine, &path.name, ask.version()).await?;
     let due = |timeout_ms| deadline(arrival, timeout_ms, &state.settings);
     let answered = answer(&state, &model, ask, &head.headers, body, due, None).await?;
     Ok(encode::response(answered.format, answered.bytes, &answered.timing))
