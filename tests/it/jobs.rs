@@ -47,15 +47,21 @@ fn delete(server: &Server, id: &str) -> (u16, Value) {
 
 /// All events of a stream that ends.
 fn events(server: &Server, id: &str) -> Vec<(String, Value)> {
+    events_while(server, id, || ())
+}
+
+/// The same, with something that is done once the first event is there.
+fn events_while(server: &Server, id: &str, after_first: impl FnOnce()) -> Vec<(String, Value)> {
     let response = server.get(&format!("/v1/jobs/{id}/events"));
     assert_eq!(response.headers()["content-type"], "text/event-stream");
-    let (mut events, mut name) = (Vec::new(), String::new());
+    let (mut events, mut name, mut after_first) = (Vec::new(), String::new(), Some(after_first));
     for line in BufReader::new(response).lines() {
         let line = line.unwrap();
         if let Some(event) = line.strip_prefix("event: ") {
             name = event.to_owned();
         } else if let Some(data) = line.strip_prefix("data: ") {
             events.push((name.clone(), serde_json::from_str(data).unwrap()));
+            after_first.take().into_iter().for_each(|act| act());
         }
     }
     events
@@ -267,11 +273,8 @@ fn events_tell_each_state_and_end() {
     let server = Server::start(&["slow"], &[("ORTUS_LIMITS__JOBS_AT_ONCE", "1")]);
     let blocker = submit(&server, "slow", &slow_body(ENDLESS));
     let id = submit(&server, "slow", &slow_body(200_000));
-    let told = std::thread::scope(|scope| {
-        let watcher = scope.spawn(|| events(&server, &id));
-        std::thread::sleep(Duration::from_millis(300));
+    let told = events_while(&server, &id, || {
         delete(&server, &blocker);
-        watcher.join().unwrap()
     });
     let states: Vec<&Value> =
         told.iter().filter(|(name, _)| name == "state").map(|(_, data)| &data["status"]).collect();
@@ -340,7 +343,7 @@ fn jobs_and_results_survive_a_kill() {
     wait(&server, &cancelled, "succeeded");
     assert_eq!(delete(&server, &cancelled).0, 204);
     // Long enough to be in the middle of it, short enough to be waited for.
-    let running = submit(&server, "slow", &slow_body(3_000_000));
+    let running = submit(&server, "slow", &slow_body(1_000_000));
     wait(&server, &running, "running");
     let queued = submit(&server, "mlp", &mlp_body());
     let server = restart(server, &environment);
@@ -378,9 +381,9 @@ fn a_stop_does_not_wait_for_jobs_or_open_streams_and_loses_nothing() {
     assert!(rest.ends_with("\n\n"), "the stream ended properly: {rest:?}");
 
     let server = Server::on(server.take_store(), &[("ORTUS_LIMITS__JOBS_AT_ONCE", "2")]);
-    wait(&server, &queued, "succeeded");
     wait(&server, &running, "running");
     assert_eq!(delete(&server, &running).0, 200);
+    wait(&server, &queued, "succeeded");
 }
 
 #[test]
