@@ -5,6 +5,7 @@
 use crate::config::Config;
 use crate::engine::InferenceEngine;
 use crate::http::Server;
+use crate::jobs::Jobs;
 use crate::models::{ModelManager, StoreError, StoreLock};
 use crate::pipelines::Pool;
 use crate::runtime::onnx::{LibraryError, OnnxRuntime};
@@ -107,7 +108,8 @@ async fn run(config: Config) -> Result<(), AppError> {
     let rooms = Rooms::build(&config, Tasks::new())?;
     let (tasks, grace) = (rooms.tasks.clone(), config.http.shutdown_grace);
     let address = config.http.listen;
-    let server = Server::bind(config.http, rooms.engine, tasks.clone())
+    let jobs = Jobs::new(config.jobs, &config.store.models_dir, tasks.clone());
+    let server = Server::bind(config.http, rooms.engine, jobs, tasks.clone())
         .map_err(|source| AppError::Listen { address, source })?;
     announce(server.local_addr());
     let models = rooms.models.clone();

@@ -6,9 +6,9 @@ use super::plan::{Measure, Plan};
 use super::policy::Limits;
 use super::queue::{Pending, Queue};
 use super::watch::{GIVEN_UP_MAX, HUNG_AFTER, Slot, Stopped, Watch};
-use super::{BatchError, BatchSettings, PartError, Progress, batch};
+use super::{BatchError, BatchSettings, PartError, batch};
 use crate::runtime::{Input, Interrupt, RuntimeError, Session};
-use crate::tasks::Tasks;
+use crate::tasks::{Progress, Tasks};
 use crate::telemetry::stats::ModelStats;
 use crate::tensor::Value;
 use std::sync::Arc;
@@ -161,7 +161,7 @@ impl Handle {
         for (part, inputs) in parts.into_iter().enumerate() {
             for (inputs, measure) in self.pieces(inputs) {
                 if let Some(progress) = &progress {
-                    progress.add_total(measure.rows);
+                    progress.add_total(measure.rows as u64);
                 }
                 let (reply, answer) = oneshot::channel();
                 let interrupt = Interrupt::new();

@@ -210,7 +210,7 @@ fn run(
 
 fn answer(request: Pending, started: Instant, inference: Duration, outcome: Result<Vec<Value>, BatchError>) {
     if let Some(progress) = &request.progress {
-        progress.add_done(request.measure.rows);
+        progress.add_done(request.measure.rows as u64);
     }
     let queue = started.saturating_duration_since(request.queued_at);
     // Nobody may be waiting any more.

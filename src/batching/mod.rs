@@ -11,7 +11,6 @@ mod instance;
 mod plan;
 mod policy;
 mod probe;
-mod progress;
 mod queue;
 mod settings;
 #[cfg(test)]
@@ -23,5 +22,4 @@ use handle::Answered;
 pub use handle::{Completed, DEFAULT_PRIORITY, Handle, LOWEST_PRIORITY, Request, Spare, Start};
 pub use plan::{Joining, PaddedInput, Padding, Plan};
 pub use probe::{MakeInputs, probe};
-pub use progress::Progress;
 pub use settings::BatchSettings;

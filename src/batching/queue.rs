@@ -6,8 +6,9 @@
 
 use super::plan::Measure;
 use super::policy::{self, Candidate, Decision, Limits};
-use super::{Answered, BatchError, Progress};
+use super::{Answered, BatchError};
 use crate::runtime::{Input, Interrupt};
+use crate::tasks::Progress;
 use crate::telemetry::stats::ModelStats;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};

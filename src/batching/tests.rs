@@ -5,7 +5,7 @@ use crate::runtime::fake::FakeRuntime;
 use crate::runtime::{
     DeviceSettings, GraphSource, Input, Interrupt, OptimizationLevel, Runtime, RuntimeError, Session, SessionSettings,
 };
-use crate::tasks::Tasks;
+use crate::tasks::{Progress, Tasks};
 use crate::telemetry::stats::Stats;
 use crate::tensor::{DType, Dim, Spec, Tensor, Value, ValueType};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

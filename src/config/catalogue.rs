@@ -435,6 +435,61 @@ pub(super) const KEYS: &[Key] = &[
         },
     },
     Key {
+        section: "limits",
+        name: "max_jobs",
+        doc: "Jobs that are queued, running or kept for their results.",
+        kind: Kind::Integer {
+            min: 1,
+            max: 100_000,
+            get: |config| config.jobs.max_jobs as u64,
+            set: |config, value| config.jobs.max_jobs = size(value),
+        },
+    },
+    Key {
+        section: "limits",
+        name: "jobs_at_once",
+        doc: "Jobs that run at the same time.",
+        kind: Kind::Integer {
+            min: 1,
+            max: 64,
+            get: |config| config.jobs.jobs_at_once as u64,
+            set: |config, value| config.jobs.jobs_at_once = size(value),
+        },
+    },
+    Key {
+        section: "limits",
+        name: "job_timeout_ms",
+        doc: "How long a job may take from its start, waiting for a busy model included.",
+        kind: Kind::Integer {
+            min: 1,
+            max: 30 * DAY_MS,
+            get: |config| milliseconds(config.jobs.timeout),
+            set: |config, value| config.jobs.timeout = Duration::from_millis(value),
+        },
+    },
+    Key {
+        section: "limits",
+        name: "job_result_ttl_ms",
+        doc: "How long a finished job and its result are kept.",
+        kind: Kind::Integer {
+            min: 1,
+            max: 365 * DAY_MS,
+            get: |config| milliseconds(config.jobs.result_ttl),
+            set: |config, value| config.jobs.result_ttl = Duration::from_millis(value),
+        },
+    },
+    Key {
+        section: "limits",
+        name: "max_job_bytes",
+        doc: "Requests and results of all jobs together, on disk.",
+        kind: Kind::Integer {
+            min: 1,
+            max: 1 << 40,
+            get: |config| config.jobs.max_bytes,
+            set: |config, value| config.jobs.max_bytes = value,
+        },
+    },
+    Key {
         section: "telemetry",
         name: "log_format",
         doc: "text or json (one object a line); logs go to standard error.",

@@ -16,6 +16,7 @@ pub use error::ConfigError;
 pub use setting::Setting;
 
 use crate::http::HttpSettings;
+use crate::jobs::JobSettings;
 use crate::models::{ModelOverrides, ModelSettings, StoreSettings};
 use crate::pipelines::PipelineLimits;
 use crate::telemetry::{LogSettings, StatsSettings};
@@ -31,6 +32,7 @@ pub struct Config {
     /// What holds for every model whose own `model.toml` says nothing else.
     pub models: ModelSettings,
     pub pipelines: PipelineLimits,
+    pub jobs: JobSettings,
     pub log: LogSettings,
     pub stats: StatsSettings,
     /// Where each key's value comes from, by `section.key`; every key is there.
@@ -157,6 +159,7 @@ impl Default for Config {
             },
             models: ModelSettings::default(),
             pipelines: PipelineLimits { max_pixels: 1 << 26 },
+            jobs: JobSettings::default(),
             log: LogSettings::default(),
             stats: StatsSettings::default(),
             origins: catalogue::KEYS.iter().map(|key| (key.path(), Origin::Default)).collect(),

@@ -15,7 +15,7 @@ pub(crate) mod testing;
 pub use error::{EngineError, ErrorKind, FieldError, FieldKind};
 pub use request::{InferRequest, InferResponse, PredictRequest, PredictResponse, RunOptions, Timing};
 
-pub use crate::batching::Progress;
+pub use crate::batching::LOWEST_PRIORITY;
 
 pub use crate::models::{
     LoadOverrides, LoadedModel, ModelName, ModelState, ModelStatus, NameError, Version, VersionStatus,

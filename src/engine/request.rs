@@ -1,7 +1,8 @@
 //! What doors give to the engine and get back.
 
-use crate::batching::{DEFAULT_PRIORITY, LOWEST_PRIORITY, Progress};
+use crate::batching::{DEFAULT_PRIORITY, LOWEST_PRIORITY};
 use crate::pipelines::{Item, Parameters, Prediction};
+use crate::tasks::Progress;
 use crate::tensor::Value;
 use std::time::Duration;
 use tokio::time::Instant;

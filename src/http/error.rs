@@ -10,6 +10,7 @@
 use super::body::BodyError;
 use super::codec::CodecError;
 use crate::engine::{EngineError, ErrorKind};
+use crate::jobs::JobError;
 use axum::http::header::{self, HeaderName, HeaderValue};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -117,18 +118,21 @@ impl ApiError {
         self
     }
 
-    #[cfg(test)]
     pub(super) fn status(&self) -> StatusCode {
         self.0.status
     }
 
-    #[cfg(test)]
     pub(super) fn code(&self) -> &str {
         &self.0.code
     }
 
     pub(super) fn detail(&self) -> &str {
         &self.0.detail
+    }
+
+    /// For [`render`].
+    pub(super) fn problem(&self) -> &Problem {
+        &self.0
     }
 
     /// What only the log may see.
@@ -202,6 +206,37 @@ impl From<BodyError> for ApiError {
             BodyError::Encoding => (StatusCode::BAD_REQUEST, "malformed_encoding"),
         };
         ApiError::new(status, code, error.to_string())
+    }
+}
+
+impl From<JobError> for ApiError {
+    fn from(error: JobError) -> ApiError {
+        let soon = |delay| (header::RETRY_AFTER, retry_after(delay));
+        let (status, code, retry) = match &error {
+            JobError::NotFound => (StatusCode::NOT_FOUND, "job_not_found", None),
+            JobError::TooMany { retry_after, .. } => {
+                (StatusCode::SERVICE_UNAVAILABLE, "queue_full", Some(soon(*retry_after)))
+            }
+            JobError::NoRoom { .. } => (StatusCode::INSUFFICIENT_STORAGE, "job_storage_full", None),
+            JobError::DiskFull => (StatusCode::INSUFFICIENT_STORAGE, "disk_full", None),
+            JobError::Unavailable { .. } => (StatusCode::INSUFFICIENT_STORAGE, "job_storage_unavailable", None),
+            JobError::Stopping => {
+                (StatusCode::SERVICE_UNAVAILABLE, "shutting_down", Some(soon(Duration::from_secs(1))))
+            }
+            JobError::NotFinished { .. } => {
+                (StatusCode::CONFLICT, "job_not_finished", Some(soon(Duration::from_secs(1))))
+            }
+            JobError::Cancelled => (StatusCode::CONFLICT, "job_cancelled", None),
+            JobError::TimedOut => (StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded", None),
+            JobError::Crashed { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "job_crashed", None),
+            JobError::Internal { detail } => return ApiError::internal(detail.clone()),
+        };
+        let mut answer = ApiError::new(status, code, error.to_string());
+        answer.0.headers.extend(retry);
+        if let JobError::Unavailable { detail } = error {
+            answer.0.internal = Some(detail);
+        }
+        answer
     }
 }
 

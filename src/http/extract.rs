@@ -6,7 +6,9 @@
 use super::HttpSettings;
 use super::error::ApiError;
 use super::middleware::Arrival;
+pub(super) use super::middleware::RequestId;
 use crate::engine::{ModelName, Version};
+use crate::jobs::JobError;
 use axum::extract::{FromRequestParts, Query, RawPathParams};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
@@ -14,6 +16,7 @@ use serde::de::DeserializeOwned;
 use std::convert::Infallible;
 use std::time::Duration;
 use tokio::time::Instant;
+use uuid::Uuid;
 
 /// The `{name}` of the path and its `{version}`, where the route has one.
 #[derive(Debug, Clone)]
@@ -54,6 +57,23 @@ fn no_such_version() -> ApiError {
     )
 }
 
+/// The `{id}` of a job's path.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct JobPath(pub(super) Uuid);
+
+impl<S: Send + Sync> FromRequestParts<S> for JobPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<JobPath, ApiError> {
+        let no_such_job = || ApiError::from(JobError::NotFound);
+        let parameters = RawPathParams::from_request_parts(parts, state).await.map_err(|_| no_such_job())?;
+        let id = parameters.iter().find(|(name, _)| *name == "id").map_or("", |(_, value)| value);
+        // Other forms of a UUID would be other paths of the same job.
+        let id = Uuid::try_parse(id).ok().filter(|parsed| parsed.to_string() == id);
+        id.map(JobPath).ok_or_else(no_such_job)
+    }
+}
+
 /// The query as `T`; a key that is wrong is a 400 that says so.
 #[derive(Debug)]
 pub(super) struct ApiQuery<T>(pub(super) T);
@@ -87,6 +107,14 @@ impl<S: Send + Sync> FromRequestParts<S> for Arrival {
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Arrival, Infallible> {
         Ok(parts.extensions.get::<Arrival>().copied().unwrap_or_else(|| Arrival(Instant::now())))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for RequestId {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<RequestId, Infallible> {
+        Ok(parts.extensions.get::<RequestId>().cloned().unwrap_or_else(|| RequestId("".into())))
     }
 }
 

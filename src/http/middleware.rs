@@ -34,6 +34,10 @@ const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Arrival(pub(super) Instant);
 
+/// The request's own name, in the answer and in the log.
+#[derive(Debug, Clone)]
+pub(super) struct RequestId(pub(super) Arc<str>);
+
 /// The routes with everything around them. `listen` is the address that clients may name in `Host`.
 pub(super) fn wrap(routes: Router<HttpState>, state: &HttpState, listen: IpAddr) -> Router<HttpState> {
     let (settings, stats, counted) = (&state.settings, state.engine.stats().clone(), state.engine.stats().clone());
@@ -63,6 +67,7 @@ async fn observe(State(stats): State<Stats>, mut request: Request, next: Next) -
         AccessLine { method: request.method().clone(), route, id: id.clone(), started: Instant::now(), outcome: None };
     let path = request.uri().path().to_owned();
     request.extensions_mut().insert(Arrival(line.started));
+    request.extensions_mut().insert(RequestId(id.clone()));
     let tally = Tally::begin(&line.route, &stats, line.started.into_std());
     request.extensions_mut().insert(tally.clone());
     let closes = request.version() < Version::HTTP_2;

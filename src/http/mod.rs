@@ -16,6 +16,7 @@ mod router;
 mod server;
 mod settings;
 mod tally;
+mod timestamp;
 mod v1;
 mod v2;
 
@@ -28,6 +29,7 @@ pub use settings::{HttpLimits, HttpSettings};
 pub use v1::predict::predict_offline;
 
 use crate::engine::InferenceEngine;
+use crate::jobs::Jobs;
 use crate::tasks::Tasks;
 use std::sync::Arc;
 
@@ -35,6 +37,7 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub struct HttpState {
     pub engine: InferenceEngine,
+    pub jobs: Jobs,
     pub settings: Arc<HttpSettings>,
     pub tasks: Tasks,
 }

@@ -4,8 +4,10 @@
 //! head, for each body, and for taking an answer; a full file table slows accepting down and ends nothing; a drain ends
 //! within `shutdown_grace`, whatever clients do. Knows no route: see `router`.
 
+use super::v1::job_runner::JobRunner;
 use super::{HttpSettings, HttpState, router};
 use crate::engine::InferenceEngine;
+use crate::jobs::Jobs;
 use crate::tasks::Tasks;
 use axum::Router;
 use axum::body::Body;
@@ -51,6 +53,7 @@ pub struct Server {
     address: SocketAddr,
     settings: Arc<HttpSettings>,
     router: Router,
+    state: HttpState,
     tasks: Tasks,
 }
 
@@ -59,7 +62,7 @@ impl Server {
     ///
     /// # Errors
     /// Where the address cannot be bound.
-    pub fn bind(settings: HttpSettings, engine: InferenceEngine, tasks: Tasks) -> io::Result<Server> {
+    pub fn bind(settings: HttpSettings, engine: InferenceEngine, jobs: Jobs, tasks: Tasks) -> io::Result<Server> {
         let socket = if settings.listen.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         // A restarted server takes its port again though old connections linger.
         socket.set_reuseaddr(true)?;
@@ -67,8 +70,9 @@ impl Server {
         let listener = socket.listen(BACKLOG)?;
         let address = listener.local_addr()?;
         let settings = Arc::new(settings);
-        let state = HttpState { engine, settings: settings.clone(), tasks: tasks.clone() };
-        Ok(Server { listener, address, router: router::router(state, address.ip()), settings, tasks })
+        let state = HttpState { engine, jobs, settings: settings.clone(), tasks: tasks.clone() };
+        let router = router::router(state.clone(), address.ip());
+        Ok(Server { listener, address, router, state, settings, tasks })
     }
 
     /// The address in use: with the port that the system chose where the settings say 0.
@@ -76,9 +80,10 @@ impl Server {
         self.address
     }
 
-    /// Serves until the tasks are asked to stop, then drains: goes on accepting for `drain_delay` (readiness is false by
+    /// Runs jobs, and serves until the tasks are asked to stop, then drains: goes on accepting for `drain_delay` (readiness is false by
     /// then), finishes the requests it has, and cuts what is left `shutdown_grace` after the signal.
     pub async fn serve(self) {
+        self.state.jobs.start(Arc::new(JobRunner(self.state.clone())));
         let stopping = self.tasks.stopping().clone();
         let permits = Arc::new(Semaphore::new(self.settings.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
         let connections = Arc::new(Connections {

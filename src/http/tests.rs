@@ -2,6 +2,7 @@
 
 use super::{HttpSettings, HttpState, Server, router};
 use crate::engine::testing;
+use crate::jobs::{JobSettings, Jobs};
 use crate::tasks::Tasks;
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
@@ -25,9 +26,14 @@ fn settings() -> HttpSettings {
     }
 }
 
+fn state(settings: HttpSettings, tasks: Tasks) -> HttpState {
+    let jobs = Jobs::new(JobSettings::default(), std::path::Path::new("/nonexistent"), tasks.clone());
+    HttpState { engine: testing::engine(&tasks), jobs, settings: Arc::new(settings), tasks }
+}
+
 fn routes(settings: HttpSettings) -> axum::Router {
     let tasks = Tasks::new();
-    let state = HttpState { engine: testing::engine(&tasks), settings: Arc::new(settings), tasks };
+    let state = state(settings, tasks);
     router::router(state, [127, 0, 0, 1].into())
 }
 
@@ -115,7 +121,7 @@ async fn every_documented_operation_has_a_route() {
     let document: Value = serde_json::from_str(&super::document_json()).unwrap();
     for (path, item) in document["paths"].as_object().unwrap() {
         for method in item.as_object().unwrap().keys() {
-            let target = path.replace("{name}", "nope").replace("{version}", "1");
+            let target = path.replace("{name}", "nope").replace("{version}", "1").replace("{id}", "x");
             let answer = send(&method.to_uppercase(), &target, &[], Body::empty()).await;
             let text = String::from_utf8_lossy(&answer.body);
             assert!(answer.status != 405 && !text.contains("there is no such path"), "{method} {path}: {text}");
@@ -144,7 +150,7 @@ async fn read_compressed(encoding: &str, body: Vec<u8>) -> (u16, String) {
         Ok::<_, super::error::ApiError>(bytes.len().to_string())
     };
     let tasks = Tasks::new();
-    let state = HttpState { engine: testing::engine(&tasks), settings: Arc::new(settings()), tasks };
+    let state = state(settings(), tasks);
     let routes = axum::Router::new().route("/read", axum::routing::post(read));
     let routes = super::middleware::wrap(routes, &state, [127, 0, 0, 1].into()).with_state(state);
     let request = Request::post("/read").header("host", "localhost").header("content-encoding", encoding);
@@ -238,7 +244,7 @@ async fn only_the_origins_of_the_settings_get_cors_headers() {
 #[tokio::test]
 async fn a_panic_is_a_500_of_its_own_request() {
     let tasks = Tasks::new();
-    let state = HttpState { engine: testing::engine(&tasks), settings: Arc::new(settings()), tasks };
+    let state = state(settings(), tasks);
     let routes = axum::Router::new().route("/boom", axum::routing::get(boom));
     let routes = super::middleware::wrap(routes, &state, [127, 0, 0, 1].into()).with_state(state);
     let request = Request::builder().uri("/boom").header("host", "localhost").body(Body::empty()).unwrap();
@@ -257,7 +263,8 @@ async fn boom() -> &'static str {
 /// A server on a free port; the handle ends with the drain.
 fn start(settings: HttpSettings) -> (SocketAddr, Tasks, JoinHandle<()>) {
     let tasks = Tasks::new();
-    let server = Server::bind(settings, testing::engine(&tasks), tasks.clone()).unwrap();
+    let jobs = Jobs::new(JobSettings::default(), std::path::Path::new("/nonexistent"), tasks.clone());
+    let server = Server::bind(settings, testing::engine(&tasks), jobs, tasks.clone()).unwrap();
     let address = server.local_addr();
     let served = tasks.spawn("server", server.serve());
     (address, tasks, served)

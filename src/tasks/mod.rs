@@ -2,6 +2,10 @@
 //!
 //! Everything started here is awaited or joined by [`Tasks::close`]. Endless work watches [`Tasks::stopping`].
 
+mod progress;
+
+pub use progress::Progress;
+
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

@@ -21,6 +21,8 @@ mod cli;
 mod golden;
 /// Pictures: the embedded digits and the shared classifiers.
 mod image;
+/// Predictions that are answered later.
+mod jobs;
 /// Start, readiness, drain, connections that misbehave.
 mod lifecycle;
 /// `/v1/models/{name}/predict`: every request and response form.

@@ -112,6 +112,18 @@ impl Server {
         (status, serde_json::from_str(&text).unwrap_or(Value::String(text)))
     }
 
+    /// Ends this child at once, as a crash would.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// The store of a server that has ended, for another one.
+    pub fn take_store(&mut self) -> tempfile::TempDir {
+        assert!(self.child.try_wait().unwrap().is_some(), "the server still uses its store");
+        std::mem::replace(&mut self.store, tempfile::tempdir().unwrap())
+    }
+
     /// SIGTERM to this child only.
     pub fn terminate(&self) {
         self.signal("TERM");

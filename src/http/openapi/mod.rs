@@ -33,6 +33,7 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
     servers((url = "/", description = "This server")),
     tags(
         (name = "predict", description = "Predictions."),
+        (name = "jobs", description = "Predictions that are answered later."),
         (name = "models", description = "Models and their states."),
         (name = "health", description = "For balancers."),
         (name = "system", description = "The server itself."),
@@ -40,6 +41,12 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
     ),
     paths(
         v1::predict::predict,
+        v1::jobs::create,
+        v1::jobs::list,
+        v1::jobs::show,
+        v1::jobs::delete,
+        v1::jobs::result,
+        v1::jobs::events,
         v1::models::list,
         v1::models::show,
         v1::models::load,
@@ -210,6 +217,25 @@ fn errors_of(path: &str) -> Errors {
         BUSY,
         ("504", "The deadline passed."),
     ];
+    const CREATE_JOB: Errors = &[
+        ("400", "Malformed."),
+        NOT_FOUND,
+        ("406", "No format of the answer suits `Accept`."),
+        ("408", "The body did not arrive in time."),
+        ("413", "The body or something in it is larger than a limit."),
+        ("415", "The media type or content encoding is not served."),
+        ("422", "Well-formed, but not what the model takes: `errors` names the fields."),
+        INTERNAL,
+        (
+            "503",
+            "There are too many jobs, the model is not ready, or the server drains; `Retry-After` says when to come back.",
+        ),
+        ("507", "The jobs' bound on bytes or the disk is full, or the store cannot be written."),
+    ];
+    const NO_JOB: (&str, &str) = ("404", "No such job.");
+    const JOB: Errors = &[NO_JOB, INTERNAL];
+    const JOB_RESULT: Errors =
+        &[NO_JOB, ("409", "There is no result: the job is not finished, or was cancelled."), INTERNAL];
     const LIFECYCLE: Errors = &[
         ("400", "Malformed."),
         NOT_FOUND,
@@ -231,6 +257,13 @@ fn errors_of(path: &str) -> Errors {
     const MODEL: Errors = &[("400", "Malformed."), NOT_FOUND, INTERNAL, BUSY];
     if path.ends_with("/predict") {
         return PREDICT;
+    }
+    match path {
+        "/v1/models/{name}/jobs" => return CREATE_JOB,
+        "/v1/jobs" => return &[("400", "Malformed.")],
+        "/v1/jobs/{id}/result" => return JOB_RESULT,
+        _ if path.starts_with("/v1/jobs/") => return JOB,
+        _ => {}
     }
     if path.ends_with("/infer") {
         return V2_INFER;

@@ -52,7 +52,7 @@ impl Format {
         self != Format::Json
     }
 
-    fn media_type(self) -> &'static str {
+    pub(super) fn media_type(self) -> &'static str {
         match self {
             Format::Json => "application/json",
             Format::Npy => "application/x-npy",

@@ -1,6 +1,8 @@
 //! The native API: handlers of three steps (parse, call, encode) and their wire types.
 
 mod encode;
+pub(super) mod job_runner;
+pub(super) mod jobs;
 pub(super) mod models;
 mod parse;
 pub mod predict;

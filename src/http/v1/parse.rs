@@ -103,6 +103,21 @@ impl BodyKind {
         })
     }
 
+    /// For a model that is not known yet.
+    ///
+    /// # Errors
+    /// 415 for a media type that suits no model.
+    pub(super) fn check_served(headers: &HeaderMap) -> Result<(), ApiError> {
+        // One task of each kind of file that is taken, and none.
+        let tasks = [None, Some("image-classification"), Some("audio-classification"), Some("text-classification")];
+        let served = tasks.map(|task| BodyKind::for_task(headers, task));
+        let refused = |problem: &String| ApiError::unsupported_media(problem.clone());
+        match &served {
+            [Err(problem), rest @ ..] if rest.iter().all(Result::is_err) => Err(refused(problem)),
+            _ => Ok(()),
+        }
+    }
+
     fn for_task(headers: &HeaderMap, task: Option<&str>) -> Result<BodyKind, String> {
         let served = accepted(task);
         let Some(media_type) = content_type(headers) else {

@@ -5,14 +5,15 @@
 use super::encode::{self, Answer, Format};
 use super::parse::{self, BodyKind, Call, Input, Limits};
 use crate::engine::{
-    EngineError, ErrorKind, InferRequest, InferenceEngine, LoadedModel, ModelName, Parameters, PredictRequest,
-    RunOptions, Timing, Version,
+    EngineError, ErrorKind, InferRequest, InferenceEngine, LOWEST_PRIORITY, LoadedModel, ModelName, Parameters,
+    PredictRequest, RunOptions, Timing, Version,
 };
 use crate::http::error::ApiError;
 use crate::http::extract::{ApiQuery, ModelPath, deadline, invalid_query, query_bool};
 use crate::http::middleware::Arrival;
 use crate::http::tally::Tally;
 use crate::http::{HttpSettings, HttpState, body};
+use crate::tasks::Progress;
 use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
@@ -128,43 +129,102 @@ pub(in crate::http) async fn predict(
     tally: Tally,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let query = PredictQuery::parse(query)?;
-    if path.version.is_some() && query.version.is_some() && path.version != query.version {
-        return Err(invalid_query("the path and ?version= name different versions"));
-    }
-    let format = Format::negotiate(request.headers())?;
+    let ask = Ask::read(&path, query, request.headers())?;
     let (head, body) = request.into_parts();
     // The body is read before the model is looked for: a refusal in the middle of an upload reaches few clients.
     let body = body::read(body, &state.settings, 0).await?;
-    let model = tally.model(&state.engine, &path.name, path.version.or(query.version)).await?;
-    answer(&state, model, query, format, arrival, &head.headers, body).await
+    let model = tally.model(&state.engine, &path.name, ask.version()).await?;
+    let due = |timeout_ms| deadline(arrival, timeout_ms, &state.settings);
+    let answered = answer(&state, &model, ask, &head.headers, body, due, None).await?;
+    Ok(encode::response(answered.format, answered.bytes, &answered.timing))
 }
 
-/// What is left to do once the model is known.
-async fn answer(
-    state: &HttpState,
-    model: Arc<LoadedModel>,
+/// What a prediction's path, query and head ask for, before its model is known.
+pub(super) struct Ask {
     query: PredictQuery,
     format: Format,
-    arrival: Arrival,
+}
+
+/// A prediction's answer.
+pub(super) struct Answered {
+    pub(super) format: Format,
+    pub(super) bytes: Vec<u8>,
+    pub(super) timing: Timing,
+}
+
+impl Ask {
+    /// # Errors
+    /// 400 for the query, 406 for `Accept`.
+    pub(super) fn read(path: &ModelPath, query: Vec<(String, String)>, headers: &HeaderMap) -> Result<Ask, ApiError> {
+        let mut query = PredictQuery::parse(query)?;
+        if path.version.is_some() && query.version.is_some() && path.version != query.version {
+            return Err(invalid_query("the path and ?version= name different versions"));
+        }
+        query.version = path.version.or(query.version);
+        Ok(Ask { query, format: Format::negotiate(headers)? })
+    }
+
+    pub(super) fn version(&self) -> Option<Version> {
+        self.query.version
+    }
+
+    /// Finds what is wrong with a request without running it.
+    /// Its body is read where one is given.
+    ///
+    /// # Errors
+    /// What [`answer`] would give, as far as it shows before the run.
+    pub(super) async fn check(
+        &self,
+        state: &HttpState,
+        model: &Arc<LoadedModel>,
+        headers: &HeaderMap,
+        body: Option<Bytes>,
+    ) -> Result<(), ApiError> {
+        let kind = BodyKind::of(headers, model)?;
+        self.format.check(model, &self.query.outputs)?;
+        let Some(body) = body else { return Ok(()) };
+        read_call(state, model, kind, body).await.map(drop)
+    }
+
+    /// The same where the model is not loaded.
+    ///
+    /// # Errors
+    /// 415 for a media type that suits no model.
+    pub(super) fn check_unseen(headers: &HeaderMap) -> Result<(), ApiError> {
+        BodyKind::check_served(headers)
+    }
+}
+
+/// What is left to do once the model is known. `due` gives the deadline from the request's own `timeout_ms`; `progress`
+/// is told of the items.
+pub(super) async fn answer(
+    state: &HttpState,
+    model: &Arc<LoadedModel>,
+    ask: Ask,
     headers: &HeaderMap,
     body: Bytes,
-) -> Result<Response, ApiError> {
-    let kind = BodyKind::of(headers, &model)?;
-    format.check(&model, &query.outputs)?;
-    let mut call = read_call(state, &model, kind, body).await?;
+    due: impl FnOnce(Option<u64>) -> Result<Instant, ApiError>,
+    progress: Option<Progress>,
+) -> Result<Answered, ApiError> {
+    let Ask { query, format } = ask;
+    let kind = BodyKind::of(headers, model)?;
+    format.check(model, &query.outputs)?;
+    let mut call = read_call(state, model, kind, body).await?;
     query.complete(&mut call);
-    let deadline = deadline(arrival, call.timeout_ms, &state.settings)?;
+    let deadline = due(call.timeout_ms)?;
     let id = call.id.take();
 
-    let options = RunOptions::until(deadline).with_priority(call.priority.map(u64::from));
+    let options = RunOptions { progress, ..RunOptions::until(deadline) };
+    // A job that somebody may watch waits behind those whose client waits for the answer.
+    let priority = call.priority.map(u64::from).or(options.progress.is_some().then_some(LOWEST_PRIORITY.into()));
+    let options = options.with_priority(priority);
     let wants = Wants { raw: query.raw || format.is_binary(), outputs: query.outputs };
-    let (answer, timing) = run(&state.engine, &model, call, wants, options).await?;
+    let (answer, timing) = run(&state.engine, model, call, wants, options).await?;
 
     let size = answer.size();
     let encoded_for = model.clone();
     let bytes = state.compute(size, move || encode::encode(&encoded_for, format, id.as_deref(), &answer)).await??;
-    Ok(encode::response(format, bytes, &timing))
+    Ok(Answered { format, bytes, timing })
 }
 
 async fn read_call(state: &HttpState, model: &Arc<LoadedModel>, kind: BodyKind, body: Bytes) -> Result<Call, ApiError> {
@@ -381,15 +441,16 @@ mod tests {
         use http_body_util::BodyExt;
         let tasks = crate::tasks::Tasks::new();
         let engine = crate::engine::testing::engine(&tasks);
-        let state = HttpState { engine, settings: Arc::new(HttpSettings::default()), tasks };
+        let jobs = crate::jobs::Jobs::new(Default::default(), std::path::Path::new("/nonexistent"), tasks.clone());
+        let state = HttpState { engine, jobs, settings: Arc::new(HttpSettings::default()), tasks };
         let request = Request::builder().header("content-type", media_type).header("accept", accept);
         let headers = request.body(axum::body::Body::empty()).unwrap().into_parts().0.headers;
         let body = Bytes::copy_from_slice(body);
-        let query = self::query(query).unwrap();
-        let format = Format::negotiate(&headers).unwrap();
-        let result = answer(&state, model.clone(), query, format, Arrival(Instant::now()), &headers, body).await;
+        let ask = Ask { query: self::query(query).unwrap(), format: Format::negotiate(&headers).unwrap() };
+        let due = |timeout_ms| deadline(Arrival(Instant::now()), timeout_ms, &state.settings);
+        let result = answer(&state, model, ask, &headers, body, due, None).await;
         let response = match result {
-            Ok(response) => response,
+            Ok(answered) => encode::response(answered.format, answered.bytes, &answered.timing),
             Err(error) => (error.status(), error.detail().to_owned()).into_response(),
         };
         let status = response.status().as_u16();
