@@ -9,6 +9,7 @@ use crate::models::{ModelManager, StoreError, StoreLock};
 use crate::pipelines::Pool;
 use crate::runtime::onnx::{LibraryError, OnnxRuntime};
 use crate::tasks::Tasks;
+use crate::telemetry::Stats;
 use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
@@ -92,6 +93,7 @@ impl Rooms {
             config.store.clone(),
             config.models.clone(),
             config.pipelines.clone(),
+            Stats::new(config.stats.window),
         );
         let engine = InferenceEngine::new(models.clone(), Pool::new(tasks.clone(), cores()), tasks.clone());
         Ok(Rooms { models, engine, tasks })

@@ -201,6 +201,7 @@ mod tests {
             output_labels: BTreeMap::new(),
             max_batch_size: 0,
             config_json: Value::Null,
+            stats: crate::telemetry::Stats::default().model("m", 2),
             handle: Handle::start("m", vec![], 1, &Tasks::new()).unwrap(),
             loaded_at: SystemTime::UNIX_EPOCH,
             load_time: Duration::from_millis(12),

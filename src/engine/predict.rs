@@ -3,6 +3,7 @@
 use super::request::{InferRequest, InferResponse, PredictRequest, PredictResponse, Timing};
 use super::{EngineError, InferenceEngine, LoadedModel};
 use crate::pipelines::{Pipeline, PipelineError, Prediction};
+use crate::telemetry::stats::Stage;
 use crate::tensor::{Tensor, Value};
 use std::sync::Arc;
 use std::time::Instant;
@@ -31,6 +32,7 @@ impl InferenceEngine {
         let read = move || items.iter().map(|outputs| pipeline.postprocess(outputs, &parameters)).collect();
         let predictions: Result<Vec<Prediction>, PipelineError> = self.0.pool.run(read).await?;
         timing.postprocess = started.elapsed();
+        model.stats.record_stage(Stage::Postprocess, timing.postprocess);
         Ok(PredictResponse { predictions: predictions.map_err(internal_outputs)?, timing })
     }
 
@@ -71,6 +73,7 @@ impl InferenceEngine {
         }))
         .await?;
         let preprocess = started.elapsed();
+        model.stats.record_stage(Stage::Preprocess, preprocess);
         let responses = futures_util::future::try_join_all(prepared.into_iter().map(|inputs| {
             let inputs = inputs.into_iter().map(|(name, tensor)| (name, tensor.into())).collect();
             self.infer(model, InferRequest { inputs, outputs: Vec::new(), deadline })

@@ -10,6 +10,7 @@ use crate::batching::Handle;
 use crate::pipelines::{LabelsSource, Pipeline, PipelineLimits};
 use crate::runtime::{GraphSource, Interrupt, Runtime, Session, SessionSettings};
 use crate::tasks::Tasks;
+use crate::telemetry::ModelStats;
 use crate::tensor::Spec;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -30,6 +31,7 @@ pub(super) struct Job {
     pub(super) settings: ModelSettings,
     pub(super) limits: PipelineLimits,
     pub(super) max_model_bytes: u64,
+    pub(super) stats: Arc<ModelStats>,
 }
 
 /// Loads a version. `warming` is called when the warm-up begins, which `interrupt` stops.
@@ -104,6 +106,7 @@ pub(super) fn load(
         output_labels,
         max_batch_size: config.map_or(0, |config| config.max_batch_size),
         config_json,
+        stats: job.stats.clone(),
         handle,
         loaded_at: SystemTime::now(),
         load_time: started.elapsed(),

@@ -14,6 +14,7 @@ use super::{StoreSettings, Version, VersionPolicy, overrides};
 use crate::pipelines::PipelineLimits;
 use crate::runtime::{Interrupt, Runtime};
 use crate::tasks::Tasks;
+use crate::telemetry::Stats;
 use futures_util::StreamExt;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -42,6 +43,7 @@ struct Inner {
     store: StoreSettings,
     defaults: ModelSettings,
     limits: PipelineLimits,
+    stats: Stats,
     repository: Repository,
     /// A std mutex: held for look-ups and swaps, never across an await.
     registry: Mutex<BTreeMap<ModelName, Entry>>,
@@ -70,6 +72,7 @@ impl ModelManager {
         store: StoreSettings,
         defaults: ModelSettings,
         pipeline_limits: PipelineLimits,
+        stats: Stats,
     ) -> ModelManager {
         let repository = Repository::new(store.models_dir.clone());
         ModelManager(Arc::new(Inner {
@@ -78,6 +81,7 @@ impl ModelManager {
             store,
             defaults,
             limits: pipeline_limits,
+            stats,
             repository,
             registry: Mutex::default(),
             loads: Arc::new(Semaphore::new(LOADS_AT_ONCE)),
@@ -227,6 +231,11 @@ impl ModelManager {
         self.0.runtime.version().to_owned()
     }
 
+    /// What is counted of the models: those of the store and no others.
+    pub fn stats(&self) -> &Stats {
+        &self.0.stats
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<ModelName, Entry>> {
         self.0.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -351,6 +360,7 @@ impl ModelManager {
                 entry.policy = prepared.policy.clone();
                 entry.set_versions(&prepared.folder.versions.keys().copied().collect());
                 entry.last_error = entry.failure(None);
+                self.0.stats.keep_versions(name.as_str(), |version| entry.slots.contains_key(&Version(version)));
             }
             Ok(None) => {}
             Err(error) => {
@@ -460,6 +470,7 @@ impl ModelManager {
                 settings: prepared.settings.clone(),
                 limits: self.0.limits.clone(),
                 max_model_bytes: self.0.store.max_model_bytes,
+                stats: self.0.stats.model(name.as_str(), version.0),
             };
             if let Err(source) = self.load_version(job).await {
                 first_error.get_or_insert(ModelError::Load { model: name.clone(), version: *version, source });
@@ -493,6 +504,7 @@ impl ModelManager {
                 entry.policy = prepared.policy.clone();
                 entry.set_versions(&on_disk.keys().copied().collect());
             }
+            self.0.stats.keep_versions(name.as_str(), |version| entry.slots.contains_key(&Version(version)));
             entry.last_error = first_error.as_ref().map(ModelError::to_string).or_else(|| entry.failure(None));
         });
         match first_error {
@@ -504,7 +516,14 @@ impl ModelManager {
     /// Loads one version and puts it in its place; what it replaces is drained.
     async fn load_version(&self, job: Job) -> Result<(), LoadError> {
         let (name, version, files) = (job.name.clone(), job.version, job.folder.fingerprint);
+        let stats = job.stats.clone();
         let result = self.run_loader(job).await;
+        if !matches!(result, Err(LoadError::Stopping)) {
+            stats.record_load(result.is_ok());
+        }
+        if matches!(result, Err(LoadError::Panicked)) {
+            self.0.stats.record_panic();
+        }
         // Checked under the lock that `close` empties the registry with: nothing is put in afterwards.
         let replaced = self.edit(&name, |entry| {
             let slot = entry.slots.entry(version).or_default();
@@ -608,7 +627,7 @@ impl ModelManager {
         self.blocking(move || overrides::clean(&inner.store.models_dir, &model, None)).await;
         // Versions that a load call brought are gone; what the disk holds is listed again.
         if let Ok(None) = self.look(name, gate).await {
-            self.lock().remove(name);
+            self.remove(&mut self.lock(), name);
         }
     }
 
@@ -619,7 +638,7 @@ impl ModelManager {
         }
         let mut registry = self.lock();
         if registry.get(name).is_some_and(|entry| entry.serving(None).is_none()) {
-            registry.remove(name);
+            self.remove(&mut registry, name);
         }
     }
 
@@ -627,8 +646,14 @@ impl ModelManager {
     fn forget_empty(&self, name: &ModelName) {
         let mut registry = self.lock();
         if registry.get(name).is_some_and(|entry| entry.slots.is_empty() && !entry.broken) {
-            registry.remove(name);
+            self.remove(&mut registry, name);
         }
+    }
+
+    /// The model is no longer of the store, and is no longer counted.
+    fn remove(&self, registry: &mut BTreeMap<ModelName, Entry>, name: &ModelName) {
+        registry.remove(name);
+        self.0.stats.forget(name.as_str());
     }
 }
 

@@ -6,4 +6,4 @@ pub mod stats;
 
 pub use logging::{LogError, LogFormat, LogSettings, start_logging};
 pub use printable::printable;
-pub use stats::{ModelStats, RequestGuard, Stats};
+pub use stats::{ModelStats, RequestGuard, Stats, StatsSettings};

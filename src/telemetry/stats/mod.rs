@@ -19,11 +19,26 @@ mod registry;
 mod tests;
 mod window;
 
+use std::time::Duration;
+
 pub use guard::RequestGuard;
 pub use histogram::HistogramSnapshot;
 pub use model::{BatchTotals, ModelStats, TimeTotal, VersionTotals, WindowSummary};
 pub use registry::{ModelTotals, Rejected, Stats};
 pub use window::StageSummary;
+
+/// `[telemetry]`: what is counted how far back.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StatsSettings {
+    /// How far back the numbers of the window go.
+    pub window: Duration,
+}
+
+impl Default for StatsSettings {
+    fn default() -> StatsSettings {
+        StatsSettings { window: Duration::from_secs(300) }
+    }
+}
 
 /// What part of a request's time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

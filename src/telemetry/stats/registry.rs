@@ -2,7 +2,7 @@
 
 use super::histogram::Cumulative;
 use super::model::{BATCH_BOUNDS, STAGE_BOUNDS_NS};
-use super::{CacheKind, CancelReason, HistogramSnapshot, ModelStats, Protocol, RequestGuard, Stage};
+use super::{CacheKind, CancelReason, HistogramSnapshot, ModelStats, Protocol, RequestGuard, Stage, StatsSettings};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -111,6 +111,12 @@ pub struct ModelTotals {
     pub cache: [[u64; 2]; CacheKind::ALL.len()],
     pub loads_failed: u64,
     pub loads_done: u64,
+}
+
+impl Default for Stats {
+    fn default() -> Stats {
+        Stats::new(StatsSettings::default().window)
+    }
 }
 
 impl Stats {
