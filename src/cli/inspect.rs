@@ -132,6 +132,7 @@ fn spec_json(spec: &Spec) -> Value {
 mod tests {
     use super::*;
     use crate::batching::Handle;
+    use crate::cache::{CacheSettings, Caches};
     use crate::engine::{Item, ModelName, Parameters, Prediction};
     use crate::models::ModelSettings;
     use crate::pipelines::{Pipeline, PipelineError};
@@ -201,6 +202,7 @@ mod tests {
             output_labels: BTreeMap::new(),
             max_batch_size: 0,
             config_json: Value::Null,
+            caches: Caches::new(&CacheSettings::default()),
             stats: crate::telemetry::Stats::default().model("m", 2),
             handle: Handle::start("m", vec![], 1, &Tasks::new()).unwrap(),
             loaded_at: SystemTime::UNIX_EPOCH,

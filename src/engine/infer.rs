@@ -2,6 +2,7 @@
 
 use super::request::{InferRequest, InferResponse, Timing};
 use super::{EngineError, InferenceEngine, LoadedModel, check};
+use crate::cache::{KeyMaker, value_bytes};
 use crate::telemetry::stats::Stage;
 use std::sync::Arc;
 
@@ -14,6 +15,21 @@ impl InferenceEngine {
     /// # Cancel safety
     /// Dropping the future cancels the request; a run in progress is stopped.
     pub async fn infer(&self, model: &Arc<LoadedModel>, request: InferRequest) -> Result<InferResponse, EngineError> {
+        if model.caches.responses.is_none() {
+            return self.run_tensors(model, request).await;
+        }
+        let (deadline, size) = (request.deadline, request.inputs.iter().map(|(_, value)| value_bytes(value)).sum());
+        let make = |keys: &KeyMaker, request: &InferRequest| keys.tensors(&request.inputs, &request.outputs);
+        let (key, request) = self.key(model, size, request, make).await?;
+        self.answer_once(model, key, deadline, self.run_tensors(model, request)).await
+    }
+
+    /// The run itself.
+    pub(super) async fn run_tensors(
+        &self,
+        model: &Arc<LoadedModel>,
+        request: InferRequest,
+    ) -> Result<InferResponse, EngineError> {
         let inputs = check::inputs(&model.inputs, request.inputs)?;
         let wanted = check::outputs(&model.outputs, &request.outputs)?;
         let completed = model.handle.run(inputs, wanted.clone(), request.deadline).await?;
@@ -23,6 +39,7 @@ impl InferenceEngine {
         Ok(InferResponse {
             outputs: names.zip(completed.outputs).collect(),
             timing: Timing { queue: completed.queue, inference: completed.inference, ..Timing::default() },
+            cache: None,
         })
     }
 }

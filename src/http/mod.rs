@@ -11,6 +11,7 @@ mod extract;
 mod health;
 mod middleware;
 mod openapi;
+mod outcome;
 mod router;
 mod server;
 mod settings;

@@ -7,6 +7,7 @@ use super::config_pbtxt::{GivenConfig, InForce, effective};
 use super::repository::{VersionFolder, companion, graph_file, read_bounded};
 use super::{LoadError, LoadedModel, Manifest, ModelName, ModelSettings, Version, VersionPolicy, warmup};
 use crate::batching::Handle;
+use crate::cache::Caches;
 use crate::pipelines::{LabelsSource, Pipeline, PipelineLimits};
 use crate::runtime::{GraphSource, Interrupt, Runtime, Session, SessionSettings};
 use crate::tasks::Tasks;
@@ -107,6 +108,7 @@ pub(super) fn load(
         max_batch_size: config.map_or(0, |config| config.max_batch_size),
         config_json,
         stats: job.stats.clone(),
+        caches: Caches::new(&job.settings.cache),
         handle,
         loaded_at: SystemTime::now(),
         load_time: started.elapsed(),

@@ -2,6 +2,7 @@
 
 use super::{Manifest, ModelName, ModelSettings, Version};
 use crate::batching;
+use crate::cache::Caches;
 use crate::pipelines::Pipeline;
 use crate::runtime::GraphFacts;
 use crate::telemetry::ModelStats;
@@ -35,6 +36,8 @@ pub struct LoadedModel {
     pub config_json: serde_json::Value,
     /// What is counted of this version; the same across its reloads.
     pub stats: Arc<ModelStats>,
+    /// What this load has answered and prepared; goes with it, so that no other load can answer from it.
+    pub caches: Caches,
     pub handle: batching::Handle,
     pub loaded_at: SystemTime,
     /// From the first byte read to the end of the warm-up.
