@@ -445,4 +445,65 @@ mod tests {
         house.end(Ok(()));
         assert_eq!(outcome(follower).await, (CacheOutcome::Miss, vec![1.0]));
     }
+
+    /// Counts its preprocessing, which reads the parameter `size` alone.
+    struct Counting(AtomicUsize);
+
+    impl Pipeline for Counting {
+        fn task(&self) -> &'static str {
+            "counting"
+        }
+
+        fn preprocess_reads(&self, parameter: &str) -> bool {
+            parameter == "size"
+        }
+
+        fn preprocess(&self, item: &Item, _: &Parameters) -> Result<Vec<(String, Tensor)>, PipelineError> {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            let Item::Text(text) = item else {
+                return Err(PipelineError::Item { index: 0, problem: "expected text".to_owned() });
+            };
+            let tensor = Tensor::from_bytes(DType::Uint8, vec![text.len()], text.clone().into_bytes()).unwrap();
+            Ok(vec![("x".to_owned(), tensor)])
+        }
+
+        fn postprocess(
+            &self,
+            _: &[(String, Value)],
+            _: &Parameters,
+        ) -> Result<crate::pipelines::Prediction, PipelineError> {
+            Err(PipelineError::Outputs("never asked".to_owned()))
+        }
+
+        fn check_parameters(&self, _: &Parameters) -> Result<(), PipelineError> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn an_item_is_prepared_once_for_the_parameters_that_bear_on_it() {
+        let house = house(&CacheSettings { preprocess_bytes: 1 << 20, ..CacheSettings::default() });
+        let pipeline = Counting(AtomicUsize::new(0));
+        let calls = |item: &Item, parameters: serde_json::Value| {
+            let serde_json::Value::Object(parameters) = parameters else { panic!("not an object") };
+            let prepared = prepare(&house.model, &pipeline, item, &parameters);
+            let expected = match item {
+                Item::Text(text) => text.as_bytes(),
+                Item::Bytes(_) => return (prepared.is_err(), pipeline.0.load(Ordering::SeqCst)),
+            };
+            (prepared.unwrap()[0].1.bytes() == expected, pipeline.0.load(Ordering::SeqCst))
+        };
+        let text = |text: &str| Item::Text(text.to_owned());
+        assert_eq!(calls(&text("a"), serde_json::json!({"size": 1, "top_k": 1})), (true, 1));
+        assert_eq!(calls(&text("a"), serde_json::json!({"size": 1, "top_k": 2})), (true, 1));
+        assert_eq!(calls(&text("a"), serde_json::json!({"size": 2})), (true, 2));
+        assert_eq!(calls(&text("b"), serde_json::json!({"size": 1})), (true, 3));
+        // A refused item is refused anew.
+        let picture = Item::Bytes("a".into());
+        assert_eq!(calls(&picture, serde_json::json!({})), (true, 4));
+        assert_eq!(calls(&picture, serde_json::json!({})), (true, 5));
+        let usage = house.model.caches.usage();
+        assert_eq!((usage.responses, usage.prepared.unwrap().entries), (None, 3));
+        assert_eq!(house.model.stats.window().cache[CacheKind::Preprocess as usize], [5, 1]);
+    }
 }
