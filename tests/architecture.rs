@@ -10,26 +10,27 @@ use std::path::{Path, PathBuf};
 const GROUND: [&str; 3] = ["tensor", "tasks", "telemetry"];
 
 /// Each room and the rooms it may import, besides the ground floor.
-const BORDERS: [(&str, &[&str]); 14] = [
+const BORDERS: [(&str, &[&str]); 15] = [
     ("tensor", &[]),
     ("tasks", &[]),
     ("telemetry", &[]),
     ("runtime", &[]),
     ("pipelines", &[]),
     ("batching", &["runtime"]),
-    ("models", &["pipelines", "batching", "runtime"]),
-    ("engine", &["models", "pipelines", "batching", "runtime"]),
+    ("cache", &["pipelines"]),
+    ("models", &["cache", "pipelines", "batching", "runtime"]),
+    ("engine", &["models", "cache", "pipelines", "batching", "runtime"]),
     ("jobs", &[]),
     ("http", &["engine", "jobs"]),
     // The settings structs of the rooms.
     ("config", &["batching", "http", "jobs", "models", "pipelines", "runtime"]),
     ("cli", &["app", "config", "engine", "http"]),
-    ("app", &["config", "http", "jobs", "engine", "models", "pipelines", "batching", "runtime"]),
+    ("app", &["config", "http", "jobs", "engine", "models", "cache", "pipelines", "batching", "runtime"]),
     ("main", &["app", "cli", "config"]),
 ];
 
 /// Outside crates and the only folders of `src` that may name them.
-const WALLS: [(&str, &[&str]); 9] = [
+const WALLS: [(&str, &[&str]); 10] = [
     ("axum", &["http"]),
     ("hyper", &["http"]),
     ("hyper_util", &["http"]),
@@ -39,6 +40,7 @@ const WALLS: [(&str, &[&str]); 9] = [
     ("fast_image_resize", &["pipelines/image"]),
     ("redb", &["jobs"]),
     ("clap", &["cli", "config"]),
+    ("blake3", &["cache"]),
 ];
 
 fn sources() -> Vec<(String, PathBuf, String)> {

@@ -132,6 +132,7 @@ fn spec_json(spec: &Spec) -> Value {
 mod tests {
     use super::*;
     use crate::batching::{BatchSettings, Handle, Plan, Start};
+    use crate::cache::{CacheSettings, Caches};
     use crate::engine::{Item, ModelName, Parameters, Prediction};
     use crate::models::ModelSettings;
     use crate::pipelines::{Pipeline, PipelineError};
@@ -210,6 +211,7 @@ mod tests {
             output_labels: BTreeMap::new(),
             max_batch_size: 0,
             config_json: Value::Null,
+            caches: Caches::new(&CacheSettings::default()),
             stats,
             source: GraphSource { file: "".into(), folder: "".into(), max_file_bytes: 0 },
             hints: Default::default(),

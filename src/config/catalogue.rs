@@ -60,10 +60,11 @@ const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 pub(super) const SECTIONS: &[(&str, &str)] = &[
     ("server", "The HTTP server."),
     ("store", "The folder of models."),
-    ("device", "Where models run. This section and the next three can be overridden for a model in its model.toml."),
+    ("device", "Where models run. This section and the next four can be overridden for a model in its model.toml."),
     ("optimization", "What ONNX Runtime does to a graph before it runs."),
     ("batch", "Which requests share a run, how many runs there are at once, and how many requests may wait."),
     ("performance", "Work before the first request."),
+    ("cache", "What of a model's work is kept and given again; each model has its own, of this size."),
     ("limits", "Bounds on what a request or a model file may be. Sizes are bytes unless the name says otherwise."),
     ("telemetry", "What the server says of itself."),
 ];
@@ -320,6 +321,39 @@ pub(super) const KEYS: &[Key] = &[
             max: 10_000,
             get: |config| config.overrides.apply(&ModelSettings::default()).warmup_iterations as u64,
             set: |config, value| config.overrides.performance.warmup_iterations = Some(size(value)),
+        },
+    },
+    Key {
+        section: "cache",
+        name: "preprocess_mb",
+        doc: "MiB of prepared items that each model keeps, by their exact bytes; 0 = off.",
+        kind: Kind::Integer {
+            min: 0,
+            max: 1 << 20,
+            get: |config| config.overrides.cache.preprocess_mb.unwrap_or(0),
+            set: |config, value| config.overrides.cache.preprocess_mb = Some(value),
+        },
+    },
+    Key {
+        section: "cache",
+        name: "response_mb",
+        doc: "MiB of answers that each model keeps; equal requests, also in flight, are then run once. 0 = off.",
+        kind: Kind::Integer {
+            min: 0,
+            max: 1 << 20,
+            get: |config| config.overrides.cache.response_mb.unwrap_or(0),
+            set: |config, value| config.overrides.cache.response_mb = Some(value),
+        },
+    },
+    Key {
+        section: "cache",
+        name: "response_ttl_ms",
+        doc: "How long an answer is given again; 0 = until it is displaced or its model is unloaded.",
+        kind: Kind::Integer {
+            min: 0,
+            max: 365 * DAY_MS,
+            get: |config| config.overrides.cache.response_ttl_ms.unwrap_or(0),
+            set: |config, value| config.overrides.cache.response_ttl_ms = Some(value),
         },
     },
     Key {

@@ -3,6 +3,7 @@
 use super::request::{InferRequest, InferResponse, RunOptions, Timing};
 use super::{EngineError, InferenceEngine, LoadedModel, check};
 use crate::batching::{BatchError, PartError, Request};
+use crate::cache::{KeyMaker, value_bytes};
 use crate::pipelines::PipelineError;
 use crate::runtime::{Input, RuntimeError};
 use crate::telemetry::stats::Stage;
@@ -18,10 +19,26 @@ impl InferenceEngine {
     /// # Cancel safety
     /// Dropping the future cancels the request; a run in progress is stopped.
     pub async fn infer(&self, model: &Arc<LoadedModel>, request: InferRequest) -> Result<InferResponse, EngineError> {
+        if model.caches.responses.is_none() {
+            return self.run_tensors(model, request).await;
+        }
+        let (deadline, size) =
+            (request.options.deadline, request.inputs.iter().map(|(_, value)| value_bytes(value)).sum());
+        let make = |keys: &KeyMaker, request: &InferRequest| keys.tensors(&request.inputs, &request.outputs);
+        let (key, request) = self.key(model, size, request, make).await?;
+        self.answer_once(model, key, deadline, self.run_tensors(model, request)).await
+    }
+
+    /// The run itself.
+    pub(super) async fn run_tensors(
+        &self,
+        model: &Arc<LoadedModel>,
+        request: InferRequest,
+    ) -> Result<InferResponse, EngineError> {
         let inputs = check::inputs(&model.inputs, request.inputs)?;
         let wanted = check::outputs(&model.outputs, &request.outputs)?;
         let mut response = self.run_parts(model, vec![inputs], wanted, request.options).await?;
-        Ok(InferResponse { outputs: response.parts.pop().unwrap_or_default(), timing: response.timing })
+        Ok(InferResponse { outputs: response.parts.pop().unwrap_or_default(), timing: response.timing, cache: None })
     }
 
     /// Runs the graph on parts whose inputs are checked. A part's error names its place where there are several.

@@ -4,6 +4,7 @@
 //! hand, and hands it to [`InferenceEngine::infer`] (tensors) or [`InferenceEngine::predict`] (the task's own input).
 //! Knows no protocol and no status code: errors carry an [`ErrorKind`], which each door maps once.
 
+mod cache;
 mod check;
 mod error;
 mod infer;
@@ -13,10 +14,11 @@ mod request;
 pub(crate) mod testing;
 
 pub use error::{EngineError, ErrorKind, FieldError, FieldKind};
-pub use request::{InferRequest, InferResponse, PredictRequest, PredictResponse, RunOptions, Timing};
+pub use request::{CacheOutcome, InferRequest, InferResponse, PredictRequest, PredictResponse, RunOptions, Timing};
 
 pub use crate::batching::LOWEST_PRIORITY;
 
+pub use crate::cache::CachesUsage;
 pub use crate::models::{
     LoadOverrides, LoadedModel, ModelName, ModelState, ModelStatus, NameError, Version, VersionStatus,
 };
@@ -36,12 +38,14 @@ struct Inner {
     models: ModelManager,
     pool: Pool,
     tasks: Tasks,
+    /// Equal requests in flight, of all models that keep answers.
+    flights: cache::AnswerFlights,
 }
 
 impl InferenceEngine {
     /// An engine over `models`, with `pool` for preprocessing and postprocessing.
     pub fn new(models: ModelManager, pool: Pool, tasks: Tasks) -> InferenceEngine {
-        InferenceEngine(Arc::new(Inner { models, pool, tasks }))
+        InferenceEngine(Arc::new(Inner { models, pool, tasks, flights: cache::AnswerFlights::default() }))
     }
 
     /// The ready model to use for a request: the default version where none is named. Loads it where `autoload` is on

@@ -1,7 +1,8 @@
 //! The task's own input to the task's own answer: preprocess, infer, postprocess.
 
 use super::request::{InferResponse, PredictRequest, PredictResponse, Timing};
-use super::{EngineError, InferenceEngine, LoadedModel, check};
+use super::{EngineError, InferenceEngine, LoadedModel, cache, check};
+use crate::cache::{Key, KeyMaker, Wanted, item_bytes};
 use crate::pipelines::{Pipeline, PipelineError, Prediction};
 use crate::telemetry::stats::Stage;
 use crate::tensor::{Tensor, Value};
@@ -28,6 +29,20 @@ impl InferenceEngine {
         model: &Arc<LoadedModel>,
         request: PredictRequest,
     ) -> Result<PredictResponse, EngineError> {
+        if model.caches.responses.is_none() {
+            return self.run_predict(model, request).await;
+        }
+        let deadline = request.options.deadline;
+        let (key, request) = self.items_key(model, request, Wanted::Predictions).await?;
+        self.answer_once(model, key, deadline, self.run_predict(model, request)).await
+    }
+
+    /// The prediction itself.
+    async fn run_predict(
+        &self,
+        model: &Arc<LoadedModel>,
+        request: PredictRequest,
+    ) -> Result<PredictResponse, EngineError> {
         let pipeline = pipeline_of(model)?;
         let parameters = request.parameters.clone();
         let (items, mut timing) = self.run_items(model, request).await?;
@@ -36,7 +51,7 @@ impl InferenceEngine {
         let predictions: Result<Vec<Prediction>, PipelineError> = self.0.pool.run(read).await?;
         timing.postprocess = started.elapsed();
         model.stats.record_stage(Stage::Postprocess, timing.postprocess);
-        Ok(PredictResponse { predictions: predictions.map_err(internal_outputs)?, timing })
+        Ok(PredictResponse { predictions: predictions.map_err(internal_outputs)?, timing, cache: None })
     }
 
     /// Preprocesses and infers, and gives the graph's outputs as they are, the items' rows one after another.
@@ -51,8 +66,30 @@ impl InferenceEngine {
         model: &Arc<LoadedModel>,
         request: PredictRequest,
     ) -> Result<InferResponse, EngineError> {
+        if model.caches.responses.is_none() {
+            return self.run_raw(model, request).await;
+        }
+        let deadline = request.options.deadline;
+        let (key, request) = self.items_key(model, request, Wanted::Outputs).await?;
+        self.answer_once(model, key, deadline, self.run_raw(model, request)).await
+    }
+
+    /// The run itself.
+    async fn run_raw(&self, model: &Arc<LoadedModel>, request: PredictRequest) -> Result<InferResponse, EngineError> {
         let (items, timing) = self.run_items(model, request).await?;
-        Ok(InferResponse { outputs: joined(items)?, timing })
+        Ok(InferResponse { outputs: joined(items)?, timing, cache: None })
+    }
+
+    async fn items_key(
+        &self,
+        model: &Arc<LoadedModel>,
+        request: PredictRequest,
+        wanted: Wanted,
+    ) -> Result<(Key, PredictRequest), EngineError> {
+        let size = request.items.iter().map(item_bytes).sum();
+        let make =
+            move |keys: &KeyMaker, request: &PredictRequest| keys.items(&request.items, &request.parameters, wanted);
+        self.key(model, size, request, make).await
     }
 
     /// The graph's outputs of each item, in order.
@@ -68,9 +105,10 @@ impl InferenceEngine {
         let parameters = Arc::new(parameters);
         // As many at once as the pool has threads; an item's error names its place.
         let prepared = futures_util::future::try_join_all(items.into_iter().enumerate().map(|(place, item)| {
-            let (pipeline, parameters) = (pipeline.clone(), parameters.clone());
+            let (model, pipeline, parameters) = (model.clone(), pipeline.clone(), parameters.clone());
             async move {
-                let inputs = self.0.pool.run(move || pipeline.preprocess(&item, &parameters)).await?;
+                let work = move || cache::prepare(&model, pipeline.as_ref(), &item, &parameters);
+                let inputs = self.0.pool.run(work).await?;
                 Ok::<_, EngineError>(inputs.map_err(|error| error.at(place))?)
             }
         }))

@@ -20,6 +20,8 @@ pub struct InferRequest {
 pub struct InferResponse {
     pub outputs: Vec<(String, Value)>,
     pub timing: Timing,
+    /// `None` where answers are not kept.
+    pub cache: Option<CacheOutcome>,
 }
 
 /// Items for the model's task.
@@ -63,6 +65,17 @@ pub struct PredictResponse {
     /// One for each item, in order.
     pub predictions: Vec<Prediction>,
     pub timing: Timing,
+    /// `None` where answers are not kept.
+    pub cache: Option<CacheOutcome>,
+}
+
+/// Where an answer came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheOutcome {
+    /// From an earlier run, or from one that an equal request had begun.
+    Hit,
+    /// From a run of its own.
+    Miss,
 }
 
 /// How long each stage took.

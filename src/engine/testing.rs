@@ -2,6 +2,7 @@
 
 use super::{InferenceEngine, LoadedModel, ModelName, Version};
 use crate::batching::{BatchSettings, Handle, Plan, Start};
+use crate::cache::{CacheSettings, Caches};
 use crate::models::{ModelManager, ModelSettings, StoreSettings};
 use crate::pipelines::{PipelineLimits, Pool};
 use crate::runtime::fake::FakeRuntime;
@@ -36,6 +37,17 @@ pub(crate) fn model(
     outputs: Vec<Spec>,
     run: impl Fn(&[Input], &[usize], &Interrupt) -> Result<Vec<Value>, RuntimeError> + Send + Sync + 'static,
 ) -> Arc<LoadedModel> {
+    caching_model(tasks, inputs, outputs, &CacheSettings::default(), run)
+}
+
+/// The same with caches.
+pub(crate) fn caching_model(
+    tasks: &Tasks,
+    inputs: Vec<Spec>,
+    outputs: Vec<Spec>,
+    cache: &CacheSettings,
+    run: impl Fn(&[Input], &[usize], &Interrupt) -> Result<Vec<Value>, RuntimeError> + Send + Sync + 'static,
+) -> Arc<LoadedModel> {
     let source = GraphSource { file: "".into(), folder: "".into(), max_file_bytes: 0 };
     let device = DeviceSettings::default();
     let settings = SessionSettings { device, optimization_level: OptimizationLevel::None, intra_threads: 1 };
@@ -64,6 +76,7 @@ pub(crate) fn model(
         output_labels: BTreeMap::new(),
         max_batch_size: 0,
         config_json: serde_json::Value::Null,
+        caches: Caches::new(cache),
         stats,
         source,
         hints: Default::default(),

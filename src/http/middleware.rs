@@ -4,6 +4,7 @@
 //! as the route's template.
 
 use super::error::{self, ApiError, CLIENT_CLOSED, Problem};
+use super::outcome;
 use super::tally::{self, Tally};
 use super::{HttpSettings, HttpState};
 use crate::telemetry::Stats;
@@ -317,7 +318,7 @@ fn cors(settings: &HttpSettings) -> CorsLayer {
         .allow_origin(origins)
         .allow_methods([Method::GET, Method::HEAD, Method::POST, Method::DELETE])
         .allow_headers([header::CONTENT_TYPE, header::ACCEPT, header::AUTHORIZATION, REQUEST_ID])
-        .expose_headers([REQUEST_ID, SERVER_TIMING, header::RETRY_AFTER])
+        .expose_headers([REQUEST_ID, SERVER_TIMING, outcome::CACHE, header::RETRY_AFTER])
         .max_age(Duration::from_secs(600))
 }
 

@@ -12,6 +12,7 @@ mod health;
 mod metrics;
 mod middleware;
 mod openapi;
+mod outcome;
 mod router;
 mod server;
 mod settings;

@@ -8,6 +8,7 @@ use super::made_up::{self, InputHints, Size};
 use super::repository::{VersionFolder, companion, graph_file, read_bounded};
 use super::{LoadError, LoadedModel, Manifest, ModelName, ModelSettings, Version, VersionPolicy, warmup};
 use crate::batching::{Handle, Joining, Plan, Start, probe};
+use crate::cache::Caches;
 use crate::pipelines::{LabelsSource, Pipeline, PipelineLimits};
 use crate::runtime::{GraphSource, Interrupt, Runtime, Session, SessionSettings};
 use crate::tasks::Tasks;
@@ -129,6 +130,7 @@ pub(super) fn load(
         stats: job.stats.clone(),
         source: kept_source,
         hints,
+        caches: Caches::new(&job.settings.cache),
         handle,
         loaded_at: SystemTime::now(),
         load_time: started.elapsed(),

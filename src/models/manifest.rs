@@ -4,7 +4,9 @@
 //! form of the file only: whether the files it names are there is found when a version is loaded.
 
 use super::{ModelOverrides, Version};
-use crate::models::settings::{BatchOverrides, DeviceOverrides, OptimizationOverrides, PerformanceOverrides};
+use crate::models::settings::{
+    BatchOverrides, CacheOverrides, DeviceOverrides, OptimizationOverrides, PerformanceOverrides,
+};
 use crate::pipelines::{LabelsSource, PipelineManifest};
 use serde::Deserialize;
 use std::collections::BTreeSet;
@@ -118,6 +120,8 @@ struct Raw {
     #[serde(default)]
     performance: PerformanceOverrides,
     #[serde(default)]
+    cache: CacheOverrides,
+    #[serde(default)]
     warmup: Vec<WarmupSample>,
 }
 
@@ -150,6 +154,7 @@ impl Manifest {
             optimization: raw.optimization,
             batch: raw.batch,
             performance: raw.performance,
+            cache: raw.cache,
         };
         let manifest = Manifest {
             description: raw.description,

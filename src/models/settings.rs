@@ -1,6 +1,7 @@
 //! Settings of the store and of one model: the server's sections, and what a model's own `model.toml` overrides.
 
 use crate::batching::BatchSettings;
+use crate::cache::CacheSettings;
 use crate::runtime::{DeviceSettings, DeviceType, OptimizationLevel};
 use serde::Deserialize;
 use std::path::PathBuf;
@@ -18,7 +19,7 @@ pub struct StoreSettings {
     pub max_model_bytes: u64,
 }
 
-/// `[device] [optimization] [batch] [performance]` in force for one model.
+/// `[device] [optimization] [batch] [performance] [cache]` in force for one model.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelSettings {
     pub device: DeviceSettings,
@@ -30,6 +31,8 @@ pub struct ModelSettings {
     pub batch: BatchSettings,
     /// Runs with made-up input before a version is ready.
     pub warmup_iterations: usize,
+    /// What is kept of the model's work.
+    pub cache: CacheSettings,
 }
 
 impl Default for ModelSettings {
@@ -41,6 +44,7 @@ impl Default for ModelSettings {
             intra_threads: None,
             batch: BatchSettings::default(),
             warmup_iterations: 1,
+            cache: CacheSettings::default(),
         }
     }
 }
@@ -53,6 +57,7 @@ pub struct ModelOverrides {
     pub optimization: OptimizationOverrides,
     pub batch: BatchOverrides,
     pub performance: PerformanceOverrides,
+    pub cache: CacheOverrides,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -90,6 +95,29 @@ pub struct PerformanceOverrides {
     pub warmup_iterations: Option<usize>,
 }
 
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CacheOverrides {
+    /// MiB; 0 = off.
+    pub preprocess_mb: Option<u64>,
+    /// MiB; 0 = off.
+    pub response_mb: Option<u64>,
+    /// 0 = answers do not expire.
+    pub response_ttl_ms: Option<u64>,
+}
+
+impl CacheOverrides {
+    fn apply(&self, base: &CacheSettings) -> CacheSettings {
+        let bytes = |mebibytes: u64| mebibytes.saturating_mul(1 << 20);
+        let lifetime = |millis: u64| (millis > 0).then(|| Duration::from_millis(millis));
+        CacheSettings {
+            preprocess_bytes: self.preprocess_mb.map_or(base.preprocess_bytes, bytes),
+            response_bytes: self.response_mb.map_or(base.response_bytes, bytes),
+            response_ttl: self.response_ttl_ms.map_or(base.response_ttl, lifetime),
+        }
+    }
+}
+
 impl ModelOverrides {
     /// `base` with every key that is set here in its place.
     pub fn apply(&self, base: &ModelSettings) -> ModelSettings {
@@ -116,6 +144,7 @@ impl ModelOverrides {
                 max_queue: self.batch.max_queue.unwrap_or(base.batch.max_queue),
             },
             warmup_iterations: self.performance.warmup_iterations.unwrap_or(base.warmup_iterations),
+            cache: self.cache.apply(&base.cache),
         }
     }
 }

@@ -3,6 +3,7 @@
 use super::made_up::InputHints;
 use super::{Manifest, ModelName, ModelSettings, Version};
 use crate::batching;
+use crate::cache::Caches;
 use crate::pipelines::Pipeline;
 use crate::runtime::{GraphFacts, GraphSource};
 use crate::telemetry::ModelStats;
@@ -40,6 +41,8 @@ pub struct LoadedModel {
     pub source: GraphSource,
     /// What its files say of the values that it takes.
     pub hints: InputHints,
+    /// What this load has answered and prepared; goes with it, so that no other load can answer from it.
+    pub caches: Caches,
     pub handle: batching::Handle,
     pub loaded_at: SystemTime,
     /// From the first byte read to the end of the warm-up.

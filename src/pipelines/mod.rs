@@ -30,6 +30,12 @@ pub trait Pipeline: Send + Sync {
         &[]
     }
 
+    /// Whether [`Pipeline::preprocess`] looks at this parameter. One that it does not look at need not be the same for an
+    /// item's tensors to be used again.
+    fn preprocess_reads(&self, _parameter: &str) -> bool {
+        true
+    }
+
     /// One item to the graph's inputs: dim 0 holds its rows, usually one. Items of one request may come with different shapes.
     ///
     /// # Errors

@@ -15,6 +15,8 @@ mod server;
 
 /// Requests that must be refused, and the sentence they get.
 mod bad_input;
+/// Kept answers and prepared items.
+mod cache;
 /// The commands that need no server.
 mod cli;
 /// Answers of the fixtures against Python ONNX Runtime's.

@@ -414,6 +414,11 @@ fn config_of(model: &LoadedModel) -> Value {
             "max_queue": settings.batch.max_queue,
         },
         "performance": { "warmup_iterations": settings.warmup_iterations },
+        "cache": {
+            "preprocess_mb": settings.cache.preprocess_bytes >> 20,
+            "response_mb": settings.cache.response_bytes >> 20,
+            "response_ttl_ms": settings.cache.response_ttl.map_or(0, |ttl| ttl.as_millis()),
+        },
     })
 }
 

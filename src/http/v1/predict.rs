@@ -5,12 +5,13 @@
 use super::encode::{self, Answer, Format};
 use super::parse::{self, BodyKind, Call, Input, Limits};
 use crate::engine::{
-    EngineError, ErrorKind, InferRequest, InferenceEngine, LOWEST_PRIORITY, LoadedModel, ModelName, Parameters,
-    PredictRequest, RunOptions, Timing, Version,
+    CacheOutcome, EngineError, ErrorKind, InferRequest, InferenceEngine, LOWEST_PRIORITY, LoadedModel, ModelName,
+    Parameters, PredictRequest, RunOptions, Timing, Version,
 };
 use crate::http::error::ApiError;
 use crate::http::extract::{ApiQuery, ModelPath, deadline, invalid_query, query_bool};
 use crate::http::middleware::Arrival;
+use crate::http::outcome::with_outcome;
 use crate::http::tally::Tally;
 use crate::http::{HttpSettings, HttpState, body};
 use crate::tasks::Progress;
@@ -114,7 +115,8 @@ pub(in crate::http) struct ScoredLabel {
         (Vec<u8> = "application/vnd.safetensors"),
     )),
     responses((status = 200, description = "The predictions.",
-        headers(("Server-Timing" = String, description = "`queue`, `preprocess`, `inference` and `postprocess` in ms.")),
+        headers(("Server-Timing" = String, description = "`queue`, `preprocess`, `inference` and `postprocess` in ms; all 0 for a kept answer."),
+            ("X-Ortus-Cache" = String, description = "`hit` or `miss` where the model keeps answers.")),
         content(
             (PredictResponseBody = "application/json"),
             (Vec<u8> = "application/x-npy"),
@@ -136,7 +138,8 @@ pub(in crate::http) async fn predict(
     let model = tally.model(&state.engine, &path.name, ask.version()).await?;
     let due = |timeout_ms| deadline(arrival, timeout_ms, &state.settings);
     let answered = answer(&state, &model, ask, &head.headers, body, due, None).await?;
-    Ok(encode::response(answered.format, answered.bytes, &answered.timing))
+    let response = encode::response(answered.format, answered.bytes, &answered.timing);
+    Ok(with_outcome(response, answered.cache))
 }
 
 /// What a prediction's path, query and head ask for, before its model is known.
@@ -150,6 +153,7 @@ pub(super) struct Answered {
     pub(super) format: Format,
     pub(super) bytes: Vec<u8>,
     pub(super) timing: Timing,
+    pub(super) cache: Option<CacheOutcome>,
 }
 
 impl Ask {
@@ -219,12 +223,12 @@ pub(super) async fn answer(
     let priority = call.priority.map(u64::from).or(options.progress.is_some().then_some(LOWEST_PRIORITY.into()));
     let options = options.with_priority(priority);
     let wants = Wants { raw: query.raw || format.is_binary(), outputs: query.outputs };
-    let (answer, timing) = run(&state.engine, model, call, wants, options).await?;
+    let (answer, timing, cache) = run(&state.engine, model, call, wants, options).await?;
 
     let size = answer.size();
     let encoded_for = model.clone();
     let bytes = state.compute(size, move || encode::encode(&encoded_for, format, id.as_deref(), &answer)).await??;
-    Ok(Answered { format, bytes, timing })
+    Ok(Answered { format, bytes, timing, cache })
 }
 
 async fn read_call(state: &HttpState, model: &Arc<LoadedModel>, kind: BodyKind, body: Bytes) -> Result<Call, ApiError> {
@@ -250,7 +254,7 @@ async fn run(
     call: Call,
     wants: Wants,
     options: RunOptions,
-) -> Result<(Answer, Timing), ApiError> {
+) -> Result<(Answer, Timing, Option<CacheOutcome>), ApiError> {
     let Call { input, parameters, .. } = call;
     match input {
         Input::Tensors(inputs) => {
@@ -259,7 +263,7 @@ async fn run(
                 return Err(ApiError::field(field, "tensors are run as they are: no parameters apply to them"));
             }
             let response = engine.infer(model, InferRequest { inputs, outputs: wants.outputs, options }).await?;
-            Ok((Answer::Outputs(response.outputs), response.timing))
+            Ok((Answer::Outputs(response.outputs), response.timing, response.cache))
         }
         Input::Items(items) if wants.raw || !wants.outputs.is_empty() => {
             if let Some(name) = wants.outputs.iter().find(|name| !model.outputs.iter().any(|spec| &spec.name == *name))
@@ -270,11 +274,11 @@ async fn run(
             if !wants.outputs.is_empty() {
                 response.outputs.retain(|(name, _)| wants.outputs.contains(name));
             }
-            Ok((Answer::Outputs(response.outputs), response.timing))
+            Ok((Answer::Outputs(response.outputs), response.timing, response.cache))
         }
         Input::Items(items) => {
             let response = engine.predict(model, PredictRequest { items, parameters, options }).await?;
-            Ok((Answer::Predictions(response.predictions), response.timing))
+            Ok((Answer::Predictions(response.predictions), response.timing, response.cache))
         }
     }
 }
@@ -367,7 +371,7 @@ pub async fn predict_offline(
     let id = call.id.clone();
     let timeout = call.timeout_ms.map_or(TIMEOUT, Duration::from_millis);
     let wants = Wants { raw: false, outputs: Vec::new() };
-    let (answer, _) = run(engine, &model, call, wants, RunOptions::until(Instant::now() + timeout))
+    let (answer, ..) = run(engine, &model, call, wants, RunOptions::until(Instant::now() + timeout))
         .await
         .map_err(|error| error.internal_detail().unwrap_or(error.detail()).to_owned())?;
     let bytes =

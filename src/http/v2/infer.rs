@@ -6,6 +6,7 @@ use crate::engine::{InferRequest, LoadedModel, Parameters, RunOptions};
 use crate::http::codec::json::{JsonLimits, V2Answer, V2Body, V2Request, encode_v2_response, parse_v2};
 use crate::http::extract::ModelPath;
 use crate::http::middleware::Arrival;
+use crate::http::outcome::with_outcome;
 use crate::http::tally::Tally;
 use crate::http::{HttpSettings, HttpState, body};
 use crate::tensor::{DType, Data, Value};
@@ -51,14 +52,14 @@ pub(super) async fn infer(
 
     let response = state.engine.infer(&model, InferRequest { inputs, outputs, options }).await?;
 
-    let outputs = response.outputs;
+    let (outputs, cache) = (response.outputs, response.cache);
     let text_size = outputs
         .iter()
         .filter(|(name, value)| !is_sent_as_it_is(&request, name, value))
         .map(|(_, value)| byte_size(value))
         .sum();
     let body = state.compute(text_size, move || encode(&model, &request, &outputs)).await??;
-    Ok(answer(body))
+    Ok(with_outcome(answer(body), cache))
 }
 
 /// The bytes of the JSON part; `None` where the request does not say, so that the body is JSON alone.

@@ -77,6 +77,10 @@ impl Pipeline for ImageClassification {
         &self.labels
     }
 
+    fn preprocess_reads(&self, _parameter: &str) -> bool {
+        false
+    }
+
     fn preprocess(&self, item: &Item, _: &Parameters) -> Result<Vec<(String, Tensor)>, PipelineError> {
         let Item::Bytes(bytes) = item else {
             let problem = "expected a picture (bytes, {\"b64\": …} or a data: URL), got text".to_owned();

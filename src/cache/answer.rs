@@ -1,0 +1,46 @@
+//! What is kept of an answer: the typed outputs or predictions, before any protocol's form.
+
+use super::caches::Prepared;
+use super::weight::{named_bytes, own_tensor, own_value, prediction_bytes, tensor_bytes};
+use crate::pipelines::Prediction;
+use crate::tensor::{Tensor, Value};
+
+/// The answer to one request.
+#[derive(Debug, Clone)]
+pub enum Answer {
+    /// The graph's outputs, by name, in the order asked for.
+    Outputs(Vec<(String, Value)>),
+    /// One for each item.
+    Predictions(Vec<Prediction>),
+}
+
+impl Answer {
+    /// Bytes in memory, once it is [`Answer::owned`].
+    pub fn bytes(&self) -> usize {
+        match self {
+            Answer::Outputs(outputs) => outputs.iter().map(|(name, value)| named_bytes(name, value)).sum(),
+            Answer::Predictions(predictions) => predictions.iter().map(prediction_bytes).sum(),
+        }
+    }
+
+    /// A copy that holds nothing else in memory, such as the other rows of its batch.
+    #[must_use]
+    pub fn owned(&self) -> Answer {
+        match self {
+            Answer::Outputs(outputs) => {
+                Answer::Outputs(outputs.iter().map(|(name, value)| (name.clone(), own_value(value))).collect())
+            }
+            Answer::Predictions(predictions) => Answer::Predictions(predictions.clone()),
+        }
+    }
+}
+
+/// Bytes of prepared inputs in memory.
+pub(super) fn prepared_bytes(inputs: &[(String, Tensor)]) -> usize {
+    inputs.iter().map(|(name, tensor)| tensor_bytes(name, tensor)).sum()
+}
+
+/// A copy of prepared inputs that holds nothing else in memory.
+pub(super) fn own_prepared(inputs: &[(String, Tensor)]) -> Prepared {
+    inputs.iter().map(|(name, tensor)| (name.clone(), own_tensor(tensor))).collect()
+}

@@ -1,0 +1,71 @@
+//! The caches of one loaded model.
+
+use super::{Answer, CacheSettings, Key, KeyMaker, Store, Usage, answer};
+use crate::tensor::Tensor;
+use std::sync::Arc;
+
+/// An item's inputs to the graph, by name.
+pub type Prepared = Arc<[(String, Tensor)]>;
+
+/// What one loaded model keeps. Each is `None` where it is switched off.
+#[derive(Debug)]
+pub struct Caches {
+    pub keys: KeyMaker,
+    /// Answers by [`KeyMaker::tensors`] and [`KeyMaker::items`].
+    pub responses: Option<Store<Arc<Answer>>>,
+    /// An item's inputs to the graph by [`KeyMaker::item`].
+    pub prepared: Option<Store<Prepared>>,
+}
+
+/// How full a model's caches are; `None` for one that is off.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct CachesUsage {
+    pub responses: Option<Usage>,
+    pub prepared: Option<Usage>,
+}
+
+impl Caches {
+    /// Empty caches with a secret of their own.
+    pub fn new(settings: &CacheSettings) -> Caches {
+        let response = settings.response_bytes;
+        let preprocess = settings.preprocess_bytes;
+        Caches {
+            keys: KeyMaker::new(),
+            responses: (response > 0).then(|| Store::new(response, settings.response_ttl)),
+            prepared: (preprocess > 0).then(|| Store::new(preprocess, None)),
+        }
+    }
+
+    /// Keeps an answer where answers are kept and it fits. Copies it: large ones off the async threads.
+    pub fn keep_answer(&self, key: Key, answer: &Answer) {
+        if let Some(store) = &self.responses {
+            let bytes = answer.bytes();
+            if store.fits(bytes) {
+                store.insert(key, Arc::new(answer.owned()), bytes);
+            }
+        }
+    }
+
+    /// Keeps an item's prepared inputs likewise.
+    pub fn keep_prepared(&self, key: Key, inputs: &[(String, Tensor)]) {
+        if let Some(store) = &self.prepared {
+            let bytes = answer::prepared_bytes(inputs);
+            if store.fits(bytes) {
+                store.insert(key, answer::own_prepared(inputs), bytes);
+            }
+        }
+    }
+
+    /// How full the caches are at this moment.
+    pub fn usage(&self) -> CachesUsage {
+        CachesUsage {
+            responses: self.responses.as_ref().map(Store::usage),
+            prepared: self.prepared.as_ref().map(Store::usage),
+        }
+    }
+
+    /// Drops all that is kept and gives its bytes. Runs in flight go on, and their answers are kept as before.
+    pub fn clear(&self) -> u64 {
+        self.responses.as_ref().map_or(0, Store::clear) + self.prepared.as_ref().map_or(0, Store::clear)
+    }
+}
