@@ -155,7 +155,7 @@ impl Default for Config {
                 max_model_bytes: 4 << 30,
             },
             models: ModelSettings::default(),
-            pipelines: PipelineLimits { max_pixels: 1 << 26 },
+            pipelines: PipelineLimits::default(),
             log: LogSettings::default(),
             origins: catalogue::KEYS.iter().map(|key| (key.path(), Origin::Default)).collect(),
             overrides: ModelOverrides::default(),

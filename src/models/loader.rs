@@ -135,7 +135,8 @@ fn task_folder(job: &Job) -> &Path {
         Some(LabelsSource::List(_)) | None => None,
     };
     let has_any = |folder: &Path| {
-        ["config.json", "preprocessor_config.json"].into_iter().chain(labels).any(|file| folder.join(file).is_file())
+        let known = ["config.json", "preprocessor_config.json", "modules.json", "tokenizer.json"];
+        known.into_iter().chain(labels).any(|file| folder.join(file).is_file())
     };
     if !has_any(own) && has_any(shared) { shared } else { own }
 }

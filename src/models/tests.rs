@@ -107,7 +107,7 @@ impl House {
         let store =
             StoreSettings { models_dir: root.path().to_owned(), autoload, poll_interval, max_model_bytes: 1 << 20 };
         let settings = ModelSettings { warmup_iterations: 0, ..ModelSettings::default() };
-        let limits = PipelineLimits { max_pixels: 1 };
+        let limits = PipelineLimits { max_pixels: 1, ..PipelineLimits::default() };
         let manager = ModelManager::new(Arc::new(runtime), tasks.clone(), store, settings, limits);
         let house = House { root, manager, loads, runs, gate, tasks };
         for (file, content) in files {

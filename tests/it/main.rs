@@ -27,5 +27,7 @@ mod lifecycle;
 mod predict;
 /// Versions, policies, loading, swapping, failing.
 mod store;
+/// Texts: embeddings of the fixtures and of the shared encoder.
+mod text;
 /// The Open Inference Protocol.
 mod v2;
