@@ -10,7 +10,9 @@ A golden file: `{made_by, model, tolerance: {rtol, atol}, cases: [{id, version?,
 `{dtype, shape, data}` with `data` flat in row-major order, a sequence `{sequence: [...]}`, a map
 `{map: {...}}`; floats JSON cannot write are the strings "NaN", "Infinity", "-Infinity". A case with
 `"fails": true` in place of outputs is one whose run ONNX Runtime refuses.
-Needs what tests/clients/requirements.txt lists.
+Needs what tests/clients/requirements.txt lists, and the package tokenizers.
+
+`tests/golden/text.json` is of another form: texts, their token ids, and the numbers of the task.
 """
 
 import json
@@ -20,6 +22,8 @@ import shutil
 import numpy as np
 import onnx
 import onnxruntime
+import safetensors.numpy
+import tokenizers
 from onnx import TensorProto as T
 from onnx import helper, numpy_helper
 
@@ -44,7 +48,7 @@ def main():
     GOLDEN.mkdir(parents=True, exist_ok=True)
     for make in (
         mlp, echo, alltypes, strings, scalar, multi, sequence, zipmap, int4, float8, empty, fixed_batch,
-        external_data, ort_format, no_shape, slow, fails, nonfinite, versions, triton_layout, hf_snapshot, hostile,
+        external_data, ort_format, no_shape, slow, fails, nonfinite, versions, triton_layout, hf_snapshot, texts, hostile,
     ):
         make()
     files = [path for folder in (STORE, HOSTILE, GOLDEN) for path in folder.rglob("*") if path.is_file()]
@@ -446,6 +450,201 @@ def hf_snapshot():
     ]:
         (STORE / "hf-snapshot" / file).write_text(json.dumps(content, indent=2) + "\n")
     golden("hf-snapshot", [case(path, "two-pictures", {"pixel_values": random(11, 2, 3, 8, 8)})], rtol=1e-4, atol=1e-5)
+
+
+# --- texts --------------------------------------------------------------------------------------
+
+WORDS = "a an and are bank batch bird blue boat by cat caf city cold dark day dog door down far fast fish for from good green grey has he her his home house in is it lake light long man moon near new night not of old on one open query rain red river road run runs sea she ship shop sky slow snow so star stone street sun that the their they to train tree two under up was water we wind with wood word year you".split()
+PIECES = "##s ##ed ##ing ##ly ##er ##e ##n ##t ##r ##a ##o ##i e t r n o i s l d c u m p h g b y f w k v x z j q 0 1 2 3 4 5 6 7 8 9 . , ! ? : ; - ' é 北 京".split()
+
+
+def texts():
+    """Encoders of texts: a sentence-transformers folder with all its steps, and a plain one with other tokens and types."""
+    cases = embedder() + token_features()
+    lines = ",\n".join("  " + json.dumps(one, ensure_ascii=False, allow_nan=False) for one in cases)
+    head = json.dumps({"made_by": f"{MADE_BY}, tokenizers {tokenizers.__version__}"})[:-1]
+    (GOLDEN / "text.json").write_text(f'{head}, "cases": [\n{lines}\n]}}\n', encoding="utf-8")
+
+
+def put(name, file, content):
+    path = STORE / name / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def embedder():
+    """WordPiece tokens; cls and mean, a dense layer, normalized. tokenizer.json says 8 tokens, what counts is 16."""
+    name, width, positions = "embedder", 8, 20
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocab = {token: index for index, token in enumerate(special + WORDS + PIECES)}
+    path = encoder(name, len(vocab), width, positions, T.INT64, T.FLOAT, 20)
+    put(name, "tokenizer.json", {
+        "version": "1.0", "truncation": {"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0},
+        "padding": {"strategy": {"Fixed": 8}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"},
+        "added_tokens": added(special, 0),
+        "normalizer": {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": False, "lowercase": True},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "[SEP]", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {token: {"id": token, "ids": [vocab[token]], "tokens": [token]} for token in ("[CLS]", "[SEP]")},
+        },
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100, "vocab": vocab},
+    })
+    put(name, "tokenizer_config.json", {"tokenizer_class": "BertTokenizer", "model_max_length": 512, "pad_token": "[PAD]"})
+    put(name, "config.json", {"architectures": ["BertModel"], "model_type": "bert", "hidden_size": width, "max_position_embeddings": positions, "pad_token_id": 0, "vocab_size": len(vocab)})
+    put(name, "sentence_bert_config.json", {"max_seq_length": 16, "do_lower_case": False})
+    prompts = {"query": "query: ", "document": ""}
+    put(name, "config_sentence_transformers.json", {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"})
+    modules = ["", "1_Pooling", "2_Dense", "3_Normalize"]
+    put(name, "modules.json", [
+        {"idx": index, "name": str(index), "path": module, "type": f"sentence_transformers.models.{module[2:] or 'Transformer'}"}
+        for index, module in enumerate(modules)
+    ])
+    put(name, "1_Pooling/config.json", {
+        "word_embedding_dimension": width, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": True,
+        "pooling_mode_max_tokens": False, "pooling_mode_mean_sqrt_len_tokens": False, "include_prompt": True,
+    })
+    put(name, "2_Dense/config.json", {"in_features": 2 * width, "out_features": 6, "bias": True, "activation_function": "torch.nn.modules.activation.Tanh"})
+    weight, bias = random(31, 6, 2 * width) * np.float32(0.2), random(32, 6) * np.float32(0.2)
+    safetensors.numpy.save_file({"linear.weight": weight, "linear.bias": bias}, STORE / name / "2_Dense" / "model.safetensors")
+
+    def embedding(hidden):
+        pooled = np.concatenate([hidden[0], hidden.mean(axis=0)])
+        vector = np.tanh(weight @ pooled + bias)
+        return vector / np.linalg.norm(vector)
+
+    run = text_runner(name, path, 16)
+    sentences = [
+        "the cat runs", "The CAT runs", "", "  the river is cold and the moon is light.  ", "北京 café!",
+        "one two one two one two one two one two one two one two one two one two", "unknowable: x9?", "a", "[SEP] the dog",
+    ]
+    cases = [(text, {}, text.strip()) for text in sentences]
+    cases += [("the lake", {"prompt_name": name}, (prompt + "the lake").strip()) for name, prompt in prompts.items()]
+    made = []
+    for text, parameters, whole in cases:
+        ids, hidden = run(whole)
+        made.append({"model": name, "text": text, "parameters": parameters, "ids": ids, "atol": 1e-5, "prediction": rounded(embedding(hidden))})
+    return made
+
+
+def token_features():
+    """Byte-level tokens, INT32 inputs with positions, FP16 outputs, and no word on how tokens become one vector."""
+    name, width, positions = "token-features", 8, 18
+    letters = byte_letters()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    vocab = {token: index for index, token in enumerate(special + letters)}
+    merges = []
+    for word in ("the", "Ġthe", "ing", "and", "Ġand", "er", "on", "re"):
+        for end in range(2, len(word) + 1):
+            pair = (word[: end - 1], word[end - 1])
+            if word[:end] not in vocab:
+                vocab[word[:end]] = len(vocab)
+                merges.append(list(pair))
+    path = encoder(name, len(vocab), width, positions, T.INT32, T.FLOAT16, 40)
+    put(name, "tokenizer.json", {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added(special, 0), "normalizer": None,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "post_processor": {"type": "RobertaProcessing", "sep": ["</s>", 2], "cls": ["<s>", 0], "trim_offsets": True, "add_prefix_space": False},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "", "end_of_word_suffix": "", "fuse_unk": False, "vocab": vocab, "merges": merges},
+    })
+    put(name, "tokenizer_config.json", {"tokenizer_class": "RobertaTokenizer", "model_max_length": 1000000000000000019884624838656, "pad_token": "<pad>"})
+    put(name, "config.json", {"architectures": ["RobertaModel"], "model_type": "roberta", "hidden_size": width, "max_position_embeddings": positions, "pad_token_id": 1, "vocab_size": len(vocab)})
+    # RoBERTa's positions begin behind the padding token.
+    run = text_runner(name, path, positions - 2)
+    made = []
+    for text in ("the", " the singing and\n\tmore", "", "née 北", "another thing on there, and then some more"):
+        ids, hidden = run(text)
+        made.append({"model": name, "text": text, "parameters": {}, "ids": ids, "atol": 5e-3, "prediction": [[rounded(token) for token in hidden]]})
+        vector = hidden.mean(axis=0)
+        made.append({"model": name, "text": text, "parameters": {"pooling": "mean", "normalize": True}, "ids": ids, "atol": 1e-3, "prediction": rounded(vector / np.linalg.norm(vector))})
+    return made
+
+
+def added(tokens, first):
+    return [
+        {"id": first + index, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        for index, token in enumerate(tokens)
+    ]
+
+
+def byte_letters():
+    """A letter for each byte, as byte-level tokenizers have it: printable ones stand for themselves."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(256 - len(printable))]
+
+
+def rounded(vector):
+    return [float(f"{number:.8g}") for number in np.asarray(vector, np.float64)]
+
+
+def text_runner(name, path, max_tokens):
+    """Token ids and hidden states of one text, truncated as transformers does."""
+    tokenizer = tokenizers.Tokenizer.from_file(str(STORE / name / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_tokens)
+    session = session_of(path)
+
+    def run(text):
+        encoded_text = tokenizer.encode(text)
+        count = len(encoded_text.ids)
+        rows = {"input_ids": encoded_text.ids, "attention_mask": [1] * count, "token_type_ids": encoded_text.type_ids, "position_ids": list(range(count))}
+        dtype = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
+        inputs = {spec.name: np.array([rows[spec.name]], dtype[spec.type]) for spec in session.get_inputs()}
+        return encoded_text.ids, session.run(["last_hidden_state"], inputs)[0][0].astype(np.float64)
+
+    return run
+
+
+def encoder(name, vocab, width, positions, ids, result, seed):
+    """One layer of attention over masked tokens, with random weights."""
+    batch = ["batch_size", "sequence_length"]
+    with_positions = ids == T.INT32
+    names = ["input_ids", "attention_mask", "position_ids" if with_positions else "token_type_ids"]
+    nodes = [helper.make_node("Gather", ["words", "input_ids"], ["word"])]
+    if with_positions:
+        nodes.append(helper.make_node("Gather", ["places", "position_ids"], ["place"]))
+        nodes.append(helper.make_node("Add", ["word", "place"], ["x"]))
+    else:
+        nodes += [
+            helper.make_node("Shape", ["input_ids"], ["count"], start=1, end=2),
+            helper.make_node("Squeeze", ["count"], ["length"]),
+            helper.make_node("Range", ["zero", "length", "one"], ["range"]),
+            helper.make_node("Gather", ["places", "range"], ["place"]),
+            helper.make_node("Gather", ["types", "token_type_ids"], ["type"]),
+            helper.make_node("Add", ["word", "place"], ["placed"]),
+            helper.make_node("Add", ["placed", "type"], ["x"]),
+        ]
+    nodes += [
+        helper.make_node("MatMul", ["x", "query"], ["q"]),
+        helper.make_node("MatMul", ["x", "key"], ["k"]),
+        helper.make_node("MatMul", ["x", "value"], ["v"]),
+        helper.make_node("Transpose", ["k"], ["kt"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["q", "kt"], ["scores"]),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], to=T.FLOAT),
+        helper.make_node("Sub", ["full", "mask"], ["padding"]),
+        helper.make_node("Mul", ["padding", "least"], ["bias"]),
+        helper.make_node("Unsqueeze", ["bias", "axis"], ["biases"]),
+        helper.make_node("Add", ["scores", "biases"], ["masked"]),
+        helper.make_node("Softmax", ["masked"], ["weights"], axis=-1),
+        helper.make_node("MatMul", ["weights", "v"], ["attended"]),
+        helper.make_node("Add", ["x", "attended"], ["sum"]),
+        helper.make_node("LayerNormalization", ["sum", "gain", "shift"], ["hidden"], axis=-1),
+        helper.make_node("Cast", ["hidden"], ["last_hidden_state"], to=result),
+    ]
+    tables = {"words": random(seed, vocab, width), "places": random(seed + 1, positions, width), "gain": 1 + random(seed + 5, width), "shift": random(seed + 6, width)}
+    tables |= {matrix: random(seed + 2 + index, width, width) for index, matrix in enumerate(("query", "key", "value"))}
+    tables |= {"full": np.float32(1), "least": np.float32(-1e9), "axis": np.array([1], np.int64)}
+    if not with_positions:
+        tables |= {"types": random(seed + 7, 2, width), "zero": np.int64(0), "one": np.int64(1)}
+    model = model_of(
+        nodes, [value(name, ids, batch) for name in names], [value("last_hidden_state", result, [*batch, width])],
+        [constant(table, content) for table, content in tables.items()],
+    )
+    return save(model, name, "onnx/model.onnx" if with_positions else "model.onnx")
 
 
 # --- files a server must refuse -----------------------------------------------------------------

@@ -45,6 +45,7 @@ pub(super) fn prediction_bytes(prediction: &Prediction) -> usize {
         Prediction::Classes(classes) => {
             classes.iter().map(|class| size_of_val(class) + class.label.len()).sum::<usize>()
         }
+        Prediction::Embedding(values) | Prediction::TokenEmbeddings { values, .. } => size_of_val(values.as_slice()),
     };
     size_of::<Prediction>() + inside
 }

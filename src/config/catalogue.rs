@@ -459,6 +459,17 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         section: "limits",
+        name: "max_text_bytes",
+        doc: "Bytes of one text, checked before it is tokenized.",
+        kind: Kind::Integer {
+            min: 1,
+            max: 1 << 32,
+            get: |config| config.pipelines.max_text_bytes,
+            set: |config, value| config.pipelines.max_text_bytes = value,
+        },
+    },
+    Key {
+        section: "limits",
         name: "max_model_bytes",
         doc: "Largest graph file, external data not counted.",
         kind: Kind::Integer {

@@ -158,7 +158,7 @@ impl Default for Config {
                 max_model_bytes: 4 << 30,
             },
             models: ModelSettings::default(),
-            pipelines: PipelineLimits { max_pixels: 1 << 26 },
+            pipelines: PipelineLimits::default(),
             jobs: JobSettings::default(),
             log: LogSettings::default(),
             stats: StatsSettings::default(),

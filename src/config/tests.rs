@@ -79,6 +79,7 @@ fn values_reach_their_rooms() {
         [limits]
         drain_delay_ms = 0
         max_pixels = 10
+        max_text_bytes = 30
         max_model_bytes = 20
         [telemetry]
         log_format = "json"
@@ -93,6 +94,7 @@ fn values_reach_their_rooms() {
     assert_eq!(config.store.poll_interval, Some(Duration::from_millis(250)));
     assert_eq!(config.store.max_model_bytes, 20);
     assert_eq!(config.pipelines.max_pixels, 10);
+    assert_eq!(config.pipelines.max_text_bytes, 30);
     assert_eq!(config.models.device.device_index, 1);
     assert!(config.models.device.allow_fallback);
     assert_eq!(config.models.instances, Some(2));

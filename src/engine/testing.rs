@@ -25,7 +25,7 @@ pub(crate) fn engine(tasks: &Tasks) -> InferenceEngine {
         poll_interval: None,
         max_model_bytes: 1 << 20,
     };
-    let limits = PipelineLimits { max_pixels: 1 << 20 };
+    let limits = PipelineLimits::default();
     let models = ModelManager::new(runtime, tasks.clone(), store, ModelSettings::default(), limits, Stats::default());
     InferenceEngine::new(models, Pool::new(tasks.clone(), 1), tasks.clone())
 }

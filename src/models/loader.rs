@@ -7,9 +7,9 @@ use super::config_pbtxt::{GivenConfig, InForce, effective};
 use super::made_up::{self, InputHints, Size};
 use super::repository::{VersionFolder, companion, graph_file, read_bounded};
 use super::{LoadError, LoadedModel, Manifest, ModelName, ModelSettings, Version, VersionPolicy, warmup};
-use crate::batching::{Handle, Joining, Plan, Start, probe};
+use crate::batching::{Handle, Joining, PaddedInput, Plan, Start, probe};
 use crate::cache::Caches;
-use crate::pipelines::{LabelsSource, Pipeline, PipelineLimits};
+use crate::pipelines::{LabelsSource, Pipeline, PipelineLimits, text};
 use crate::runtime::{GraphSource, Interrupt, Runtime, Session, SessionSettings};
 use crate::tasks::Tasks;
 use crate::telemetry::stats::ModelStats;
@@ -83,7 +83,8 @@ pub(super) fn load(
     let hints = InputHints::read(task_folder(job));
     warmup::made_up(&mut sessions, &hints, job.settings.warmup_iterations, interrupt);
     let plan = if job.settings.batch.dynamic_batching {
-        batch_plan(&mut sessions, &hints, interrupt)
+        let padding = padded_inputs(job, &inputs, pipeline.as_deref());
+        batch_plan(&mut sessions, &hints, &padding, interrupt)
     } else {
         Plan::alone("dynamic_batching is off")
     };
@@ -138,11 +139,29 @@ pub(super) fn load(
 }
 
 /// Tries out with the first session how requests may share runs.
-fn batch_plan(sessions: &mut [Box<dyn Session>], hints: &InputHints, interrupt: &Interrupt) -> Plan {
+fn batch_plan(
+    sessions: &mut [Box<dyn Session>],
+    hints: &InputHints,
+    padding: &[PaddedInput],
+    interrupt: &Interrupt,
+) -> Plan {
     let Some(session) = sessions.first_mut() else { return Plan::alone("there is no session") };
     let specs = session.inputs().to_vec();
     let make = move |rows, length, seed| made_up::inputs(&specs, &Size { rows: Some(rows), length }, seed, hints);
-    probe(session.as_mut(), &make, &[], interrupt)
+    probe(session.as_mut(), &make, padding, interrupt)
+}
+
+/// The inputs that may be padded, as far as the model's files tell; none where they do not.
+fn padded_inputs(job: &Job, inputs: &[Spec], pipeline: Option<&dyn Pipeline>) -> Vec<PaddedInput> {
+    let stated = match pipeline {
+        Some(pipeline) => pipeline.padding(),
+        None => text::padding_of(task_folder(job), inputs),
+    };
+    let by_index = |(name, axis, value): (String, usize, i64)| {
+        let input = inputs.iter().position(|spec| spec.name == name)?;
+        Some(PaddedInput { input, axis, value })
+    };
+    stated.map(|padding| padding.inputs.into_iter().filter_map(by_index).collect()).unwrap_or_default()
 }
 
 fn free_rows(spec: &mut Spec) {
@@ -178,7 +197,8 @@ fn task_folder(job: &Job) -> &Path {
         Some(LabelsSource::List(_)) | None => None,
     };
     let has_any = |folder: &Path| {
-        ["config.json", "preprocessor_config.json"].into_iter().chain(labels).any(|file| folder.join(file).is_file())
+        let known = ["config.json", "preprocessor_config.json", "modules.json", "tokenizer.json"];
+        known.into_iter().chain(labels).any(|file| folder.join(file).is_file())
     };
     if !has_any(own) && has_any(shared) { shared } else { own }
 }

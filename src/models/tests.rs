@@ -111,7 +111,7 @@ impl House {
         // Runs are counted, and some never end: none may be a trial of the loader's.
         let batch = BatchSettings { dynamic_batching: false, ..BatchSettings::default() };
         let settings = ModelSettings { warmup_iterations: 0, batch, ..ModelSettings::default() };
-        let limits = PipelineLimits { max_pixels: 1 };
+        let limits = PipelineLimits { max_pixels: 1, ..PipelineLimits::default() };
         let manager = ModelManager::new(Arc::new(runtime), tasks.clone(), store, settings, limits, Stats::default());
         let house = House { root, manager, loads, runs, gate, tasks };
         for (file, content) in files {

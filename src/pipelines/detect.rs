@@ -1,11 +1,13 @@
 //! Finds the task of a model, and its pipeline, from its manifest, the HuggingFace files beside it and its graph.
 //!
-//! The manifest decides where it names a task; else `architectures` of `config.json`, else an image processor's file
-//! with class names. What is found but not served in this version is served as raw tensors, and said. Files that the
+//! The manifest decides where it names a task; else `modules.json` of sentence-transformers, else `architectures` of
+//! `config.json`, else an image processor's file with class names. What is found but not served in this version is served as raw tensors, and said. Files that the
 //! task does not need may be missing, malformed or of any other kind. Reads files: call it off the async threads.
 
+use super::files::read_json_object;
 use super::image::{ImageClassification, ImageInput, ImageSettings, ScoreFunction, find_logits};
 use super::labels;
+use super::text::{self, FEATURE_EXTRACTION, FeatureExtraction};
 use super::{Pipeline, PipelineError, PipelineLimits, PipelineManifest};
 use crate::tensor::Spec;
 use serde_json::Value;
@@ -16,11 +18,9 @@ const IMAGE_CLASSIFICATION: &str = "image-classification";
 const RAW: &str = "raw";
 const CONFIG: &str = "config.json";
 const PREPROCESSOR: &str = "preprocessor_config.json";
-/// The largest `config.json` known (long label lists) has a few megabytes.
-const MAX_JSON_BYTES: u64 = 16 << 20;
 
 /// Endings of `architectures` and the tasks they stand for; the first that fits.
-const ARCHITECTURES: [(&str, &str); 20] = [
+const ARCHITECTURES: [(&str, &str); 26] = [
     ("ForImageClassification", IMAGE_CLASSIFICATION),
     ("ForImageClassificationWithTeacher", IMAGE_CLASSIFICATION),
     ("ForObjectDetection", "object-detection"),
@@ -40,7 +40,13 @@ const ARCHITECTURES: [(&str, &str); 20] = [
     ("ForMaskedLM", "fill-mask"),
     ("ForCausalLM", "text-generation"),
     ("ForConditionalGeneration", "text2text-generation"),
-    ("Model", "feature-extraction"),
+    ("LMHeadModel", "text-generation"),
+    ("DoubleHeadsModel", "text-generation"),
+    ("MTModel", "text2text-generation"),
+    ("VisionEncoderDecoderModel", "image-to-text"),
+    ("SpeechEncoderDecoderModel", "automatic-speech-recognition"),
+    ("EncoderDecoderModel", "text2text-generation"),
+    ("Model", FEATURE_EXTRACTION),
 ];
 
 /// What was found.
@@ -74,7 +80,7 @@ pub fn detect(
     outputs: &[Spec],
     limits: &PipelineLimits,
 ) -> Result<Detected, PipelineError> {
-    let config = read_json(folder, CONFIG);
+    let config = read_json_object(folder, CONFIG);
     let found = find_task(folder, manifest, &config, inputs, outputs)?;
     check_applies(manifest, found.as_ref())?;
     let Some(found) = found else {
@@ -87,6 +93,7 @@ pub fn detect(
     match found.task.as_str() {
         RAW => Ok(raw(found.evidence, Vec::new())),
         IMAGE_CLASSIFICATION => image_classification(folder, manifest, config, inputs, outputs, limits, found),
+        FEATURE_EXTRACTION => feature_extraction(folder, inputs, outputs, limits, found),
         task => Ok(raw(found.evidence, vec![format!("the task {task} is not served yet: tensors only")])),
     }
 }
@@ -105,6 +112,11 @@ fn find_task(
     if let Some(task) = &manifest.task {
         let evidence = format!("model.toml says task = {task:?}");
         return Ok(Some(Found { task: task.clone(), evidence, demanded: true }));
+    }
+    // Before the architecture, which is often that of the model's training.
+    if text::is_sentence_transformers(folder) {
+        let evidence = "modules.json is that of a sentence-transformers folder".to_owned();
+        return Ok(Some(Found { task: FEATURE_EXTRACTION.to_owned(), evidence, demanded: false }));
     }
     let takes_picture = ImageInput::find(inputs).is_ok();
     let config = match config {
@@ -148,7 +160,7 @@ fn task_of(architecture: &str, config: &Value) -> Option<&'static str> {
 /// Refuses keys of the manifest that nothing would read.
 fn check_applies(manifest: &PipelineManifest, found: Option<&Found>) -> Result<(), PipelineError> {
     let task = found.map_or(RAW, |found| found.task.as_str());
-    if !matches!(task, RAW | IMAGE_CLASSIFICATION) {
+    if !matches!(task, RAW | IMAGE_CLASSIFICATION | FEATURE_EXTRACTION) {
         return Ok(());
     }
     for (key, set, needs) in [
@@ -190,7 +202,7 @@ fn image_classification(
         Ok(logits) => logits,
         Err(problem) => return lacks(problem),
     };
-    let preprocessor = read_json(folder, PREPROCESSOR)?;
+    let preprocessor = read_json_object(folder, PREPROCESSOR)?;
     let overridden = manifest.image.as_ref().is_some_and(|image| image.size.is_some());
     if preprocessor.is_none() && !overridden && (input.height.is_none() || input.width.is_none()) {
         return lacks(format!(
@@ -217,13 +229,26 @@ fn image_classification(
     Ok(Detected { task: pipeline.task().to_owned(), pipeline: Some(Arc::new(pipeline)), evidence, missing: Vec::new() })
 }
 
-/// The parsed file; `None` where there is none.
-fn read_json(folder: &Path, name: &str) -> Result<Option<Value>, PipelineError> {
-    let Some(text) = labels::read_bounded(folder, name, MAX_JSON_BYTES)? else { return Ok(None) };
-    match serde_json::from_str::<Value>(&text) {
-        Ok(value) if value.is_object() => Ok(Some(value)),
-        Ok(_) => Err(PipelineError::Setup(format!("{name}: expected a JSON object"))),
-        Err(error) => Err(PipelineError::Setup(format!("{name}: malformed JSON: {error}"))),
+fn feature_extraction(
+    folder: &Path,
+    inputs: &[Spec],
+    outputs: &[Spec],
+    limits: &PipelineLimits,
+    found: Found,
+) -> Result<Detected, PipelineError> {
+    match FeatureExtraction::new(folder, inputs, outputs, limits) {
+        Ok((pipeline, made)) => Ok(Detected {
+            task: pipeline.task().to_owned(),
+            pipeline: Some(Arc::new(pipeline)),
+            evidence: format!("{}; {made}", found.evidence),
+            missing: Vec::new(),
+        }),
+        Err(problem) if found.demanded => Err(PipelineError::Setup(format!("task {FEATURE_EXTRACTION:?}: {problem}"))),
+        // Vision and sound models have such architectures too, and a text model may come without its tokenizer.
+        Err(problem) => {
+            let missing = format!("the task {FEATURE_EXTRACTION} cannot be served: {problem}");
+            Ok(raw(found.evidence, vec![missing]))
+        }
     }
 }
 
@@ -245,13 +270,17 @@ mod tests {
         (vec![spec("input_ids", DType::Int64, &[-1, -1])], vec![spec("logits", DType::Fp32, &[-1, 2])])
     }
 
+    fn encoder() -> (Vec<Spec>, Vec<Spec>) {
+        (text().0, vec![spec("last_hidden_state", DType::Fp32, &[-1, -1, 4])])
+    }
+
     fn found(manifest: &str, files: &[(&str, &str)], graph: (Vec<Spec>, Vec<Spec>)) -> Result<Detected, String> {
         let folder = tempfile::tempdir().unwrap();
         for (name, text) in files {
             std::fs::write(folder.path().join(name), text).unwrap();
         }
         let manifest = toml::from_str(manifest).unwrap();
-        let got = detect(folder.path(), &manifest, &graph.0, &graph.1, &PipelineLimits { max_pixels: 1 << 20 });
+        let got = detect(folder.path(), &manifest, &graph.0, &graph.1, &PipelineLimits::default());
         got.map_err(|error| {
             let text = error.to_string();
             assert!(!text.contains(folder.path().to_str().unwrap()), "names a path of the server: {text}");
@@ -306,7 +335,9 @@ mod tests {
             ("BertForSequenceClassification", "bert", "text-classification"),
             ("Wav2Vec2ForSequenceClassification", "wav2vec2", "audio-classification"),
             ("WhisperForConditionalGeneration", "whisper", "automatic-speech-recognition"),
-            ("BertModel", "bert", "feature-extraction"),
+            ("GPT2LMHeadModel", "gpt2", "text-generation"),
+            ("MarianMTModel", "marian", "text2text-generation"),
+            ("VisionEncoderDecoderModel", "vision-encoder-decoder", "image-to-text"),
         ] {
             let config = format!(r#"{{"architectures": ["{architecture}"], "model_type": "{model_type}"}}"#);
             let missing = format!("the task {task} is not served yet: tensors only");
@@ -314,6 +345,26 @@ mod tests {
         }
         let yolox = "task = \"object-detection\"\ndecoder = \"yolox\"\nlabels = \"labels.txt\"\n[image]\nresize = \"letterbox\"";
         check(yolox, &[], vision(), (RAW, "task = \"object-detection\"", "object-detection is not served yet"));
+    }
+
+    #[test]
+    fn embeddings_are_found_by_sentence_transformers_or_the_architecture() {
+        let tokenizer = crate::pipelines::text::a_tokenizer().to_string();
+        let tokenizer = ("tokenizer.json", tokenizer.as_str());
+        let bert = ("config.json", r#"{"architectures": ["BertModel"], "max_position_embeddings": 9}"#);
+        let rows =
+            "the architecture BertModel; each token's embedding is a row of last_hidden_state; texts have at most 9";
+        check("", &[bert, tokenizer], encoder(), (FEATURE_EXTRACTION, rows, ""));
+        check("task = \"feature-extraction\"", &[tokenizer], encoder(), (FEATURE_EXTRACTION, "model.toml says", ""));
+        let modules =
+            r#"[{"type": "sentence_transformers.models.Transformer"}, {"type": "a.Pooling", "path": "1_Pooling"}]"#;
+        let modules = ("modules.json", modules);
+        let masked = ("config.json", r#"{"architectures": ["MPNetForMaskedLM"]}"#);
+        let problem = "cannot be served: 1_Pooling/config.json is missing";
+        check("", &[masked, modules, tokenizer], encoder(), (RAW, "a sentence-transformers folder", problem));
+        let given = (text().0, vec![spec("sentence_embedding", DType::Fp32, &[-1, 4])]);
+        check("", &[masked, modules, tokenizer], given, (FEATURE_EXTRACTION, "the graph's sentence_embedding", ""));
+        refused("columns = [\"age\"]", &[bert, tokenizer], encoder(), "the task is feature-extraction: remove columns");
     }
 
     #[test]
@@ -352,6 +403,14 @@ mod tests {
         refused(demanded, &config, text(), "float or UINT8");
         check("", &config, vision(), (RAW, "ViTForImageClassification", "size of the pictures is unknown"));
         refused(demanded, &config, vision(), "size of the pictures is unknown");
+        let config = [("config.json", r#"{"architectures": ["BertModel"]}"#)];
+        let demanded = "task = \"feature-extraction\"";
+        check("", &config, vision(), (RAW, "BertModel", "needs the input \"pixel_values\""));
+        refused(demanded, &config, vision(), "needs the input \"pixel_values\"");
+        check("", &config, encoder(), (RAW, "BertModel", "there is no tokenizer.json"));
+        refused(demanded, &config, encoder(), "there is no tokenizer.json");
+        let broken = [config[0], ("tokenizer.json", "{")];
+        check("", &broken, encoder(), (RAW, "BertModel", "tokenizer.json: not a tokenizer"));
         let graph = (vision().0, vec![spec("logits", DType::Fp32, &[-1, 3])]);
         let files = [("config.json", IMAGE_CONFIG), ("preprocessor_config.json", VIT)];
         refused("", &files, graph, "id2label of config.json has 2 labels, but the graph's output has 3 classes");

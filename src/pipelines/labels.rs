@@ -3,9 +3,10 @@
 //! Invariants: a file named in the manifest lies in the model's own folder; what is read is bounded. Knows no task.
 
 use super::error::PipelineError;
+use super::files::{check_inside, read_text};
 use super::settings::LabelsSource;
 use serde_json::Value;
-use std::path::{Component, Path};
+use std::path::Path;
 
 /// More classes than any model has; bounds what a single large key of `id2label` can make us allocate.
 const MAX_LABELS: usize = 1_000_000;
@@ -27,14 +28,14 @@ pub(crate) fn find(
     let (labels, source) = match manifest {
         Some(LabelsSource::List(labels)) => (labels.clone(), "labels of model.toml".to_owned()),
         Some(LabelsSource::File(name)) => {
-            check_inside(name)?;
-            let text = read_bounded(folder, name, MAX_LABELS_BYTES)?
+            check_inside("labels", name)?;
+            let text = read_text(folder, name, MAX_LABELS_BYTES)?
                 .ok_or_else(|| setup(format!("labels: the file {name:?} is not in the model's folder")))?;
             (lines(&text), name.clone())
         }
         None => match from_config(config)? {
             Some(labels) => (labels, "id2label of config.json".to_owned()),
-            None => match read_bounded(folder, "labels.txt", MAX_LABELS_BYTES)? {
+            None => match read_text(folder, "labels.txt", MAX_LABELS_BYTES)? {
                 Some(text) => (lines(&text), "labels.txt".to_owned()),
                 None => return Ok((0..classes.unwrap_or(0).min(MAX_LABELS)).map(numbered).collect()),
             },
@@ -54,38 +55,6 @@ pub(crate) fn find(
 /// The name of a class that has none, as transformers makes it.
 pub(crate) fn numbered(index: usize) -> String {
     format!("LABEL_{index}")
-}
-
-/// The text of `name` in `folder`; `None` where there is no such file.
-///
-/// # Errors
-/// Where it is larger than `limit` bytes, is not UTF-8 or cannot be read.
-pub(crate) fn read_bounded(folder: &Path, name: &str, limit: u64) -> Result<Option<String>, PipelineError> {
-    use std::io::Read;
-    let file = match std::fs::File::open(folder.join(name)) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(setup(format!("{name}: cannot be opened: {}", error.kind()))),
-    };
-    let mut bytes = Vec::new();
-    file.take(limit + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| setup(format!("{name}: cannot be read: {}", error.kind())))?;
-    if bytes.len() as u64 > limit {
-        return Err(setup(format!("{name}: larger than {limit} bytes")));
-    }
-    let text = String::from_utf8(bytes).map_err(|_| setup(format!("{name}: not UTF-8 text")))?;
-    Ok(Some(text.strip_prefix('\u{feff}').map(str::to_owned).unwrap_or(text)))
-}
-
-fn check_inside(name: &str) -> Result<(), PipelineError> {
-    let mut components = Path::new(name).components().peekable();
-    if components.peek().is_some() && components.all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
-        return Ok(());
-    }
-    Err(setup(format!(
-        "labels: expected a file in the model's folder, got {name:?}; write a relative path without \"..\""
-    )))
 }
 
 fn lines(text: &str) -> Vec<String> {

@@ -5,14 +5,18 @@
 
 pub mod detect;
 mod error;
+mod files;
 pub mod image;
 mod labels;
+mod padding;
 mod pool;
 mod prediction;
 mod settings;
+pub mod text;
 
 pub use detect::{Detected, detect};
 pub use error::{PipelineError, PoolError};
+pub use padding::Padding;
 pub use pool::Pool;
 pub use prediction::{ClassScore, Item, Parameters, Prediction};
 pub use settings::{ImageOverrides, LabelsSource, PipelineLimits, PipelineManifest};
@@ -34,6 +38,11 @@ pub trait Pipeline: Send + Sync {
     /// item's tensors to be used again.
     fn preprocess_reads(&self, _parameter: &str) -> bool {
         true
+    }
+
+    /// How the inputs may be padded, so that items of different lengths run together; `None` where they may not.
+    fn padding(&self) -> Option<Padding> {
+        None
     }
 
     /// One item to the graph's inputs: dim 0 holds its rows, usually one. Items of one request may come with different shapes.

@@ -18,6 +18,10 @@ pub type Parameters = serde_json::Map<String, serde_json::Value>;
 pub enum Prediction {
     /// Best first.
     Classes(Vec<ClassScore>),
+    /// One vector for the whole item.
+    Embedding(Vec<f32>),
+    /// A vector of `width` numbers, at least one, for each token: `values` has them token by token.
+    TokenEmbeddings { width: usize, values: Vec<f32> },
 }
 
 /// A class and how sure the model is of it, 0 to 1 (or the raw output, where the task has no function to apply).

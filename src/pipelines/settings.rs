@@ -58,4 +58,12 @@ pub struct SizeOverride {
 pub struct PipelineLimits {
     /// Pixels of one picture, read from its header before decoding.
     pub max_pixels: u64,
+    /// Bytes of one text, before it is tokenized.
+    pub max_text_bytes: u64,
+}
+
+impl Default for PipelineLimits {
+    fn default() -> PipelineLimits {
+        PipelineLimits { max_pixels: 1 << 26, max_text_bytes: 1 << 18 }
+    }
 }

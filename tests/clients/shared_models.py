@@ -4,8 +4,8 @@
     shared_models.py [STORE] [--ortus BINARY]
 
 Each model folder has `expected.json`: tensors in it or in .npy and .npz files beside it, or pictures (in `inputs/` beside
-the store) with the labels and scores of the reference. Models of tasks that take neither tensors nor pictures to classify
-are counted as not checked. A difference counts where it is beyond the file's tolerance, or beyond 1e-5 relative where the
+the store) with the labels and scores of the reference, or texts with their embeddings. Models of other tasks are counted as
+not checked. A difference counts where it is beyond the file's tolerance, or beyond 1e-5 relative where the
 file allows less. Needs ORT_DYLIB_PATH.
 """
 
@@ -64,6 +64,8 @@ def kind_of(expected):
         return "broken"
     if expected["task"] == "image-classification":
         return "pictures"
+    if expected["task"].startswith("embeddings"):
+        return "texts"
     is_tensor = [("inputs" in case) or ("tensors" in case.get("input", {})) for case in expected["cases"]]
     return "tensors" if is_tensor and all(is_tensor) else "other"
 
@@ -109,6 +111,8 @@ class Check:
                 self.attempt("load", "must fail to load", self.fails_to_load)
             case "pictures":
                 self.pictures()
+            case "texts":
+                self.texts()
             case "tensors":
                 self.tensors()
         for way in dict.fromkeys(way for way, _ in self.counts):
@@ -303,6 +307,39 @@ class Check:
         assert close_call or got[0]["label"] == expected[0]["label"], f"best is {got[0]['label']}, not {expected[0]['label']}"
         self.largest["pictures"] = max(self.largest["pictures"], largest)
         return largest
+
+    # --- texts ----------------------------------------------------------------------------------
+
+    def texts(self):
+        """Each text alone, all of them in one request, and how near the pairs are to one another."""
+        cases, found = self.expected["cases"], {}
+        for case in cases:
+            self.attempt("texts", case["id"], lambda: self.embedding(case, self.embed(case["input"]["text"])[0]))
+
+        def all_at_once():
+            for case, got in zip(cases, self.embed([case["input"]["text"] for case in cases]), strict=True):
+                self.embedding(case, got)
+                found[case["id"]] = np.array(got)
+
+        self.attempt("texts", "all at once", all_at_once)
+        for pair in self.expected.get("similarity", []):
+            allowed = self.expected["tolerance"]["abs"]
+
+            def is_as_near():
+                cosine = float(found[pair["a"]] @ found[pair["b"]])
+                assert abs(cosine - pair["cosine"]) <= allowed, f"cosine {cosine:.4f}, not {pair['cosine']:.4f}"
+
+            self.attempt("texts", f"{pair['a']} and {pair['b']}", is_as_near)
+
+    def embed(self, inputs):
+        return self.connection.post(f"/v1/models/{self.name}/predict", {"inputs": inputs})["predictions"]
+
+    def embedding(self, case, got):
+        expected = case["predictions"]
+        assert len(got) == len(expected), f"{len(got)} numbers, not {len(expected)}"
+        largest, allowed = float(np.abs(np.array(got) - np.array(expected)).max()), self.expected["tolerance"]["abs"]
+        self.largest["texts"] = max(self.largest["texts"], largest)
+        assert largest <= allowed, f"differs by {largest:.3g}, allowed {allowed}"
 
 
 def tensor(value):

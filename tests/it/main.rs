@@ -33,5 +33,7 @@ mod predict;
 mod stats;
 /// Versions, policies, loading, swapping, failing.
 mod store;
+/// Texts: embeddings of the fixtures and of the shared encoder.
+mod text;
 /// The Open Inference Protocol.
 mod v2;

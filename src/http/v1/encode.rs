@@ -90,6 +90,7 @@ impl Answer {
                 .iter()
                 .map(|prediction| match prediction {
                     Prediction::Classes(classes) => classes.len() * 64,
+                    Prediction::Embedding(values) | Prediction::TokenEmbeddings { values, .. } => values.len() * 4,
                 })
                 .sum(),
             Answer::Outputs(outputs) => outputs.iter().map(|(_, value)| value_size(value)).sum(),
@@ -197,6 +198,13 @@ fn list<T>(out: &mut Vec<u8>, items: &[T], write: impl Fn(&T, &mut Vec<u8>)) {
 fn write_prediction(prediction: &Prediction, out: &mut Vec<u8>) {
     match prediction {
         Prediction::Classes(classes) => list(out, classes, write_class),
+        Prediction::Embedding(values) => write_floats(values, out),
+        Prediction::TokenEmbeddings { width, values } => {
+            let tokens: Vec<&[f32]> = values.chunks_exact((*width).max(1)).collect();
+            out.push(b'[');
+            list(out, &tokens, |token, out| write_floats(token, out));
+            out.push(b']');
+        }
     }
 }
 
@@ -208,7 +216,11 @@ fn write_class(class: &ClassScore, out: &mut Vec<u8>) {
     out.push(b'}');
 }
 
-/// Non-finite numbers are text, as in all our JSON.
+fn write_floats(values: &[f32], out: &mut Vec<u8>) {
+    list(out, values, |value, out| write_float(*value, out));
+}
+
+/// The fewest digits that read back as the same number; non-finite numbers are text, as in all our JSON.
 fn write_float(number: f32, out: &mut Vec<u8>) {
     // Writing to a vector cannot fail.
     let _ = match number {
@@ -257,6 +269,19 @@ mod tests {
             String::from_utf8(out).unwrap(),
             r#"[{"label":"a\"b","score":"NaN"},{"label":"a\"b","score":"Infinity"},{"label":"a\"b","score":"-Infinity"},{"label":"a\"b","score":0.1}]"#
         );
+    }
+
+    #[test]
+    fn embeddings_are_numbers_with_the_digits_of_their_type() {
+        let write = |prediction: &Prediction| {
+            let mut out = Vec::new();
+            write_prediction(prediction, &mut out);
+            String::from_utf8(out).unwrap()
+        };
+        let values = vec![0.1, -2.0, f32::NAN, 1e-7];
+        assert_eq!(write(&Prediction::Embedding(values.clone())), r#"[0.1,-2.0,"NaN",1e-7]"#);
+        let tokens = Prediction::TokenEmbeddings { width: 2, values };
+        assert_eq!(write(&tokens), r#"[[[0.1,-2.0],["NaN",1e-7]]]"#);
     }
 
     #[test]

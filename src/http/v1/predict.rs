@@ -76,12 +76,28 @@ pub(in crate::http) struct PredictResponseBody {
     #[schema(example = "1")]
     version: String,
     id: Option<String>,
-    /// One for each item, in order. Image classification: `[{label, score}]`, best first.
-    #[schema(value_type = Option<Vec<Vec<ScoredLabel>>>)]
+    /// One for each item, in order.
+    #[schema(value_type = Option<Vec<PredictionBody>>)]
     predictions: Option<serde_json::Value>,
     /// By name, as nested arrays.
     #[schema(value_type = Option<Object>, example = json!({"y": [[0.25, 0.75]]}))]
     outputs: Option<serde_json::Value>,
+}
+
+/// The answer for one item, in the shape of the HuggingFace pipeline of its task.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Prediction)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "described for the document; encode writes predictions without a copy")]
+pub(in crate::http) enum PredictionBody {
+    /// Image classification: best first.
+    Classes(Vec<ScoredLabel>),
+    /// Feature extraction: one vector for the text. Non-finite numbers are text.
+    #[schema(example = json!([0.0676, 0.0635, -0.0052]))]
+    Embedding(Vec<f32>),
+    /// Feature extraction of a model that does not say how tokens become one vector: `[1][tokens][numbers]`.
+    #[schema(example = json!([[[0.0676, 0.0635], [0.0487, 0.0793]]]))]
+    TokenEmbeddings(Vec<Vec<Vec<f32>>>),
 }
 
 #[derive(Serialize, ToSchema)]

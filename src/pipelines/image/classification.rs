@@ -249,7 +249,7 @@ mod tests {
         let input = ImageInput::find(&[spec("pixel_values", DType::Fp32, &[-1, 3, -1, -1])]).unwrap();
         let settings = ImageSettings { geometry, pad, ..ImageSettings::exact(4, 4) };
         let labels = ["ant", "bee", "cat"].map(String::from).to_vec();
-        let limits = PipelineLimits { max_pixels: 1000 };
+        let limits = PipelineLimits { max_pixels: 1000, ..PipelineLimits::default() };
         ImageClassification { settings, input, output: "logits".into(), labels, function: None, limits }
     }
 
@@ -274,7 +274,9 @@ mod tests {
     #[track_caller]
     fn check(shape: &[usize], values: &[f32], given: serde_json::Value, expected: &[(&str, f32)]) {
         let outputs = output(DType::Fp32, shape, values);
-        let Prediction::Classes(got) = square().postprocess(&outputs, &parameters(given)).unwrap();
+        let Prediction::Classes(got) = square().postprocess(&outputs, &parameters(given)).unwrap() else {
+            panic!("classes")
+        };
         let names: Vec<_> = got.iter().map(|class| class.label.as_str()).collect();
         assert_eq!(names, expected.iter().map(|class| class.0).collect::<Vec<_>>());
         for (got, expected) in got.iter().zip(expected) {

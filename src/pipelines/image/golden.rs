@@ -124,7 +124,7 @@ fn tensors_are_those_of_transformers() {
     for model in ["tiny-vit", "tiny-convnext", "tiny-mobilevit"] {
         let folder = models.join("store").join(model);
         let (inputs, outputs) = ([spec("pixel_values", &[-1, -1, -1, -1])], [spec("logits", &[-1, 5])]);
-        let limits = PipelineLimits { max_pixels: LIMIT };
+        let limits = PipelineLimits { max_pixels: LIMIT, ..PipelineLimits::default() };
         let found = detect(&folder, &PipelineManifest::default(), &inputs, &outputs, &limits).unwrap();
         let pipeline = found.pipeline.unwrap();
         let expected: Value = serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();

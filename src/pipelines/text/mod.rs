@@ -1,0 +1,28 @@
+//! Tasks on texts: a text to the token ids that a language graph takes, hidden states to embeddings.
+//!
+//! Steps, each its own file: [`tokenizer`] (text to tokens, from `tokenizer.json`) → [`input`] (tokens to the graph's
+//! tensors, and how these may be padded) → the graph → the task. [`embedding`] is `feature-extraction`; what a
+//! sentence-transformers folder says of it is read by [`sentence`], and computed by [`pooling`] and [`dense`].
+//!
+//! Invariant: inside one item there is no padding. Every token of an item's tensors is real, and whoever pads items to run
+//! them together takes the padding off again; so an output's token axis is the item's tokens, all of them attended to.
+
+mod dense;
+mod embedding;
+mod input;
+mod pooling;
+mod sentence;
+mod tokenizer;
+
+#[cfg(test)]
+mod golden;
+
+pub use embedding::FeatureExtraction;
+pub(crate) use embedding::TASK as FEATURE_EXTRACTION;
+pub use input::padding_of;
+pub(crate) use sentence::is_sentence_transformers;
+#[cfg(test)]
+pub(crate) use tokenizer::tests::words as a_tokenizer;
+
+/// The file that makes texts into tokens.
+pub(crate) const TOKENIZER: &str = "tokenizer.json";

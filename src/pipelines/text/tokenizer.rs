@@ -1,0 +1,363 @@
+//! A text to token ids, by `tokenizer.json`, as transformers' fast tokenizers do it.
+//!
+//! Invariants: a text longer than the limit is refused before it is tokenized; no more than `max_tokens` tokens come out,
+//! special tokens counted; nothing is padded, and nothing runs on threads of the tokenizer's own. The only file that knows
+//! the `tokenizers` crate.
+
+use super::TOKENIZER;
+use crate::pipelines::PipelineError;
+use crate::pipelines::files::{read_bytes, read_json_object};
+use serde_json::Value;
+use std::path::Path;
+use tokenizers::{PostProcessor, TruncationDirection, TruncationParams, TruncationStrategy};
+
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+/// The largest known, of multilingual models with 250,000 pieces, have about 35 MB.
+const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
+/// Where no file says how many tokens the model takes.
+const DEFAULT_MAX_TOKENS: usize = 512;
+/// Transformers writes 10^30 for "no limit".
+const MAX_TOKENS: u64 = 1 << 24;
+/// Models whose positions begin behind the padding token's id.
+const OFFSET_POSITIONS: [&str; 7] =
+    ["roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "mpnet", "longformer", "roberta-prelayernorm"];
+
+/// A tokenizer that truncates to what its model takes.
+pub(crate) struct TextTokenizer {
+    inner: tokenizers::Tokenizer,
+    /// Tokens of one text at most, special tokens counted.
+    pub(crate) max_tokens: usize,
+    /// The file that says so.
+    pub(crate) limit_source: &'static str,
+    max_text_bytes: usize,
+}
+
+/// The tokens of one text, special tokens among them; at least one.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Tokens {
+    pub(crate) ids: Vec<u32>,
+    pub(crate) type_ids: Vec<u32>,
+    /// Whether the text had more tokens than these.
+    pub(crate) truncated: bool,
+}
+
+/// How many tokens a model takes, and the file that says so.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Limit {
+    tokens: usize,
+    source: &'static str,
+}
+
+impl TextTokenizer {
+    /// The tokenizer beside the model, whose `config.json` is `config` and whose `sentence_bert_config.json` says
+    /// `max_seq_length`. `None` where there is no `tokenizer.json`.
+    ///
+    /// # Errors
+    /// Where a file is malformed or too large, or leaves no room for a text.
+    pub(crate) fn from_folder(
+        folder: &Path,
+        config: Option<&Value>,
+        max_seq_length: Option<u64>,
+        max_text_bytes: usize,
+    ) -> Result<Option<TextTokenizer>, PipelineError> {
+        let Some(bytes) = read_bytes(folder, TOKENIZER, MAX_TOKENIZER_BYTES)? else { return Ok(None) };
+        // Items are spread over the pool's threads: the crate's own would only fight with them.
+        tokenizers::parallelism::set_parallelism(false);
+        let mut inner = tokenizers::Tokenizer::from_bytes(&bytes)
+            .map_err(|error| setup(format!("{TOKENIZER}: not a tokenizer: {error}")))?;
+        let tokenizer_config = read_json_object(folder, TOKENIZER_CONFIG)?;
+        let own = inner.get_truncation().cloned();
+        let limit =
+            Limit::find(max_seq_length, tokenizer_config.as_ref(), config, own.as_ref().map(|own| own.max_length));
+        let special = inner.get_post_processor().map_or(0, |processor| processor.added_tokens(false));
+        if limit.tokens <= special {
+            return Err(setup(format!(
+                "{}: at most {} tokens leave no room for a text beside {special} special tokens",
+                limit.source, limit.tokens
+            )));
+        }
+        let side = tokenizer_config.as_ref().and_then(|config| config.get("truncation_side")).and_then(Value::as_str);
+        let direction = match side {
+            Some("left") => TruncationDirection::Left,
+            Some(_) => TruncationDirection::Right,
+            None => own.map_or(TruncationDirection::Right, |own| own.direction),
+        };
+        let strategy = TruncationStrategy::LongestFirst;
+        let truncation = TruncationParams { max_length: limit.tokens, strategy, stride: 0, direction };
+        inner.with_truncation(Some(truncation)).map_err(|error| setup(format!("{TOKENIZER}: {error}")))?;
+        inner.with_padding(None);
+        let (max_tokens, limit_source) = (limit.tokens, limit.source);
+        Ok(Some(TextTokenizer { inner, max_tokens, limit_source, max_text_bytes }))
+    }
+
+    /// # Errors
+    /// [`PipelineError::TooLarge`] where the text is longer than the server's limit.
+    pub(crate) fn check_length(&self, text: &str) -> Result<(), PipelineError> {
+        if text.len() > self.max_text_bytes {
+            let problem = format!(
+                "the text has {} bytes, more than max_text_bytes = {}; send it in parts",
+                text.len(),
+                self.max_text_bytes
+            );
+            return Err(PipelineError::TooLarge { index: 0, problem });
+        }
+        Ok(())
+    }
+
+    /// The tokens of `text`, with the special tokens of the model.
+    ///
+    /// # Errors
+    /// Where the text has no tokens, or the tokenizer cannot take it.
+    pub(crate) fn encode(&self, text: &str) -> Result<Tokens, PipelineError> {
+        let refuse = |problem: &str| PipelineError::Item { index: 0, problem: problem.to_owned() };
+        let encoding = self.inner.encode_fast(text, true).map_err(|error| {
+            tracing::debug!(%error, "a text could not be tokenized");
+            refuse("the model's tokenizer cannot take this text")
+        })?;
+        if encoding.is_empty() {
+            return Err(refuse("the text has no tokens"));
+        }
+        Ok(Tokens {
+            truncated: !encoding.get_overflowing().is_empty(),
+            ids: encoding.get_ids().to_vec(),
+            type_ids: encoding.get_type_ids().to_vec(),
+        })
+    }
+
+    /// Tokens that `prompt` puts in front of a text: its own, without the special token that would end it.
+    ///
+    /// # Errors
+    /// As [`TextTokenizer::encode`].
+    pub(crate) fn prompt_tokens(&self, prompt: &str) -> Result<usize, PipelineError> {
+        let refuse = |error: tokenizers::Error| setup(format!("a prompt cannot be tokenized: {error}"));
+        let encoding = self.inner.encode_fast(prompt, true).map_err(refuse)?;
+        let ends_special = encoding.get_special_tokens_mask().last().is_some_and(|&mask| mask == 1);
+        Ok(encoding.len() - usize::from(ends_special))
+    }
+}
+
+impl Limit {
+    /// `sentence` is `max_seq_length` of a sentence-transformers folder, which counts over all but the positions that the
+    /// model has; `own` is the truncation in `tokenizer.json`, which transformers replaces by what the others say.
+    fn find(
+        sentence: Option<u64>,
+        tokenizer_config: Option<&Value>,
+        config: Option<&Value>,
+        own: Option<usize>,
+    ) -> Limit {
+        let limit = |tokens: Option<u64>, source| {
+            let tokens = tokens.filter(|tokens| (1..MAX_TOKENS).contains(tokens))?;
+            Some(Limit { tokens: usize::try_from(tokens).ok()?, source })
+        };
+        let model_max_length = tokenizer_config.and_then(|config| config.get("model_max_length"));
+        let positions = limit(config.and_then(positions), "config.json");
+        let stated = limit(sentence, super::sentence::TRANSFORMER_CONFIG)
+            .or_else(|| limit(model_max_length.and_then(Value::as_u64), TOKENIZER_CONFIG));
+        let own = || limit(own.and_then(|own| u64::try_from(own).ok()), TOKENIZER);
+        match (stated, positions) {
+            (Some(stated), Some(positions)) if positions.tokens < stated.tokens => positions,
+            (Some(stated), _) => stated,
+            (None, Some(positions)) => positions,
+            (None, None) => own().unwrap_or(Limit { tokens: DEFAULT_MAX_TOKENS, source: "no file" }),
+        }
+    }
+}
+
+/// The positions that the model has; `None` where they have no end, or the file does not say.
+fn positions(config: &Value) -> Option<u64> {
+    let number = |key: &str| config.get(key).and_then(Value::as_u64);
+    let model_type = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
+    // Distances between tokens instead of places: no last one.
+    if config.get("position_biased_input") == Some(&Value::Bool(false)) {
+        return None;
+    }
+    let positions = number("max_position_embeddings").or_else(|| number("n_positions"))?;
+    if OFFSET_POSITIONS.contains(&model_type) {
+        return positions.checked_sub(number("pad_token_id").unwrap_or(1) + 1);
+    }
+    Some(positions)
+}
+
+/// The id of the padding token from the files beside the model; 0, which every vocabulary has, where none says: padding is
+/// masked, whatever it is.
+pub(crate) fn pad_id(folder: &Path, config: Option<&Value>) -> i64 {
+    let id = |value: &Value| value.as_i64().filter(|&id| id >= 0);
+    if let Some(id) = config.and_then(|config| config.get("pad_token_id")).and_then(id) {
+        return id;
+    }
+    let content = |value: &Value| match value {
+        Value::String(token) => Some(token.clone()),
+        other => other.get("content").and_then(Value::as_str).map(str::to_owned),
+    };
+    let token = [TOKENIZER_CONFIG, "special_tokens_map.json"].into_iter().find_map(|file| {
+        let file = read_json_object(folder, file).ok().flatten()?;
+        file.get("pad_token").and_then(content)
+    });
+    let Ok(Some(bytes)) = read_bytes(folder, TOKENIZER, MAX_TOKENIZER_BYTES) else { return 0 };
+    let Ok(tokenizer) = serde_json::from_slice::<PadFields>(&bytes) else { return 0 };
+    let added = tokenizer.added_tokens.iter().find(|added| Some(&added.content) == token.as_ref());
+    added.map(|added| added.id).or(tokenizer.padding.map(|padding| padding.pad_id)).map_or(0, i64::from)
+}
+
+/// What `tokenizer.json` says of padding.
+#[derive(serde::Deserialize)]
+struct PadFields {
+    #[serde(default)]
+    added_tokens: Vec<AddedToken>,
+    padding: Option<OwnPadding>,
+}
+
+#[derive(serde::Deserialize)]
+struct AddedToken {
+    id: u32,
+    content: String,
+}
+
+#[derive(serde::Deserialize)]
+struct OwnPadding {
+    pad_id: u32,
+}
+
+fn setup(problem: String) -> PipelineError {
+    PipelineError::Setup(problem)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// Words of `w0` … `w7`, `the`, with [CLS] and [SEP] around, as a `tokenizer.json`.
+    pub(crate) fn words() -> Value {
+        let mut vocab = serde_json::Map::new();
+        for (id, token) in ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "query", ":"].into_iter().enumerate() {
+            vocab.insert(token.to_owned(), json!(id));
+        }
+        (0..8).for_each(|word| _ = vocab.insert(format!("w{word}"), json!(7 + word)));
+        let special = |id: u32, content: &str| json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true});
+        let template = |token: &str| json!({"SpecialToken": {"id": token, "type_id": 0}});
+        json!({
+            "version": "1.0",
+            "truncation": {"max_length": 5, "strategy": "LongestFirst", "stride": 0},
+            "padding": {"strategy": {"Fixed": 12}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"},
+            "added_tokens": [special(0, "[PAD]"), special(1, "[UNK]"), special(2, "[CLS]"), special(3, "[SEP]")],
+            "normalizer": null,
+            "pre_tokenizer": {"type": "Whitespace"},
+            "post_processor": {
+                "type": "TemplateProcessing",
+                "single": [template("[CLS]"), {"Sequence": {"id": "A", "type_id": 0}}, template("[SEP]")],
+                "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+                "special_tokens": {
+                    "[CLS]": {"id": "[CLS]", "ids": [2], "tokens": ["[CLS]"]},
+                    "[SEP]": {"id": "[SEP]", "ids": [3], "tokens": ["[SEP]"]},
+                },
+            },
+            "decoder": null,
+            "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "[UNK]"},
+        })
+    }
+
+    fn folder(files: &[(&str, Value)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, value) in files {
+            std::fs::write(folder.path().join(name), value.to_string()).unwrap();
+        }
+        folder
+    }
+
+    fn tokenizer(files: &[(&str, Value)]) -> TextTokenizer {
+        TextTokenizer::from_folder(folder(files).path(), None, None, 100).unwrap().unwrap()
+    }
+
+    #[test]
+    fn special_tokens_are_added_and_nothing_is_padded() {
+        let tokens = tokenizer(&[(TOKENIZER, words())]).encode("the w0").unwrap();
+        assert_eq!(tokens, Tokens { ids: vec![2, 4, 7, 3], type_ids: vec![0; 4], truncated: false });
+        assert_eq!(tokenizer(&[(TOKENIZER, words())]).encode("").unwrap().ids, [2, 3]);
+    }
+
+    #[test]
+    fn long_texts_are_cut_where_the_files_say() {
+        let long = "w0 w1 w2 w3 w4 w5 w6 w7";
+        let own = tokenizer(&[(TOKENIZER, words())]).encode(long).unwrap();
+        assert_eq!((own.ids.as_slice(), own.truncated), ([2, 7, 8, 9, 3].as_slice(), true));
+        let sides = json!({"model_max_length": 4, "truncation_side": "left"});
+        let left = tokenizer(&[(TOKENIZER, words()), (TOKENIZER_CONFIG, sides)]).encode(long).unwrap();
+        assert_eq!(left.ids, [2, 13, 14, 3]);
+    }
+
+    #[test]
+    fn a_text_without_tokens_is_refused() {
+        let mut bare = words();
+        bare["post_processor"] = Value::Null;
+        let error = tokenizer(&[(TOKENIZER, bare)]).encode("  ").unwrap_err();
+        assert_eq!(error.to_string(), "inputs[0]: the text has no tokens");
+    }
+
+    #[track_caller]
+    fn limit(sentence: Option<u64>, tokenizer: Value, config: Value, own: Option<usize>, expected: (usize, &str)) {
+        let limit = Limit::find(sentence, Some(&tokenizer), Some(&config), own);
+        assert_eq!((limit.tokens, limit.source), expected);
+    }
+
+    #[test]
+    fn the_limit_is_max_seq_length_then_model_max_length_within_the_positions() {
+        let bert = json!({"model_type": "bert", "max_position_embeddings": 512});
+        limit(Some(256), json!({"model_max_length": 512}), bert.clone(), Some(128), (256, "sentence_bert_config.json"));
+        limit(None, json!({"model_max_length": 64}), bert.clone(), Some(128), (64, TOKENIZER_CONFIG));
+        limit(None, json!({"model_max_length": 1e30}), bert.clone(), Some(128), (512, "config.json"));
+        limit(Some(1024), json!({}), bert, None, (512, "config.json"));
+        let roberta = json!({"model_type": "roberta", "max_position_embeddings": 514, "pad_token_id": 1});
+        limit(Some(514), json!({}), roberta, None, (512, "config.json"));
+        let relative = json!({"max_position_embeddings": 512, "position_biased_input": false});
+        limit(Some(1024), json!({}), relative, None, (1024, "sentence_bert_config.json"));
+        limit(None, json!({}), json!({}), Some(128), (128, TOKENIZER));
+        limit(Some(0), json!({"model_max_length": -1}), json!({"n_positions": "x"}), None, (512, "no file"));
+    }
+
+    #[test]
+    fn files_that_make_no_tokenizer_are_named() {
+        let no_room = json!({"model_max_length": 2});
+        let cases = [
+            (vec![(TOKENIZER, json!([1]))], "tokenizer.json: not a tokenizer"),
+            (
+                vec![(TOKENIZER, words()), (TOKENIZER_CONFIG, json!([]))],
+                "tokenizer_config.json: expected a JSON object",
+            ),
+            (
+                vec![(TOKENIZER, words()), (TOKENIZER_CONFIG, no_room)],
+                "leave no room for a text beside 2 special tokens",
+            ),
+        ];
+        for (files, expected) in cases {
+            let folder = folder(&files);
+            let error = TextTokenizer::from_folder(folder.path(), None, None, 9).err().unwrap().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        assert!(TextTokenizer::from_folder(folder(&[]).path(), None, None, 9).unwrap().is_none());
+    }
+
+    #[test]
+    fn the_pad_token_is_found_in_any_of_the_files() {
+        let mut other = words();
+        other["added_tokens"][1] = json!({"id": 9, "content": "<pad>"});
+        other["padding"] = Value::Null;
+        for (files, config, expected) in [
+            (vec![], json!({"pad_token_id": 7}), 7),
+            (vec![(TOKENIZER, words())], json!({"pad_token_id": null}), 0),
+            (vec![(TOKENIZER, other.clone()), (TOKENIZER_CONFIG, json!({"pad_token": "<pad>"}))], json!({}), 9),
+            (
+                vec![
+                    (TOKENIZER, other.clone()),
+                    ("special_tokens_map.json", json!({"pad_token": {"content": "<pad>"}})),
+                ],
+                json!({}),
+                9,
+            ),
+            (vec![(TOKENIZER, other), (TOKENIZER_CONFIG, json!({"pad_token": "nonesuch"}))], json!({}), 0),
+            (vec![(TOKENIZER, json!("x"))], json!({"pad_token_id": -1}), 0),
+        ] {
+            assert_eq!(pad_id(folder(&files).path(), Some(&config)), expected);
+        }
+    }
+}
