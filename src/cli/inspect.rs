@@ -203,6 +203,7 @@ mod tests {
             max_batch_size: 0,
             config_json: Value::Null,
             handle: Handle::start("m", vec![], 1, &Tasks::new()).unwrap(),
+            memory: Default::default(),
             loaded_at: SystemTime::UNIX_EPOCH,
             load_time: Duration::from_millis(12),
         }

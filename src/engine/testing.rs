@@ -22,6 +22,7 @@ pub(crate) fn engine(tasks: &Tasks) -> InferenceEngine {
         autoload: false,
         poll_interval: None,
         max_model_bytes: 1 << 20,
+        max_loaded_memory: None,
     };
     let limits = PipelineLimits { max_pixels: 1 << 20 };
     let models = ModelManager::new(runtime, tasks.clone(), store, ModelSettings::default(), limits);
@@ -55,6 +56,7 @@ pub(crate) fn model(
         max_batch_size: 0,
         config_json: serde_json::Value::Null,
         handle: Handle::start("fake", vec![session], 8, tasks).unwrap(),
+        memory: Default::default(),
         loaded_at: SystemTime::UNIX_EPOCH,
         load_time: Duration::ZERO,
     })

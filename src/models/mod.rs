@@ -1,14 +1,17 @@
 //! Which models exist, in which version and state, and the loading and unloading of them (`ModelManager`).
 //!
 //! Knows the store's layout (`repository`, `manifest`, `config_pbtxt`), decides what is loaded (`lifecycle`, pure) and
-//! does it (`loader`, `manager`). Knows no protocol.
+//! does it (`loader`, `manager`), within the memory there is (`memory`, `eviction`, `admission`). Knows no protocol.
 
+mod admission;
 mod config_pbtxt;
 mod error;
+mod eviction;
 mod lifecycle;
 mod loader;
 mod manager;
 mod manifest;
+mod memory;
 mod name;
 mod overrides;
 mod registry;
@@ -22,7 +25,9 @@ mod tests;
 
 pub use config_pbtxt::ConfigError;
 pub use error::{LoadError, ModelError};
+pub use admission::MemoryTotals;
 pub use manager::ModelManager;
+pub use memory::ModelMemory;
 pub use manifest::{Manifest, ManifestError, VersionPolicy, WarmupSample};
 pub use name::{ModelName, NameError, Version};
 pub use overrides::{StoreError, StoreLock};

@@ -1,6 +1,6 @@
 //! What the room tells its neighbours: a loaded model, and the states of all models.
 
-use super::{Manifest, ModelName, ModelSettings, Version};
+use super::{Manifest, ModelMemory, ModelName, ModelSettings, Version};
 use crate::batching;
 use crate::pipelines::Pipeline;
 use crate::runtime::GraphFacts;
@@ -33,6 +33,7 @@ pub struct LoadedModel {
     /// Triton's `ModelConfig` in force, as protobuf's JSON with the original field names.
     pub config_json: serde_json::Value,
     pub handle: batching::Handle,
+    pub memory: ModelMemory,
     pub loaded_at: SystemTime,
     /// From the first byte read to the end of the warm-up.
     pub load_time: Duration,

@@ -104,8 +104,13 @@ impl House {
         let root = tempfile::tempdir().unwrap();
         let (loads, runs, gate, tasks) = (Arc::default(), Arc::default(), Arc::<Gate>::default(), Tasks::new());
         let runtime = TestRuntime { loads: Arc::clone(&loads), runs: Arc::clone(&runs), gate: gate.clone() };
-        let store =
-            StoreSettings { models_dir: root.path().to_owned(), autoload, poll_interval, max_model_bytes: 1 << 20 };
+        let store = StoreSettings {
+            models_dir: root.path().to_owned(),
+            autoload,
+            poll_interval,
+            max_model_bytes: 1 << 20,
+            max_loaded_memory: None,
+        };
         let settings = ModelSettings { warmup_iterations: 0, ..ModelSettings::default() };
         let limits = PipelineLimits { max_pixels: 1 };
         let manager = ModelManager::new(Arc::new(runtime), tasks.clone(), store, settings, limits);

@@ -39,6 +39,9 @@ pub trait Runtime: Send + Sync {
         Ok(std::fs::metadata(&source.file).map_err(io)?.len())
     }
 
+    /// Makes the process's allocator give free memory back to the system. Blocks for milliseconds.
+    fn give_back(&self) {}
+
     /// Name and version of the library that runs the graphs, such as `onnxruntime 1.32.0`.
     fn version(&self) -> &str;
 }

@@ -2,6 +2,7 @@
 
 mod logging;
 mod printable;
+pub mod process;
 
 pub use logging::{LogError, LogFormat, LogSettings, start_logging};
 pub use printable::printable;

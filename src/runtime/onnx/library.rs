@@ -1,6 +1,6 @@
 //! Finds and opens ONNX Runtime's shared library, once for the process.
 
-use super::{graph, session};
+use super::{graph, memory, session};
 use crate::runtime::{GraphSource, Runtime, RuntimeError, Session, SessionSettings};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -117,6 +117,10 @@ impl Runtime for OnnxRuntime {
 
     fn size_bytes(&self, source: &GraphSource) -> Result<u64, RuntimeError> {
         Ok(graph::read(source)?.facts.size_bytes)
+    }
+
+    fn give_back(&self) {
+        memory::give_back();
     }
 
     fn version(&self) -> &str {
