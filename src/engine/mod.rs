@@ -5,6 +5,7 @@
 //! Knows no protocol and no status code: errors carry an [`ErrorKind`], which each door maps once.
 
 mod check;
+mod cleanup;
 mod error;
 mod infer;
 mod predict;
@@ -12,11 +13,12 @@ mod request;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use cleanup::Cleaned;
 pub use error::{EngineError, ErrorKind, FieldError, FieldKind};
 pub use request::{InferRequest, InferResponse, PredictRequest, PredictResponse, Timing};
 
 pub use crate::models::{
-    LoadOverrides, LoadedModel, ModelName, ModelState, ModelStatus, NameError, Version, VersionStatus,
+    LoadOverrides, LoadedModel, MemoryTotals, ModelName, ModelState, ModelStatus, NameError, Version, VersionStatus,
 };
 pub use crate::pipelines::{ClassScore, Item, Parameters, Prediction};
 
@@ -86,6 +88,11 @@ impl InferenceEngine {
     /// not stopping.
     pub fn is_ready(&self) -> bool {
         self.0.models.is_started() && !self.0.tasks.stopping().is_cancelled()
+    }
+
+    /// The memory of all loaded models together, and its bound.
+    pub fn memory_totals(&self) -> MemoryTotals {
+        self.0.models.memory_totals()
     }
 
     /// Name and version of the library that runs the graphs.

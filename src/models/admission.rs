@@ -195,7 +195,7 @@ impl ModelManager {
 
     async fn evict(&self, name: &ModelName, _gate: &Gate) {
         let versions = self.edit(name, |entry| {
-            entry.evicted = true;
+            entry.on_demand = true;
             entry.slots.keys().copied().collect::<BTreeSet<Version>>()
         });
         self.take_down(name, &versions.unwrap_or_default()).await;

@@ -177,9 +177,11 @@ impl ModelManager {
             // Other errors are in the registry, where the next look finds them; want of memory says nothing of the model.
             let change = Change { command: Command::Refresh, room: MakeRoom::Evict };
             no_memory = match self.in_background(name, gate, change, LoadOverrides::default()).await {
-                Err(error @ ModelError::Load { source: LoadError::NoMemory { .. } | LoadError::MemoryBusy { .. }, .. }) => {
-                    Some(error)
-                }
+                Err(
+                    error @ ModelError::Load {
+                        source: LoadError::NoMemory { .. } | LoadError::MemoryBusy { .. }, ..
+                    },
+                ) => Some(error),
                 Ok(()) | Err(_) => None,
             };
         }
@@ -287,7 +289,7 @@ impl ModelManager {
     }
 
     fn find(&self, name: &ModelName, version: Option<Version>, may_load: bool) -> Option<Found> {
-        self.lock().get(name).map(|entry| entry.find(name, version, may_load || entry.evicted))
+        self.lock().get(name).map(|entry| entry.find(name, version, may_load || entry.on_demand))
     }
 
     pub(super) fn edit<T>(&self, name: &ModelName, edit: impl FnOnce(&mut Entry) -> T) -> Option<T> {
@@ -368,12 +370,13 @@ impl ModelManager {
         }
         let Some(gate) = self.lock().get(&name).map(|entry| entry.gate.clone()) else { return };
         let gate = gate.lock_owned().await;
-        let state = self.edit(&name, |entry| (entry.serving(None).is_some(), entry.held, entry.pinned));
-        let Some((serves, held, pinned)) = state else { return };
+        let state =
+            self.edit(&name, |entry| (entry.serving(None).is_some(), entry.held || entry.on_demand, entry.pinned));
+        let Some((serves, waits, pinned)) = state else { return };
         if pinned {
             return;
         }
-        if (self.0.store.autoload || serves) && !held {
+        if serves || (self.0.store.autoload && !waits) {
             // What went wrong is logged and kept in the registry.
             // Others make room for what has served all along, not for what nobody has asked for.
             let room = if serves { MakeRoom::Evict } else { MakeRoom::OnlyIfFree };
@@ -522,6 +525,7 @@ impl ModelManager {
                 if change.room == MakeRoom::OnlyIfFree && matches!(source, LoadError::NoMemory { .. }) {
                     // Not a failure: nobody waits for it, and whoever asks for it makes room.
                     complete = false;
+                    self.edit(name, |entry| entry.on_demand = true);
                     continue;
                 }
                 first_error.get_or_insert(ModelError::Load { model: name.clone(), version: *version, source });
@@ -588,7 +592,7 @@ impl ModelManager {
                     );
                     slot.failed = None;
                     slot.measured = model.memory.loaded_bytes.map(|bytes| (files, bytes)).or(slot.measured);
-                    entry.evicted = false;
+                    entry.on_demand = false;
                     Ok(slot.serving.replace((files, Arc::new(model))))
                 }
                 Err(error @ (LoadError::NoMemory { .. } | LoadError::MemoryBusy { .. })) => {
@@ -679,7 +683,7 @@ impl ModelManager {
     async fn unload_all(&self, name: &ModelName, gate: &Gate) {
         let versions = self.edit(name, |entry| {
             entry.held = true;
-            entry.evicted = false;
+            entry.on_demand = false;
             entry.pinned = false;
             entry.last_error = None;
             entry.slots.values_mut().for_each(|slot| slot.failed = None);

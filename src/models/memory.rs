@@ -21,7 +21,7 @@ pub(super) fn resident_estimate(size: u64) -> u64 {
 /// What building it takes for a moment: 2.1 to 3.6 times its size for the same three, since ONNX Runtime holds the file's
 /// tensors and their copies at the same time.
 pub(super) fn peak_estimate(size: u64) -> u64 {
-    size.saturating_add(size / 2 * 3).saturating_add(4 << 20)
+    size.saturating_add(size).saturating_add(size / 2).saturating_add(4 << 20)
 }
 
 /// The memory of one loaded version.

@@ -23,12 +23,12 @@ mod warmup;
 #[cfg(test)]
 mod tests;
 
+pub use admission::MemoryTotals;
 pub use config_pbtxt::ConfigError;
 pub use error::{LoadError, ModelError};
-pub use admission::MemoryTotals;
 pub use manager::ModelManager;
-pub use memory::ModelMemory;
 pub use manifest::{Manifest, ManifestError, VersionPolicy, WarmupSample};
+pub use memory::ModelMemory;
 pub use name::{ModelName, NameError, Version};
 pub use overrides::{StoreError, StoreLock};
 pub use repository::FolderError;

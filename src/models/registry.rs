@@ -25,8 +25,8 @@ pub(super) struct Entry {
     pub(super) slots: BTreeMap<Version, Slot>,
     /// Unloaded by somebody: stays so until somebody loads it.
     pub(super) held: bool,
-    /// Unloaded to make room for another: the next request loads it, whatever `autoload` says.
-    pub(super) evicted: bool,
+    /// Made room for another, or found none: the next request loads it, whatever `autoload` says, and nothing else does.
+    pub(super) on_demand: bool,
     /// Loaded with overrides: the disk does not change it until somebody loads it again.
     pub(super) pinned: bool,
     /// Whether the folder as a whole could not be read; `last_error` says why.
@@ -159,8 +159,8 @@ impl Entry {
                 version: *version,
                 state: slot.state(),
                 reason: slot.failed.as_ref().map(|(_, reason)| reason.clone()).or_else(|| {
-                    let evicted = self.evicted && slot.state() == ModelState::Unloaded;
-                    evicted.then(|| "unloaded to make room for another model; the next request loads it".to_owned())
+                    let waits = self.on_demand && slot.state() == ModelState::Unloaded;
+                    waits.then(|| "not loaded for want of memory; the next request loads it".to_owned())
                 }),
                 loaded: slot.serving.as_ref().map(|(_, model)| model.clone()),
             })
