@@ -23,6 +23,8 @@ mod golden;
 mod image;
 /// Start, readiness, drain, connections that misbehave.
 mod lifecycle;
+/// What models take and give back, the budget, cleaning up.
+mod memory;
 /// `/v1/models/{name}/predict`: every request and response form.
 mod predict;
 /// Versions, policies, loading, swapping, failing.
