@@ -153,17 +153,16 @@ mod tests {
             &self.0
         }
 
-        fn preprocess(&self, _: &[Item], _: &Parameters) -> Result<Vec<(String, Tensor)>, PipelineError> {
+        fn preprocess(&self, _: &Item, _: &Parameters) -> Result<Vec<(String, Tensor)>, PipelineError> {
             Ok(vec![])
         }
 
         fn postprocess(
             &self,
             _: &[(String, crate::tensor::Value)],
-            _: usize,
             _: &Parameters,
-        ) -> Result<Vec<Prediction>, PipelineError> {
-            Ok(vec![])
+        ) -> Result<Prediction, PipelineError> {
+            Ok(Prediction::Classes(vec![]))
         }
 
         fn check_parameters(&self, _: &Parameters) -> Result<(), PipelineError> {
@@ -202,6 +201,7 @@ mod tests {
             output_labels: BTreeMap::new(),
             max_batch_size: 0,
             config_json: Value::Null,
+            stats: crate::telemetry::Stats::default().model("m", 2),
             handle: Handle::start("m", vec![], 1, &Tasks::new()).unwrap(),
             memory: Default::default(),
             loaded_at: SystemTime::UNIX_EPOCH,

@@ -412,6 +412,17 @@ pub(super) const KEYS: &[Key] = &[
             set: |config, text| LogSettings::is_level(text).then(|| config.log.level = text.to_owned()),
         },
     },
+    Key {
+        section: "telemetry",
+        name: "stats_window_s",
+        doc: "How far back /v1/models/{name}/stats looks, in seconds.",
+        kind: Kind::Integer {
+            min: 1,
+            max: 24 * 60 * 60,
+            get: |config| config.stats.window.as_secs(),
+            set: |config, value| config.stats.window = Duration::from_secs(value),
+        },
+    },
 ];
 
 impl Key {

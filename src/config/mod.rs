@@ -18,7 +18,7 @@ pub use setting::Setting;
 use crate::http::HttpSettings;
 use crate::models::{ModelOverrides, ModelSettings, StoreSettings};
 use crate::pipelines::PipelineLimits;
-use crate::telemetry::LogSettings;
+use crate::telemetry::{LogSettings, StatsSettings};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
@@ -32,6 +32,7 @@ pub struct Config {
     pub models: ModelSettings,
     pub pipelines: PipelineLimits,
     pub log: LogSettings,
+    pub stats: StatsSettings,
     /// Where each key's value comes from, by `section.key`; every key is there.
     pub origins: BTreeMap<String, Origin>,
     /// The model sections as written, from which `models` is made.
@@ -158,6 +159,7 @@ impl Default for Config {
             models: ModelSettings::default(),
             pipelines: PipelineLimits { max_pixels: 1 << 26 },
             log: LogSettings::default(),
+            stats: StatsSettings::default(),
             origins: catalogue::KEYS.iter().map(|key| (key.path(), Origin::Default)).collect(),
             overrides: ModelOverrides::default(),
         }

@@ -82,6 +82,7 @@ fn values_reach_their_rooms() {
         max_model_bytes = 20
         [telemetry]
         log_format = "json"
+        stats_window_s = 60
         "#,
     )
     .unwrap();
@@ -95,6 +96,7 @@ fn values_reach_their_rooms() {
     assert_eq!(config.models.device.device_index, 1);
     assert!(config.models.device.allow_fallback);
     assert_eq!(config.models.instances, Some(2));
+    assert_eq!(config.stats.window, Duration::from_secs(60));
     assert_eq!(config.log.format, crate::telemetry::LogFormat::Json);
     let level = serde_json::to_value(config.models.optimization_level).unwrap();
     assert_eq!(level, "none");

@@ -2,6 +2,7 @@
 
 use super::request::{InferRequest, InferResponse, Timing};
 use super::{EngineError, InferenceEngine, LoadedModel, check};
+use crate::telemetry::stats::Stage;
 use std::sync::Arc;
 
 impl InferenceEngine {
@@ -16,6 +17,8 @@ impl InferenceEngine {
         let inputs = check::inputs(&model.inputs, request.inputs)?;
         let wanted = check::outputs(&model.outputs, &request.outputs)?;
         let completed = model.handle.run(inputs, wanted.clone(), request.deadline).await?;
+        model.stats.record_stage(Stage::Queue, completed.queue);
+        model.stats.record_stage(Stage::Inference, completed.inference);
         let names = wanted.iter().filter_map(|&index| model.outputs.get(index)).map(|spec| spec.name.clone());
         Ok(InferResponse {
             outputs: names.zip(completed.outputs).collect(),

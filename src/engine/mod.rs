@@ -25,6 +25,7 @@ pub use crate::pipelines::{ClassScore, Item, Parameters, Prediction};
 use crate::models::ModelManager;
 use crate::pipelines::Pool;
 use crate::tasks::Tasks;
+use crate::telemetry::{ModelStats, Stats};
 use std::sync::Arc;
 
 /// The engine. Clones are the same engine.
@@ -63,6 +64,19 @@ impl InferenceEngine {
     /// `NotFound`.
     pub fn status(&self, name: &ModelName) -> Result<ModelStatus, EngineError> {
         Ok(self.0.models.status(name)?)
+    }
+
+    /// What is counted of every request and run.
+    pub fn stats(&self) -> &Stats {
+        self.0.models.stats()
+    }
+
+    /// What is counted of a version that the store has: the default version where none is named.
+    pub fn stats_of(&self, name: &ModelName, version: Option<Version>) -> Option<Arc<ModelStats>> {
+        let status = self.status(name).ok()?;
+        let version = version.or(status.default_version)?;
+        let is_known = status.versions.iter().any(|known| known.version == version);
+        is_known.then(|| self.stats().model(name.as_str(), version.0))
     }
 
     /// Reads the model's folder again and loads the versions that its policy asks for; returns when they are ready.

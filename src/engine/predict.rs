@@ -1,10 +1,14 @@
 //! The task's own input to the task's own answer: preprocess, infer, postprocess.
 
-use super::request::{InferRequest, InferResponse, PredictRequest, PredictResponse};
+use super::request::{InferRequest, InferResponse, PredictRequest, PredictResponse, Timing};
 use super::{EngineError, InferenceEngine, LoadedModel};
-use crate::pipelines::Pipeline;
+use crate::pipelines::{Pipeline, PipelineError, Prediction};
+use crate::tensor::{Tensor, Value};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
+
+/// The graph's outputs by name.
+type Outputs = Vec<(String, Value)>;
 
 impl InferenceEngine {
     /// Predicts for each item of the request, in order.
@@ -21,24 +25,19 @@ impl InferenceEngine {
         request: PredictRequest,
     ) -> Result<PredictResponse, EngineError> {
         let pipeline = pipeline_of(model)?;
-        let (items, parameters) = (request.items.len(), request.parameters.clone());
-        let mut response = self.predict_raw(model, request).await?;
+        let parameters = request.parameters.clone();
+        let (items, mut timing) = self.run_items(model, request).await?;
         let started = Instant::now();
-        let outputs = std::mem::take(&mut response.outputs);
-        let predictions = self
-            .0
-            .pool
-            .run(move || pipeline.postprocess(&outputs, items, &parameters))
-            .await?
-            .map_err(internal_outputs)?;
-        response.timing.postprocess = started.elapsed();
-        Ok(PredictResponse { predictions, timing: response.timing })
+        let read = move || items.iter().map(|outputs| pipeline.postprocess(outputs, &parameters)).collect();
+        let predictions: Result<Vec<Prediction>, PipelineError> = self.0.pool.run(read).await?;
+        timing.postprocess = started.elapsed();
+        Ok(PredictResponse { predictions: predictions.map_err(internal_outputs)?, timing })
     }
 
-    /// Preprocesses and infers, and gives the graph's outputs as they are.
+    /// Preprocesses and infers, and gives the graph's outputs as they are, the items' rows one after another.
     ///
     /// # Errors
-    /// As [`InferenceEngine::predict`].
+    /// As [`InferenceEngine::predict`]; `InvalidInput` where the items' outputs do not have one shape.
     ///
     /// # Cancel safety
     /// Dropping the future cancels the request.
@@ -47,17 +46,65 @@ impl InferenceEngine {
         model: &Arc<LoadedModel>,
         request: PredictRequest,
     ) -> Result<InferResponse, EngineError> {
+        let (items, timing) = self.run_items(model, request).await?;
+        Ok(InferResponse { outputs: joined(items)?, timing })
+    }
+
+    /// The graph's outputs of each item, in order.
+    async fn run_items(
+        &self,
+        model: &Arc<LoadedModel>,
+        request: PredictRequest,
+    ) -> Result<(Vec<Outputs>, Timing), EngineError> {
         let pipeline = pipeline_of(model)?;
         let PredictRequest { items, parameters, deadline } = request;
         pipeline.check_parameters(&parameters)?;
         let started = Instant::now();
-        let inputs = self.0.pool.run(move || pipeline.preprocess(&items, &parameters)).await??;
-        let preprocess: Duration = started.elapsed();
-        let inputs = inputs.into_iter().map(|(name, tensor)| (name, tensor.into())).collect();
-        let mut response = self.infer(model, InferRequest { inputs, outputs: Vec::new(), deadline }).await?;
-        response.timing.preprocess = preprocess;
-        Ok(response)
+        let parameters = Arc::new(parameters);
+        // As many at once as the pool has threads; an item's error names its place.
+        let prepared = futures_util::future::try_join_all(items.into_iter().enumerate().map(|(place, item)| {
+            let (pipeline, parameters) = (pipeline.clone(), parameters.clone());
+            async move {
+                let inputs = self.0.pool.run(move || pipeline.preprocess(&item, &parameters)).await?;
+                Ok::<_, EngineError>(inputs.map_err(|error| error.at(place))?)
+            }
+        }))
+        .await?;
+        let preprocess = started.elapsed();
+        let responses = futures_util::future::try_join_all(prepared.into_iter().map(|inputs| {
+            let inputs = inputs.into_iter().map(|(name, tensor)| (name, tensor.into())).collect();
+            self.infer(model, InferRequest { inputs, outputs: Vec::new(), deadline })
+        }))
+        .await?;
+        let mut timing = Timing { preprocess, ..Timing::default() };
+        for response in &responses {
+            timing.queue = timing.queue.max(response.timing.queue);
+            timing.inference = timing.inference.max(response.timing.inference);
+        }
+        Ok((responses.into_iter().map(|response| response.outputs).collect(), timing))
     }
+}
+
+/// The items' outputs as one tensor each, dim 0 being the items' rows in order.
+fn joined(mut items: Vec<Outputs>) -> Result<Outputs, EngineError> {
+    if items.len() == 1 {
+        return Ok(items.remove(0));
+    }
+    let Some(first) = items.first() else { return Ok(Vec::new()) };
+    let names: Vec<String> = first.iter().map(|(name, _)| name.clone()).collect();
+    let mut outputs = Vec::with_capacity(names.len());
+    for (index, name) in names.into_iter().enumerate() {
+        let parts: Vec<&Tensor> =
+            items.iter().filter_map(|item| item.get(index)).filter_map(|(_, value)| value.as_tensor()).collect();
+        let whole = Tensor::concat(&parts).filter(|_| parts.len() == items.len());
+        let whole = whole.ok_or_else(|| {
+            let problem =
+                "the items' outputs differ in shape and cannot be given as one tensor; send one item at a time";
+            EngineError::output(&name, problem.to_owned())
+        })?;
+        outputs.push((name, whole.into()));
+    }
+    Ok(outputs)
 }
 
 fn pipeline_of(model: &LoadedModel) -> Result<Arc<dyn Pipeline>, EngineError> {
@@ -69,9 +116,9 @@ fn pipeline_of(model: &LoadedModel) -> Result<Arc<dyn Pipeline>, EngineError> {
 }
 
 /// Outputs that do not suit the task are the model's fault: the client is told nothing of the inside.
-fn internal_outputs(error: crate::pipelines::PipelineError) -> EngineError {
+fn internal_outputs(error: PipelineError) -> EngineError {
     match error {
-        crate::pipelines::PipelineError::Outputs(detail) => EngineError::Internal { detail },
+        PipelineError::Outputs(detail) => EngineError::Internal { detail },
         other => EngineError::Pipeline(other),
     }
 }

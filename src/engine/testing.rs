@@ -9,6 +9,7 @@ use crate::runtime::{
     DeviceSettings, GraphSource, Input, Interrupt, OptimizationLevel, Runtime, RuntimeError, SessionSettings,
 };
 use crate::tasks::Tasks;
+use crate::telemetry::Stats;
 use crate::tensor::{Spec, Value};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,7 +26,7 @@ pub(crate) fn engine(tasks: &Tasks) -> InferenceEngine {
         max_loaded_memory: None,
     };
     let limits = PipelineLimits { max_pixels: 1 << 20 };
-    let models = ModelManager::new(runtime, tasks.clone(), store, ModelSettings::default(), limits);
+    let models = ModelManager::new(runtime, tasks.clone(), store, ModelSettings::default(), limits, Stats::default());
     InferenceEngine::new(models, Pool::new(tasks.clone(), 1), tasks.clone())
 }
 
@@ -55,6 +56,7 @@ pub(crate) fn model(
         output_labels: BTreeMap::new(),
         max_batch_size: 0,
         config_json: serde_json::Value::Null,
+        stats: Stats::default().model("fake", 1),
         handle: Handle::start("fake", vec![session], 8, tasks).unwrap(),
         memory: Default::default(),
         loaded_at: SystemTime::UNIX_EPOCH,

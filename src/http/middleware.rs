@@ -4,7 +4,9 @@
 //! as the route's template.
 
 use super::error::{self, ApiError, CLIENT_CLOSED, Problem};
+use super::tally::{self, Tally};
 use super::{HttpSettings, HttpState};
+use crate::telemetry::Stats;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
@@ -16,6 +18,7 @@ use axum::response::{IntoResponse, Response};
 use http_body::Body as _;
 use http_body_util::Limited;
 use std::any::Any;
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,7 +35,8 @@ const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 pub(super) struct Arrival(pub(super) Instant);
 
 /// The routes with everything around them. `listen` is the address that clients may name in `Host`.
-pub(super) fn wrap(routes: Router<HttpState>, settings: &Arc<HttpSettings>, listen: IpAddr) -> Router<HttpState> {
+pub(super) fn wrap(routes: Router<HttpState>, state: &HttpState, listen: IpAddr) -> Router<HttpState> {
+    let (settings, stats, counted) = (&state.settings, state.engine.stats().clone(), state.engine.stats().clone());
     let hosts = Arc::new(HostRule::new(settings, listen));
     let origins = Arc::new(settings.cors_origins.clone());
     // From the inside out: the last layer sees the request first.
@@ -44,21 +48,30 @@ pub(super) fn wrap(routes: Router<HttpState>, settings: &Arc<HttpSettings>, list
     routes
         .layer(from_fn_with_state(hosts, check_host))
         .layer(from_fn(security_headers))
-        .layer(CatchPanicLayer::custom(panicked))
-        .layer(from_fn(observe))
+        .layer(CatchPanicLayer::custom(move |payload: Box<dyn Any + Send>| {
+            counted.record_panic();
+            panicked(payload)
+        }))
+        .layer(from_fn_with_state(stats, observe))
 }
 
-/// Names the request, measures it, writes error bodies, and logs one line.
-async fn observe(mut request: Request, next: Next) -> Response {
+/// Names the request, measures and counts it, writes error bodies, and logs one line.
+async fn observe(State(stats): State<Stats>, mut request: Request, next: Next) -> Response {
     let id = request_id(request.headers());
     let route: Arc<str> = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).into();
     let mut line =
         AccessLine { method: request.method().clone(), route, id: id.clone(), started: Instant::now(), outcome: None };
     let path = request.uri().path().to_owned();
     request.extensions_mut().insert(Arrival(line.started));
+    let tally = Tally::begin(&line.route, &stats, line.started.into_std());
+    request.extensions_mut().insert(tally.clone());
     let closes = request.version() < Version::HTTP_2;
     let response = next.run(request).await;
-    let mut response = write_problem(response, &path, &id);
+    let (mut response, code) = write_problem(response, &path, &id);
+    if let Some(reason) = code.as_deref().and_then(tally::rejected) {
+        stats.record_rejected(reason);
+    }
+    tally.finish(response.status().as_u16(), code);
     // What is left of a body that was refused would be read as the next request.
     if closes && matches!(response.status().as_u16(), 408 | 413 | 421) {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -120,15 +133,16 @@ fn is_known(method: &Method) -> bool {
     KNOWN.contains(method)
 }
 
-/// Gives an error answer its body; logs the reason of a refusal, and the inner detail of a fault of ours, once.
-fn write_problem(mut response: Response, path: &str, id: &str) -> Response {
+/// Gives an error answer its body; logs the reason of a refusal, and the inner detail of a fault of ours, once. Gives the
+/// error's code beside it.
+fn write_problem(mut response: Response, path: &str, id: &str) -> (Response, Option<Cow<'static, str>>) {
     let status = response.status();
     let problem = match response.extensions_mut().remove::<Problem>() {
         Some(problem) => problem,
         None if is_error(status) && response.body().size_hint().exact() == Some(0) => {
             error::problem_of_status(status, response.headers())
         }
-        None => return response,
+        None => return (response, None),
     };
     let code = &*problem.code;
     match &problem.internal {
@@ -141,7 +155,7 @@ fn write_problem(mut response: Response, path: &str, id: &str) -> Response {
     let (mut parts, _) = response.into_parts();
     parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
     parts.headers.remove(header::CONTENT_LENGTH);
-    Response::from_parts(parts, Body::from(body))
+    (Response::from_parts(parts, Body::from(body)), Some(problem.code))
 }
 
 fn is_error(status: StatusCode) -> bool {

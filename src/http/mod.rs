@@ -14,6 +14,7 @@ mod openapi;
 mod router;
 mod server;
 mod settings;
+mod tally;
 mod v1;
 mod v2;
 

@@ -33,7 +33,7 @@ pub(super) fn router(state: HttpState, listen: IpAddr) -> Router {
         .fallback(not_found)
         // `body::read` bounds bodies; axum's own limit would refuse what the settings allow.
         .layer(DefaultBodyLimit::disable());
-    middleware::wrap(routes, &state.settings.clone(), listen).with_state(state)
+    middleware::wrap(routes, &state, listen).with_state(state)
 }
 
 async fn not_found() -> ApiError {

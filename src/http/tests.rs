@@ -146,7 +146,7 @@ async fn read_compressed(encoding: &str, body: Vec<u8>) -> (u16, String) {
     let tasks = Tasks::new();
     let state = HttpState { engine: testing::engine(&tasks), settings: Arc::new(settings()), tasks };
     let routes = axum::Router::new().route("/read", axum::routing::post(read));
-    let routes = super::middleware::wrap(routes, &state.settings.clone(), [127, 0, 0, 1].into()).with_state(state);
+    let routes = super::middleware::wrap(routes, &state, [127, 0, 0, 1].into()).with_state(state);
     let request = Request::post("/read").header("host", "localhost").header("content-encoding", encoding);
     let response = routes.oneshot(request.body(Body::from(body)).unwrap()).await.unwrap();
     let status = response.status().as_u16();
@@ -240,7 +240,7 @@ async fn a_panic_is_a_500_of_its_own_request() {
     let tasks = Tasks::new();
     let state = HttpState { engine: testing::engine(&tasks), settings: Arc::new(settings()), tasks };
     let routes = axum::Router::new().route("/boom", axum::routing::get(boom));
-    let routes = super::middleware::wrap(routes, &state.settings.clone(), [127, 0, 0, 1].into()).with_state(state);
+    let routes = super::middleware::wrap(routes, &state, [127, 0, 0, 1].into()).with_state(state);
     let request = Request::builder().uri("/boom").header("host", "localhost").body(Body::empty()).unwrap();
     let response = routes.oneshot(request).await.unwrap();
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);

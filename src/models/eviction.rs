@@ -92,7 +92,8 @@ mod tests {
 
     #[test]
     fn the_least_recently_used_go_first() {
-        let rows: &[(&[(u64, Standing)], u64, Decision<usize>)] = &[
+        type Row<'a> = (&'a [(u64, Standing)], u64, Decision<usize>);
+        let rows: &[Row] = &[
             (&[], 10, Decision::Fits),
             (&[], 101, Decision::TooLarge { room: 100 }),
             (&[(50, Idle), (50, Idle)], 0, Decision::Fits),

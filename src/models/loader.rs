@@ -11,6 +11,7 @@ use crate::batching::Handle;
 use crate::pipelines::{LabelsSource, Pipeline, PipelineLimits};
 use crate::runtime::{GraphSource, Interrupt, Runtime, Session, SessionSettings, WorkingMemories};
 use crate::tasks::Tasks;
+use crate::telemetry::ModelStats;
 use crate::tensor::Spec;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -38,6 +39,7 @@ pub(super) struct Job {
     pub(super) max_model_bytes: u64,
     /// Bytes of the graph file and its external data.
     pub(super) size_bytes: u64,
+    pub(super) stats: Arc<ModelStats>,
 }
 
 /// Where the version's graph is.
@@ -136,6 +138,7 @@ pub(super) fn load(
         output_labels,
         max_batch_size: config.map_or(0, |config| config.max_batch_size),
         config_json,
+        stats: job.stats.clone(),
         handle,
         memory,
         loaded_at: SystemTime::now(),

@@ -16,6 +16,7 @@ use super::{StoreSettings, Version, VersionPolicy, overrides};
 use crate::pipelines::PipelineLimits;
 use crate::runtime::{Interrupt, Runtime};
 use crate::tasks::Tasks;
+use crate::telemetry::Stats;
 use futures_util::StreamExt;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -44,6 +45,7 @@ struct Inner {
     store: StoreSettings,
     defaults: ModelSettings,
     limits: PipelineLimits,
+    stats: Stats,
     repository: Repository,
     /// A std mutex: held for look-ups and swaps, never across an await.
     registry: Mutex<BTreeMap<ModelName, Entry>>,
@@ -81,6 +83,7 @@ impl ModelManager {
         store: StoreSettings,
         defaults: ModelSettings,
         pipeline_limits: PipelineLimits,
+        stats: Stats,
     ) -> ModelManager {
         let repository = Repository::new(store.models_dir.clone());
         ModelManager(Arc::new(Inner {
@@ -89,6 +92,7 @@ impl ModelManager {
             store,
             defaults,
             limits: pipeline_limits,
+            stats,
             repository,
             registry: Mutex::default(),
             loads: Arc::new(Semaphore::new(LOADS_AT_ONCE)),
@@ -261,6 +265,11 @@ impl ModelManager {
         self.0.runtime.version().to_owned()
     }
 
+    /// What is counted of the models: those of the store and no others.
+    pub fn stats(&self) -> &Stats {
+        &self.0.stats
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, BTreeMap<ModelName, Entry>> {
         self.0.registry.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -408,6 +417,7 @@ impl ModelManager {
                 entry.policy = prepared.policy.clone();
                 entry.set_versions(&prepared.folder.versions.keys().copied().collect());
                 entry.last_error = entry.failure(None);
+                self.0.stats.keep_versions(name.as_str(), |version| entry.slots.contains_key(&Version(version)));
             }
             Ok(None) => {}
             Err(error) => {
@@ -520,6 +530,7 @@ impl ModelManager {
                 max_model_bytes: self.0.store.max_model_bytes,
                 // Known once the load is let in.
                 size_bytes: 0,
+                stats: self.0.stats.model(name.as_str(), version.0),
             };
             if let Err(source) = self.load_version(job, change.room).await {
                 if change.room == MakeRoom::OnlyIfFree && matches!(source, LoadError::NoMemory { .. }) {
@@ -559,6 +570,7 @@ impl ModelManager {
                 entry.policy = prepared.policy.clone();
                 entry.set_versions(&on_disk.keys().copied().collect());
             }
+            self.0.stats.keep_versions(name.as_str(), |version| entry.slots.contains_key(&Version(version)));
             entry.last_error = first_error.as_ref().map(ModelError::to_string).or_else(|| entry.failure(None));
         });
         match first_error {
@@ -570,6 +582,7 @@ impl ModelManager {
     /// Loads one version and puts it in its place; what it replaces is drained.
     async fn load_version(&self, mut job: Job, room: MakeRoom) -> Result<(), LoadError> {
         let (name, version, files) = (job.name.clone(), job.version, job.folder.fingerprint);
+        let stats = job.stats.clone();
         // Held until the model is in the registry and counted there.
         let (result, _reservation) = match self.admit(&job, room).await {
             Ok(reservation) => {
@@ -578,6 +591,12 @@ impl ModelManager {
             }
             Err(error) => (Err(error), None),
         };
+        if !matches!(result, Err(LoadError::Stopping)) {
+            stats.record_load(result.is_ok());
+        }
+        if matches!(result, Err(LoadError::Panicked)) {
+            self.0.stats.record_panic();
+        }
         // Checked under the lock that `close` empties the registry with: nothing is put in afterwards.
         let replaced = self.edit(&name, |entry| {
             let slot = entry.slots.entry(version).or_default();
@@ -694,7 +713,7 @@ impl ModelManager {
         self.blocking(move || overrides::clean(&inner.store.models_dir, &model, None)).await;
         // Versions that a load call brought are gone; what the disk holds is listed again.
         if let Ok(None) = self.look(name, gate).await {
-            self.lock().remove(name);
+            self.remove(&mut self.lock(), name);
         }
     }
 
@@ -705,7 +724,7 @@ impl ModelManager {
         }
         let mut registry = self.lock();
         if registry.get(name).is_some_and(|entry| entry.serving(None).is_none()) {
-            registry.remove(name);
+            self.remove(&mut registry, name);
         }
     }
 
@@ -713,8 +732,14 @@ impl ModelManager {
     fn forget_empty(&self, name: &ModelName) {
         let mut registry = self.lock();
         if registry.get(name).is_some_and(|entry| entry.slots.is_empty() && !entry.broken) {
-            registry.remove(name);
+            self.remove(&mut registry, name);
         }
+    }
+
+    /// The model is no longer of the store, and is no longer counted.
+    fn remove(&self, registry: &mut BTreeMap<ModelName, Entry>, name: &ModelName) {
+        registry.remove(name);
+        self.0.stats.forget(name.as_str());
     }
 }
 

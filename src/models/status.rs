@@ -4,6 +4,7 @@ use super::{Manifest, ModelMemory, ModelName, ModelSettings, Version};
 use crate::batching;
 use crate::pipelines::Pipeline;
 use crate::runtime::GraphFacts;
+use crate::telemetry::ModelStats;
 use crate::tensor::Spec;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -32,6 +33,8 @@ pub struct LoadedModel {
     pub max_batch_size: u32,
     /// Triton's `ModelConfig` in force, as protobuf's JSON with the original field names.
     pub config_json: serde_json::Value,
+    /// What is counted of this version; the same across its reloads.
+    pub stats: Arc<ModelStats>,
     pub handle: batching::Handle,
     pub memory: ModelMemory,
     pub loaded_at: SystemTime,

@@ -5,6 +5,7 @@ use crate::pipelines::PipelineLimits;
 use crate::runtime::fake::FakeRuntime;
 use crate::runtime::{GraphSource, Runtime, RuntimeError, Session, SessionSettings};
 use crate::tasks::Tasks;
+use crate::telemetry::Stats;
 use crate::tensor::{DType, Dim, Spec, Value, ValueType};
 use bytes::Bytes;
 use std::fs;
@@ -122,7 +123,7 @@ impl House {
         };
         let settings = ModelSettings { warmup_iterations: 0, ..ModelSettings::default() };
         let limits = PipelineLimits { max_pixels: 1 };
-        let manager = ModelManager::new(Arc::new(runtime), tasks.clone(), store, settings, limits);
+        let manager = ModelManager::new(Arc::new(runtime), tasks.clone(), store, settings, limits, Stats::default());
         let house = House { root, manager, loads, runs, gate, tasks };
         for (file, content) in files {
             house.write(file, content);

@@ -67,13 +67,13 @@ pub(super) fn samples(
             _ => Item::Bytes(bytes.into()),
         };
         let parameters = Parameters::new();
-        let tensors = pipeline.preprocess(&[item], &parameters).map_err(|error| failed(error.to_string()))?;
+        let tensors = pipeline.preprocess(&item, &parameters).map_err(|error| failed(error.to_string()))?;
         for session in sessions.iter_mut() {
             let inputs = by_index(session.inputs(), tensors.iter().cloned()).map_err(failed)?;
             let outputs = run(session.as_mut(), &inputs, interrupt).map_err(failed)?;
             let named: Vec<(String, Value)> =
                 session.outputs().iter().map(|spec| spec.name.clone()).zip(outputs).collect();
-            pipeline.postprocess(&named, 1, &parameters).map_err(|error| failed(error.to_string()))?;
+            pipeline.postprocess(&named, &parameters).map_err(|error| failed(error.to_string()))?;
         }
     }
     Ok(())

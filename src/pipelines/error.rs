@@ -2,10 +2,10 @@
 
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum PipelineError {
-    /// One item of the request cannot be used.
+    /// The item cannot be used. `index` is its place in the request, set by [`PipelineError::at`].
     #[error("inputs[{index}]: {problem}")]
     Item { index: usize, problem: String },
-    /// An item is larger than a limit allows; found before it was decoded.
+    /// The item is larger than a limit allows; found before it was decoded.
     #[error("inputs[{index}]: {problem}")]
     TooLarge { index: usize, problem: String },
     #[error("parameters.{name}: {problem}")]
@@ -16,6 +16,18 @@ pub enum PipelineError {
     /// The graph's outputs are not what the task needs.
     #[error("{0}")]
     Outputs(String),
+}
+
+impl PipelineError {
+    /// The same error, of the item at `place` of its request.
+    #[must_use]
+    pub fn at(self, place: usize) -> PipelineError {
+        match self {
+            PipelineError::Item { problem, .. } => PipelineError::Item { index: place, problem },
+            PipelineError::TooLarge { problem, .. } => PipelineError::TooLarge { index: place, problem },
+            other @ (PipelineError::Parameter { .. } | PipelineError::Setup(_) | PipelineError::Outputs(_)) => other,
+        }
+    }
 }
 
 /// Why [`super::Pool`] did not give a result.

@@ -19,7 +19,8 @@ pub use settings::{ImageOverrides, LabelsSource, PipelineLimits, PipelineManifes
 
 use crate::tensor::{Tensor, Value};
 
-/// Preprocessing and postprocessing of one model's task. Blocking and computing: runs on the [`Pool`] only.
+/// Preprocessing and postprocessing of one model's task, item by item: which items run together is decided by the queue in
+/// front of the model. Blocking and computing: runs on the [`Pool`] only.
 pub trait Pipeline: Send + Sync {
     /// HuggingFace's name of the task, such as `image-classification`.
     fn task(&self) -> &'static str;
@@ -29,22 +30,17 @@ pub trait Pipeline: Send + Sync {
         &[]
     }
 
-    /// Items to the graph's inputs, dim 0 being the items in their order.
+    /// One item to the graph's inputs: dim 0 holds its rows, usually one. Items of one request may come with different shapes.
     ///
     /// # Errors
-    /// Names the index of the item that cannot be used and why.
-    fn preprocess(&self, items: &[Item], parameters: &Parameters) -> Result<Vec<(String, Tensor)>, PipelineError>;
+    /// Why the item cannot be used.
+    fn preprocess(&self, item: &Item, parameters: &Parameters) -> Result<Vec<(String, Tensor)>, PipelineError>;
 
-    /// The graph's outputs, by name, to one prediction for each item, in order.
+    /// The graph's outputs for one item, by name, to its prediction.
     ///
     /// # Errors
     /// Where the outputs are not what the task needs, or a parameter is wrong.
-    fn postprocess(
-        &self,
-        outputs: &[(String, Value)],
-        items: usize,
-        parameters: &Parameters,
-    ) -> Result<Vec<Prediction>, PipelineError>;
+    fn postprocess(&self, outputs: &[(String, Value)], parameters: &Parameters) -> Result<Prediction, PipelineError>;
 
     /// Checks the parameters before any work is done.
     ///

@@ -189,6 +189,49 @@ impl Tensor {
         })
     }
 
+    /// The rows of all `parts` one after another, copied once; `None` where types or shapes beyond dim 0 differ, where a
+    /// part has rank 0, or where elements are smaller than a byte.
+    pub fn concat(parts: &[&Tensor]) -> Option<Tensor> {
+        let first = parts.first()?;
+        let (_, inner) = first.shape.split_first()?;
+        let mut rows = 0usize;
+        for part in parts {
+            let (&count, dims) = part.shape.split_first()?;
+            if part.dtype != first.dtype || dims != inner {
+                return None;
+            }
+            rows = rows.checked_add(count)?;
+        }
+        let shape: Vec<usize> = std::iter::once(rows).chain(inner.iter().copied()).collect();
+        if first.dtype == DType::String {
+            let strings = parts.iter().flat_map(|part| part.strings().iter().cloned()).collect();
+            return Tensor::from_strings(shape, strings).ok();
+        }
+        first.dtype.size()?;
+        let mut bytes = Vec::with_capacity(parts.iter().map(|part| part.bytes().len()).sum());
+        parts.iter().for_each(|part| bytes.extend_from_slice(part.bytes()));
+        Some(Tensor { dtype: first.dtype, shape, data: Data::Bytes(bytes.into()) })
+    }
+
+    /// `count` rows of dim 0 from `start` on; numbers are shared, not copied. `None` where there are not as many rows, at
+    /// rank 0, and where elements are smaller than a byte.
+    pub fn rows(&self, start: usize, count: usize) -> Option<Tensor> {
+        let (&all, inner) = self.shape.split_first()?;
+        if start.checked_add(count)? > all {
+            return None;
+        }
+        let shape: Vec<usize> = std::iter::once(count).chain(inner.iter().copied()).collect();
+        let row = element_count(inner)?;
+        let data = match &self.data {
+            Data::Strings(strings) => Data::Strings(strings.get(start * row..(start + count) * row)?.into()),
+            Data::Bytes(bytes) => {
+                let size = row.checked_mul(self.dtype.size()?)?;
+                Data::Bytes(bytes.slice(start * size..(start + count) * size))
+            }
+        };
+        Some(Tensor { dtype: self.dtype, shape, data })
+    }
+
     /// The same elements under another shape of equal size.
     ///
     /// # Errors
@@ -249,5 +292,27 @@ mod tests {
         let bytes = Bytes::from(vec![0u8, 0, 0, 128, 63, 0, 0, 0, 64]).slice(1..);
         let tensor = Tensor::from_bytes(DType::Fp32, vec![2], bytes).unwrap();
         assert_eq!(tensor.elements::<f32>().unwrap().as_ref(), &[1.0, 2.0]);
+    }
+
+    #[test]
+    fn rows_are_joined_and_taken_apart() {
+        let numbers =
+            |shape: &[usize], data: &[f32]| Tensor::from_vec(DType::Fp32, shape.to_vec(), data.to_vec()).unwrap();
+        let (a, b) = (numbers(&[1, 2], &[1.0, 2.0]), numbers(&[2, 2], &[3.0, 4.0, 5.0, 6.0]));
+        let whole = Tensor::concat(&[&a, &b]).unwrap();
+        assert_eq!(whole.shape(), [3, 2]);
+        assert_eq!(whole.rows(1, 2).unwrap().to_f32(), b.to_f32());
+        assert_eq!(whole.rows(3, 0).unwrap().shape(), [0, 2]);
+        assert!(whole.rows(2, 2).is_none() && whole.rows(usize::MAX, 1).is_none());
+        assert!(Tensor::concat(&[&a, &numbers(&[1, 3], &[0.0; 3])]).is_none());
+        assert!(Tensor::concat(&[&numbers(&[], &[0.0])]).is_none());
+
+        let texts = |list: &[&str]| {
+            let list: Vec<String> = list.iter().map(|text| (*text).to_owned()).collect();
+            Tensor::from_strings(vec![list.len()], list).unwrap()
+        };
+        let whole = Tensor::concat(&[&texts(&["a"]), &texts(&["b", "c"])]).unwrap();
+        assert_eq!(whole.rows(1, 2).unwrap().strings(), ["b", "c"]);
+        assert!(Tensor::concat(&[&whole, &numbers(&[1], &[0.0])]).is_none());
     }
 }

@@ -11,6 +11,7 @@ use crate::engine::{
 use crate::http::error::ApiError;
 use crate::http::extract::{ApiQuery, ModelPath, deadline, invalid_query, query_bool};
 use crate::http::middleware::Arrival;
+use crate::http::tally::Tally;
 use crate::http::{HttpSettings, HttpState, body};
 use axum::extract::{Request, State};
 use axum::http::HeaderMap;
@@ -121,6 +122,7 @@ pub(in crate::http) async fn predict(
     path: ModelPath,
     ApiQuery(query): ApiQuery<Vec<(String, String)>>,
     arrival: Arrival,
+    tally: Tally,
     request: Request,
 ) -> Result<Response, ApiError> {
     let query = PredictQuery::parse(query)?;
@@ -131,7 +133,7 @@ pub(in crate::http) async fn predict(
     let (head, body) = request.into_parts();
     // The body is read before the model is looked for: a refusal in the middle of an upload reaches few clients.
     let body = body::read(body, &state.settings, 0).await?;
-    let model = state.engine.model(&path.name, path.version.or(query.version)).await?;
+    let model = tally.model(&state.engine, &path.name, path.version.or(query.version)).await?;
     answer(&state, model, query, format, arrival, &head.headers, body).await
 }
 

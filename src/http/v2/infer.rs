@@ -6,6 +6,7 @@ use crate::engine::{InferRequest, LoadedModel, Parameters};
 use crate::http::codec::json::{JsonLimits, V2Answer, V2Body, V2Request, encode_v2_response, parse_v2};
 use crate::http::extract::ModelPath;
 use crate::http::middleware::Arrival;
+use crate::http::tally::Tally;
 use crate::http::{HttpSettings, HttpState, body};
 use crate::tensor::{DType, Data, Value};
 use axum::body::Body;
@@ -26,6 +27,7 @@ pub(super) async fn infer(
     State(state): State<HttpState>,
     path: ModelPath,
     arrival: Arrival,
+    tally: Tally,
     request: Request,
 ) -> Result<Response, V2Error> {
     let json_length = json_length(request.headers(), state.settings.max_body_bytes);
@@ -34,7 +36,7 @@ pub(super) async fn infer(
     let align_at = json_length.as_ref().map_or(0, |length| length.unwrap_or(0));
     let body = body::read(request.into_body(), &state.settings, align_at).await?;
     let json_length = json_length?;
-    let model = state.engine.model(&path.name, path.version).await?;
+    let model = tally.model(&state.engine, &path.name, path.version).await?;
 
     let limits = JsonLimits::from(&state.settings.limits);
     let parsed_for = model.clone();

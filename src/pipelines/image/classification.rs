@@ -77,73 +77,38 @@ impl Pipeline for ImageClassification {
         &self.labels
     }
 
-    fn preprocess(&self, items: &[Item], _: &Parameters) -> Result<Vec<(String, Tensor)>, PipelineError> {
-        let mut pictures = Vec::with_capacity(items.len());
-        // Small pictures become large tensors: what all items make together is bounded like one picture.
-        let mut pixels_left = self.limits.max_pixels;
-        for (index, item) in items.iter().enumerate() {
-            let Item::Bytes(bytes) = item else {
-                let problem = "expected a picture (bytes, {\"b64\": …} or a data: URL), got text".to_owned();
-                return Err(PipelineError::Item { index, problem });
-            };
-            let picture = self.prepare(bytes).map_err(|refusal| refusal.at(index))?;
-            let size = self.canvas(&picture);
-            let Some(left) = pixels_left.checked_sub(size.0 as u64 * size.1 as u64) else {
-                let problem = format!(
-                    "the request's pictures make more than {} pixels for the model; send fewer at once",
-                    self.limits.max_pixels
-                );
-                return Err(PipelineError::TooLarge { index, problem });
-            };
-            pixels_left = left;
-            pictures.push(picture);
-        }
-        let (height, width) = self.common_size(&pictures)?;
-        // Padding to the largest item can multiply the pixels again.
-        let total = (pictures.len() as u64).saturating_mul(height as u64).saturating_mul(width as u64);
-        if total > self.limits.max_pixels {
-            let problem = format!(
-                "padded to {width}×{height} the pictures exceed {} pixels; send fewer at once",
-                self.limits.max_pixels
-            );
-            return Err(PipelineError::TooLarge { index: 0, problem });
-        }
-        let tensor = tensor::fill(&pictures, height, width, &self.settings, &self.input)?;
+    fn preprocess(&self, item: &Item, _: &Parameters) -> Result<Vec<(String, Tensor)>, PipelineError> {
+        let Item::Bytes(bytes) = item else {
+            let problem = "expected a picture (bytes, {\"b64\": …} or a data: URL), got text".to_owned();
+            return Err(PipelineError::Item { index: 0, problem });
+        };
+        let picture = self.prepare(bytes)?;
+        let (height, width) = self.size_in_tensor(&picture)?;
+        let tensor = tensor::fill(&picture, height, width, &self.settings, &self.input)?;
         Ok(vec![(self.input.name.clone(), tensor)])
     }
 
-    fn postprocess(
-        &self,
-        outputs: &[(String, Value)],
-        items: usize,
-        parameters: &Parameters,
-    ) -> Result<Vec<Prediction>, PipelineError> {
+    fn postprocess(&self, outputs: &[(String, Value)], parameters: &Parameters) -> Result<Prediction, PipelineError> {
         let checked = read_parameters(parameters)?;
         let logits = outputs.iter().find(|(name, _)| *name == self.output).and_then(|(_, value)| value.as_tensor());
         let Some(logits) = logits else {
             return Err(PipelineError::Outputs(format!("the graph gave no tensor named {:?}", self.output)));
         };
-        if items == 0 {
-            return Ok(Vec::new());
-        }
         let wrong = || {
             PipelineError::Outputs(format!(
-                "output {:?}: expected {} tensor of shape [{items}, classes], got {} of shape {:?}",
+                "output {:?}: expected a float tensor of shape [1, classes], got {} of shape {:?}",
                 self.output,
-                "a float",
                 logits.dtype(),
                 logits.shape()
             ))
         };
         let Some((&rows, dims)) = logits.shape().split_first() else { return Err(wrong()) };
         let one_axis = dims.iter().filter(|&&size| size != 1).count() <= 1;
-        let classes = dims.iter().product::<usize>();
-        if rows != items || dims.is_empty() || !one_axis || classes == 0 {
+        if rows != 1 || dims.is_empty() || !one_axis || logits.is_empty() {
             return Err(wrong());
         }
         let values = logits.to_f32().ok_or_else(wrong)?;
-        let function = checked.function.or(self.function);
-        Ok(values.chunks_exact(classes).map(|row| self.classify(row, function, checked.top_k)).collect())
+        Ok(self.classify(&values, checked.function.or(self.function), checked.top_k))
     }
 
     fn check_parameters(&self, parameters: &Parameters) -> Result<(), PipelineError> {
@@ -183,34 +148,24 @@ impl ImageClassification {
         }
     }
 
-    fn common_size(&self, pictures: &[Picture]) -> Result<(usize, usize), PipelineError> {
-        let Some(first) = pictures.first() else {
-            let problem = "expected at least one picture".to_owned();
-            return Err(PipelineError::Item { index: 0, problem });
-        };
-        let (mut height, mut width) = self.canvas(first);
-        for (index, picture) in pictures.iter().enumerate().skip(1) {
-            let size = self.canvas(picture);
-            if self.settings.pad == Pad::Largest {
-                (height, width) = (height.max(size.0), width.max(size.1));
-            } else if size != (height, width) {
-                let problem = format!(
-                    "the picture is {}×{} when resized, inputs[0] is {width}×{height}; send pictures of one shape, or one at a time",
-                    size.1, size.0
-                );
-                return Err(PipelineError::Item { index, problem });
-            }
+    /// The size in the graph's tensor. A processor that pads to the largest picture of a batch pads to the graph's fixed
+    /// size where there is one, and not at all where there is none: every item is prepared alone.
+    fn size_in_tensor(&self, picture: &Picture) -> Result<(usize, usize), Refusal> {
+        let (height, width) = self.canvas(picture);
+        if self.settings.pad != Pad::Largest {
+            return Ok((height, width));
         }
-        if self.settings.pad == Pad::Largest {
-            // A graph of fixed size is padded to it.
-            let side = |declared: Option<usize>, largest: usize| match declared {
-                Some(declared) if largest > declared => Err(PipelineError::Item {
-                    index: 0,
-                    problem: format!("a picture has a side of {largest} when resized, the model takes {declared}"),
-                }),
-                declared => Ok(declared.unwrap_or(largest)),
-            };
-            return Ok((side(self.input.height, height)?, side(self.input.width, width)?));
+        let side = |declared: Option<usize>, size: usize| match declared {
+            Some(declared) if size > declared => {
+                Err(Refusal::Bad(format!("the picture has a side of {size} when resized, the model takes {declared}")))
+            }
+            declared => Ok(declared.unwrap_or(size)),
+        };
+        let (height, width) = (side(self.input.height, height)?, side(self.input.width, width)?);
+        // Padding multiplies the pixels again.
+        let most = self.limits.max_pixels;
+        if (height as u64).saturating_mul(width as u64) > most {
+            return Err(Refusal::TooLarge(format!("padded to {width}×{height} the picture exceeds {most} pixels")));
         }
         Ok((height, width))
     }
@@ -313,44 +268,41 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(shape: &[usize], values: &[f32], given: serde_json::Value, expected: &[&[(&str, f32)]]) {
+    fn check(shape: &[usize], values: &[f32], given: serde_json::Value, expected: &[(&str, f32)]) {
         let outputs = output(DType::Fp32, shape, values);
-        let got = square().postprocess(&outputs, expected.len(), &parameters(given)).unwrap();
-        assert_eq!(got.len(), expected.len());
-        for (Prediction::Classes(got), expected) in got.iter().zip(expected) {
-            let names: Vec<_> = got.iter().map(|class| class.label.as_str()).collect();
-            assert_eq!(names, expected.iter().map(|class| class.0).collect::<Vec<_>>());
-            for (got, expected) in got.iter().zip(*expected) {
-                assert!((got.score - expected.1).abs() < 1e-6 || got.score.is_nan() && expected.1.is_nan(), "{got:?}");
-            }
+        let Prediction::Classes(got) = square().postprocess(&outputs, &parameters(given)).unwrap();
+        let names: Vec<_> = got.iter().map(|class| class.label.as_str()).collect();
+        assert_eq!(names, expected.iter().map(|class| class.0).collect::<Vec<_>>());
+        for (got, expected) in got.iter().zip(expected) {
+            assert!((got.score - expected.1).abs() < 1e-6 || got.score.is_nan() && expected.1.is_nan(), "{got:?}");
         }
     }
 
     #[test]
     fn scores_are_best_first() {
         let third = 1.0 / 3.0;
-        check(&[1, 3], &[0.0, 0.0, 0.0], json!({}), &[&[("ant", third), ("bee", third), ("cat", third)]]);
-        check(&[1, 3], &[1e30, 0.0, 2e30], json!({"top_k": 1}), &[&[("cat", 1.0)]]);
+        check(&[1, 3], &[0.0, 0.0, 0.0], json!({}), &[("ant", third), ("bee", third), ("cat", third)]);
+        check(&[1, 3], &[1e30, 0.0, 2e30], json!({"top_k": 1}), &[("cat", 1.0)]);
         check(
             &[1, 3, 1, 1],
             &[0.0, 2.0, 1.0],
             json!({"top_k": 2, "function_to_apply": "none"}),
-            &[&[("bee", 2.0), ("cat", 1.0)]],
+            &[("bee", 2.0), ("cat", 1.0)],
         );
-        check(&[2, 1], &[0.0, 0.0], json!({}), &[&[("ant", 0.5)], &[("ant", 0.5)]]);
-        check(&[1, 2], &[0.0, 100.0], json!({"function_to_apply": "sigmoid"}), &[&[("bee", 1.0), ("ant", 0.5)]]);
+        check(&[1, 1], &[0.0], json!({}), &[("ant", 0.5)]);
+        check(&[1, 2], &[0.0, 100.0], json!({"function_to_apply": "sigmoid"}), &[("bee", 1.0), ("ant", 0.5)]);
         check(
             &[1, 4],
             &[0.0, 1.0, 2.0, 3.0],
             json!({"top_k": 99, "function_to_apply": "none"}),
-            &[&[("LABEL_3", 3.0), ("cat", 2.0), ("bee", 1.0), ("ant", 0.0)]],
+            &[("LABEL_3", 3.0), ("cat", 2.0), ("bee", 1.0), ("ant", 0.0)],
         );
         let nan = f32::NAN;
         check(
             &[1, 3],
             &[nan, 1.0, 2.0],
             json!({"function_to_apply": "none"}),
-            &[&[("cat", 2.0), ("bee", 1.0), ("ant", nan)]],
+            &[("cat", 2.0), ("bee", 1.0), ("ant", nan)],
         );
     }
 
@@ -365,11 +317,11 @@ mod tests {
             (DType::Int32, vec![1, 3], 3),
         ] {
             let outputs = output(dtype, &shape, &vec![0.0; count]);
-            let got = square().postprocess(&outputs, 1, &Parameters::new());
+            let got = square().postprocess(&outputs, &Parameters::new());
             assert!(matches!(got, Err(PipelineError::Outputs(_))), "{dtype} {shape:?}: {got:?}");
         }
-        assert!(matches!(square().postprocess(&[], 1, &Parameters::new()), Err(PipelineError::Outputs(_))));
-        assert!(square().postprocess(&output(DType::Fp16, &[1, 3], &[0.0; 3]), 1, &Parameters::new()).is_ok());
+        assert!(matches!(square().postprocess(&[], &Parameters::new()), Err(PipelineError::Outputs(_))));
+        assert!(square().postprocess(&output(DType::Fp16, &[1, 3], &[0.0; 3]), &Parameters::new()).is_ok());
     }
 
     #[test]
@@ -393,8 +345,8 @@ mod tests {
     }
 
     #[track_caller]
-    fn prepared(pipeline: &ImageClassification, items: &[Item], expected: Result<&[usize], &str>) {
-        match (pipeline.preprocess(items, &Parameters::new()), expected) {
+    fn prepared(pipeline: &ImageClassification, item: &Item, expected: Result<&[usize], &str>) {
+        match (pipeline.preprocess(item, &Parameters::new()), expected) {
             (Ok(tensors), Ok(shape)) => {
                 assert_eq!(tensors[0].0, "pixel_values");
                 assert_eq!(tensors[0].1.shape(), shape);
@@ -405,30 +357,28 @@ mod tests {
     }
 
     #[test]
-    fn items_become_one_tensor_and_errors_name_their_item() {
-        prepared(&square(), &[png(9, 3), png(2, 5)], Ok(&[2, 3, 4, 4]));
-        prepared(&square(), &[png(9, 3), Item::Text("x".into())], Err("inputs[1]: expected a picture"));
-        prepared(
-            &square(),
-            &[png(9, 3), png(50, 50)],
-            Err("inputs[1]: the picture's dimensions are 50×50; the limit is 1000"),
-        );
-        prepared(&square(), &[], Err("expected at least one picture"));
-        let many: Vec<Item> = (0..63).map(|_| png(1, 1)).collect();
-        prepared(&square(), &many, Err("inputs[62]: the request's pictures make more than 1000 pixels"));
+    fn a_picture_becomes_a_tensor_or_an_error() {
+        prepared(&square(), &png(9, 3), Ok(&[1, 3, 4, 4]));
+        prepared(&square(), &Item::Text("x".into()), Err("expected a picture"));
+        prepared(&square(), &png(50, 50), Err("the picture's dimensions are 50×50; the limit is 1000"));
     }
 
     #[test]
-    fn pictures_of_several_sizes_are_padded_only_where_the_processor_pads() {
-        let items = [png(9, 3), png(2, 5)];
-        prepared(&pipeline(Geometry::Keep { crop: None }, Pad::None), &items, Err("inputs[1]: the picture is 2×5"));
-        prepared(&pipeline(Geometry::Keep { crop: None }, Pad::Largest), &items, Ok(&[2, 3, 5, 9]));
+    fn pictures_of_any_size_are_padded_only_where_the_processor_pads() {
+        prepared(&pipeline(Geometry::Keep { crop: None }, Pad::None), &png(9, 3), Ok(&[1, 3, 3, 9]));
+        prepared(&pipeline(Geometry::Keep { crop: None }, Pad::Largest), &png(2, 5), Ok(&[1, 3, 5, 2]));
         let to = Pad::To(Size { height: 6, width: 9 });
-        prepared(&pipeline(Geometry::Keep { crop: None }, to), &items, Ok(&[2, 3, 6, 9]));
-        prepared(&pipeline(Geometry::Keep { crop: None }, to), &[png(10, 1)], Err("larger than the model's 9×6"));
+        prepared(&pipeline(Geometry::Keep { crop: None }, to), &png(2, 5), Ok(&[1, 3, 6, 9]));
+        prepared(&pipeline(Geometry::Keep { crop: None }, to), &png(10, 1), Err("larger than the model's 9×6"));
         let mut fixed = pipeline(Geometry::ShortestEdge { edge: 4, longest: None, crop: None }, Pad::None);
         fixed.input.width = Some(4);
-        prepared(&fixed, &[png(8, 4)], Err("inputs[0]: the picture is 8×4 when resized, but the model takes 4×any"));
+        prepared(&fixed, &png(8, 4), Err("the picture is 8×4 when resized, but the model takes 4×any"));
+        let mut fixed = pipeline(Geometry::Keep { crop: None }, Pad::Largest);
+        (fixed.input.height, fixed.input.width) = (Some(20), Some(40));
+        prepared(&fixed, &png(8, 4), Ok(&[1, 3, 20, 40]));
+        prepared(&fixed, &png(41, 4), Err("a side of 41 when resized, the model takes 40"));
+        fixed.input.width = Some(60);
+        prepared(&fixed, &png(8, 4), Err("padded to 60×20 the picture exceeds 1000 pixels"));
     }
 
     #[test]

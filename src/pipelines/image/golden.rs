@@ -131,7 +131,7 @@ fn tensors_are_those_of_transformers() {
         for case in expected["cases"].as_array().unwrap() {
             let file = case["input"]["file"].as_str().unwrap();
             let bytes = std::fs::read(models.join("inputs").join(file)).unwrap();
-            let mut tensors = pipeline.preprocess(&[Item::Bytes(bytes.into())], &Parameters::new()).unwrap();
+            let mut tensors = pipeline.preprocess(&Item::Bytes(bytes.into()), &Parameters::new()).unwrap();
             let (_, tensor) = tensors.remove(0);
             let shape: Vec<f64> = tensor.shape().iter().map(|&size| size as f64).collect();
             assert_eq!(shape, numbers(&case["pixel_values_shape"]));

@@ -39,11 +39,11 @@ pub(crate) enum Refusal {
     Bad(String),
 }
 
-impl Refusal {
-    fn at(self, index: usize) -> crate::pipelines::PipelineError {
-        match self {
-            Refusal::TooLarge(problem) => crate::pipelines::PipelineError::TooLarge { index, problem },
-            Refusal::Bad(problem) => crate::pipelines::PipelineError::Item { index, problem },
+impl From<Refusal> for crate::pipelines::PipelineError {
+    fn from(refusal: Refusal) -> crate::pipelines::PipelineError {
+        match refusal {
+            Refusal::TooLarge(problem) => crate::pipelines::PipelineError::TooLarge { index: 0, problem },
+            Refusal::Bad(problem) => crate::pipelines::PipelineError::Item { index: 0, problem },
         }
     }
 }

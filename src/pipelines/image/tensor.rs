@@ -1,4 +1,4 @@
-//! Pixels to the graph's tensor: channel order, scale and normalisation in one pass, into one buffer for all items.
+//! Pixels to the graph's tensor: channel order, scale and normalisation in one pass.
 //!
 //! A channel has only 256 values, so each is computed once in transformers' order and precision (`u8 · factor` in
 //! double, the rest in single) and then looked up: the result is the reference's, bit for bit.
@@ -9,26 +9,26 @@ use super::settings::{ChannelOrder, ImageSettings};
 use crate::pipelines::PipelineError;
 use crate::tensor::{DType, Tensor};
 
-/// One tensor of all `pictures`, which all have `input.channels` channels and fit into `height`×`width`. A smaller one
-/// stands at the top left; what it does not cover is 0 (after normalisation), as transformers pads.
+/// The tensor of a picture, which has `input.channels` channels and fits into `height`×`width`. A smaller one stands at
+/// the top left; what it does not cover is 0 (after normalisation), as transformers pads.
 ///
 /// # Errors
 /// Where the tensor would not fit memory.
 pub(crate) fn fill(
-    pictures: &[Picture],
+    picture: &Picture,
     height: usize,
     width: usize,
     settings: &ImageSettings,
     input: &ImageInput,
 ) -> Result<Tensor, PipelineError> {
-    let batch = Batch { pictures, height, width, order: settings.channel_order, input };
+    let canvas = Canvas { picture, height, width, order: settings.channel_order, input };
     match input.dtype {
         // A graph that takes bytes scales and normalises inside.
-        DType::Uint8 => batch.fill(|_, value| value),
-        DType::Fp16 => batch.fill(|channel, value| half::f16::from_f32(settings.normalize.apply(channel, value))),
-        DType::Bf16 => batch.fill(|channel, value| half::bf16::from_f32(settings.normalize.apply(channel, value))),
-        DType::Fp64 => batch.fill(|channel, value| f64::from(settings.normalize.apply(channel, value))),
-        DType::Fp32 => batch.fill(|channel, value| settings.normalize.apply(channel, value)),
+        DType::Uint8 => canvas.fill(|_, value| value),
+        DType::Fp16 => canvas.fill(|channel, value| half::f16::from_f32(settings.normalize.apply(channel, value))),
+        DType::Bf16 => canvas.fill(|channel, value| half::bf16::from_f32(settings.normalize.apply(channel, value))),
+        DType::Fp64 => canvas.fill(|channel, value| f64::from(settings.normalize.apply(channel, value))),
+        DType::Fp32 => canvas.fill(|channel, value| settings.normalize.apply(channel, value)),
         other => Err(PipelineError::Setup(format!(
             "input {:?} is {other}: pictures need a float or UINT8 tensor",
             input.name
@@ -36,35 +36,31 @@ pub(crate) fn fill(
     }
 }
 
-struct Batch<'a> {
-    pictures: &'a [Picture],
+struct Canvas<'a> {
+    picture: &'a Picture,
     height: usize,
     width: usize,
     order: ChannelOrder,
     input: &'a ImageInput,
 }
 
-impl Batch<'_> {
+impl Canvas<'_> {
     fn fill<T: bytemuck::Pod + Send + Sync>(&self, value: impl Fn(usize, u8) -> T) -> Result<Tensor, PipelineError> {
         let channels = self.input.channels;
         let shape = match self.input.layout {
-            Layout::Nchw => vec![self.pictures.len(), channels, self.height, self.width],
-            Layout::Nhwc => vec![self.pictures.len(), self.height, self.width, channels],
+            Layout::Nchw => vec![1, channels, self.height, self.width],
+            Layout::Nhwc => vec![1, self.height, self.width, channels],
         };
-        let failed =
-            || PipelineError::Outputs("the tensor of the pictures does not fit memory; send fewer at once".to_owned());
+        let failed = || PipelineError::Outputs("the tensor of the picture does not fit memory".to_owned());
         let count = crate::tensor::element_count(&shape).ok_or_else(failed)?;
         let mut data: Vec<T> = Vec::new();
         data.try_reserve_exact(count).map_err(|_| failed())?;
         data.resize(count, bytemuck::Zeroable::zeroed());
         let tables: Vec<[T; 256]> =
             (0..channels).map(|channel| std::array::from_fn(|byte| value(channel, byte as u8))).collect();
-        let item_len = channels * self.height * self.width;
-        for (picture, item) in self.pictures.iter().zip(data.chunks_exact_mut(item_len.max(1))) {
-            match self.input.layout {
-                Layout::Nchw => self.planar(picture, item, &tables),
-                Layout::Nhwc => self.interleaved(picture, item, &tables),
-            }
+        match self.input.layout {
+            Layout::Nchw => self.planar(&mut data, &tables),
+            Layout::Nhwc => self.interleaved(&mut data, &tables),
         }
         Tensor::from_vec(self.input.dtype, shape, data).map_err(|error| PipelineError::Outputs(error.to_string()))
     }
@@ -78,7 +74,8 @@ impl Batch<'_> {
     }
 
     #[expect(clippy::indexing_slicing, reason = "a table has a value for every byte")]
-    fn planar<T: Copy>(&self, picture: &Picture, item: &mut [T], tables: &[[T; 256]]) {
+    fn planar<T: Copy>(&self, item: &mut [T], tables: &[[T; 256]]) {
+        let picture = self.picture;
         let row_bytes = (picture.width as usize * picture.channels).max(1);
         let planes = item.chunks_exact_mut((self.height * self.width).max(1));
         for (channel, (plane, table)) in planes.zip(tables).enumerate() {
@@ -94,7 +91,8 @@ impl Batch<'_> {
     }
 
     #[expect(clippy::indexing_slicing, reason = "a table has a value for every byte")]
-    fn interleaved<T: Copy>(&self, picture: &Picture, item: &mut [T], tables: &[[T; 256]]) {
+    fn interleaved<T: Copy>(&self, item: &mut [T], tables: &[[T; 256]]) {
+        let picture = self.picture;
         let row_bytes = (picture.width as usize * picture.channels).max(1);
         let rows =
             item.chunks_exact_mut((self.width * self.input.channels).max(1)).zip(picture.data.chunks_exact(row_bytes));
@@ -134,10 +132,10 @@ mod tests {
     #[track_caller]
     fn check(dtype: DType, dims: &[i64], order: ChannelOrder, expected: &[f32]) {
         let input = ImageInput::find(&[spec("x", dtype, dims)]).unwrap();
-        let tensor = fill(&[picture(), picture()], 1, 2, &settings(order), &input).unwrap();
+        let tensor = fill(&picture(), 1, 2, &settings(order), &input).unwrap();
         let got = tensor.to_f32().unwrap_or_else(|| tensor.bytes().iter().map(|&byte| f32::from(byte)).collect());
-        assert_eq!(got.len(), 12);
-        for (got, expected) in got.iter().zip(expected.iter().chain(expected)) {
+        assert_eq!(got.len(), 6);
+        for (got, expected) in got.iter().zip(expected) {
             assert!((got - expected).abs() < 4e-3, "{got} is not {expected}");
         }
     }
@@ -157,7 +155,7 @@ mod tests {
     #[test]
     fn what_a_smaller_picture_does_not_cover_is_zero() {
         let input = ImageInput::find(&[spec("x", DType::Fp32, &[-1, 3, -1, -1])]).unwrap();
-        let tensor = fill(&[picture()], 2, 3, &settings(ChannelOrder::Rgb), &input).unwrap();
+        let tensor = fill(&picture(), 2, 3, &settings(ChannelOrder::Rgb), &input).unwrap();
         assert_eq!(tensor.shape(), [1, 3, 2, 3]);
         assert_eq!(tensor.to_f32().unwrap()[..6], [-1.0, 1.0, 0.0, 0.0, 0.0, 0.0]);
     }

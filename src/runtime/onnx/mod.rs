@@ -17,6 +17,7 @@ mod session;
 mod working_memory_tests;
 
 pub use library::{LibraryError, OnnxRuntime, find_library};
+pub use memory::limit_arenas;
 
 /// The ONNX file format, generated from `proto/onnx-ml.proto`.
 mod proto {

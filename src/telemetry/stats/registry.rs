@@ -1,0 +1,236 @@
+//! All models that are counted (`Stats`), and what is counted of none of them.
+
+use super::histogram::Cumulative;
+use super::model::{BATCH_BOUNDS, STAGE_BOUNDS_NS};
+use super::{CacheKind, CancelReason, HistogramSnapshot, ModelStats, Protocol, RequestGuard, Stage, StatsSettings};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The counts of all models. Clones are the same registry.
+#[derive(Debug, Clone)]
+pub struct Stats(Arc<Registry>);
+
+#[derive(Debug)]
+struct Registry {
+    window: Duration,
+    /// A std mutex: held for look-ups, never while something is recorded.
+    models: Mutex<BTreeMap<String, Entry>>,
+    /// Requests that reached no model. Its name is empty.
+    nowhere: Arc<ModelStats>,
+    panics: AtomicU64,
+    rejected: [AtomicU64; Rejected::ALL.len()],
+}
+
+#[derive(Debug)]
+struct Entry {
+    shared: Arc<Shared>,
+    versions: BTreeMap<u64, Arc<ModelStats>>,
+}
+
+/// Why a request was turned away for a reason that is not its content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rejected {
+    QueueFull,
+    NotReady,
+    Stopping,
+    TooLarge,
+    TooSlow,
+    Host,
+    Origin,
+}
+
+impl Rejected {
+    pub const ALL: [Rejected; 7] = [
+        Rejected::QueueFull,
+        Rejected::NotReady,
+        Rejected::Stopping,
+        Rejected::TooLarge,
+        Rejected::TooSlow,
+        Rejected::Host,
+        Rejected::Origin,
+    ];
+
+    /// The value of the label `reason`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Rejected::QueueFull => "queue_full",
+            Rejected::NotReady => "not_ready",
+            Rejected::Stopping => "stopping",
+            Rejected::TooLarge => "too_large",
+            Rejected::TooSlow => "too_slow",
+            Rejected::Host => "host",
+            Rejected::Origin => "origin",
+        }
+    }
+}
+
+/// What the versions of a model count together, since the start: the series that have no label `version`.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) stages: [Cumulative<{ STAGE_BOUNDS_NS.len() }>; Stage::ALL.len()],
+    pub(super) batches: Cumulative<{ BATCH_BOUNDS.len() }>,
+    pub(super) queued: AtomicI64,
+    pub(super) in_flight: AtomicI64,
+    pub(super) cancelled: [AtomicU64; CancelReason::ALL.len()],
+    /// Misses, hits.
+    pub(super) cache: [[AtomicU64; 2]; CacheKind::ALL.len()],
+    /// Failed, done.
+    pub(super) loads: [AtomicU64; 2],
+}
+
+impl Shared {
+    fn new() -> Shared {
+        Shared {
+            stages: std::array::from_fn(|_| Cumulative::new(&STAGE_BOUNDS_NS)),
+            batches: Cumulative::new(&BATCH_BOUNDS),
+            queued: AtomicI64::new(0),
+            in_flight: AtomicI64::new(0),
+            cancelled: Default::default(),
+            cache: Default::default(),
+            loads: Default::default(),
+        }
+    }
+}
+
+/// The counts of a model since the start, all its versions together.
+#[derive(Debug, Clone)]
+pub struct ModelTotals {
+    pub name: String,
+    /// In nanoseconds; in the order of [`Stage::ALL`].
+    pub stages: [HistogramSnapshot; Stage::ALL.len()],
+    /// In rows.
+    pub batches: HistogramSnapshot,
+    /// Waiting for an instance.
+    pub queued: u64,
+    pub in_flight: u64,
+    /// In the order of [`CancelReason::ALL`].
+    pub cancelled: [u64; CancelReason::ALL.len()],
+    /// Misses and hits, in the order of [`CacheKind::ALL`].
+    pub cache: [[u64; 2]; CacheKind::ALL.len()],
+    pub loads_failed: u64,
+    pub loads_done: u64,
+}
+
+impl Default for Stats {
+    fn default() -> Stats {
+        Stats::new(StatsSettings::default().window)
+    }
+}
+
+impl Stats {
+    /// A registry whose window is `window` long, at least 6 ms.
+    pub fn new(window: Duration) -> Stats {
+        Stats(Arc::new(Registry {
+            window,
+            models: Mutex::default(),
+            nowhere: Arc::new(ModelStats::new("", 0, Arc::new(Shared::new()), window)),
+            panics: AtomicU64::new(0),
+            rejected: Default::default(),
+        }))
+    }
+
+    /// The counts of a version of a model of the store; made where they are not there.
+    pub fn model(&self, name: &str, version: u64) -> Arc<ModelStats> {
+        let mut models = self.lock();
+        let entry = match models.get_mut(name) {
+            Some(entry) => entry,
+            None => models
+                .entry(name.to_owned())
+                .or_insert_with(|| Entry { shared: Arc::new(Shared::new()), versions: BTreeMap::new() }),
+        };
+        let (shared, window) = (&entry.shared, self.0.window);
+        let make = || Arc::new(ModelStats::new(name, version, shared.clone(), window));
+        entry.versions.entry(version).or_insert_with(make).clone()
+    }
+
+    /// The counts of a version, where there are any.
+    pub fn find(&self, name: &str, version: u64) -> Option<Arc<ModelStats>> {
+        self.lock().get(name)?.versions.get(&version).cloned()
+    }
+
+    /// All models and versions, by name, then version.
+    pub fn all(&self) -> Vec<Arc<ModelStats>> {
+        self.lock().values().flat_map(|entry| entry.versions.values().cloned()).collect()
+    }
+
+    /// Requests that reached no model; name empty, version 0.
+    pub fn nowhere(&self) -> Arc<ModelStats> {
+        self.0.nowhere.clone()
+    }
+
+    /// What each model counted since the start, by name.
+    pub fn totals(&self) -> Vec<ModelTotals> {
+        let shared: Vec<(String, Arc<Shared>)> =
+            self.lock().iter().map(|(name, entry)| (name.clone(), entry.shared.clone())).collect();
+        shared.into_iter().map(|(name, shared)| totals(name, &shared)).collect()
+    }
+
+    /// A model left the store.
+    pub fn forget(&self, name: &str) {
+        self.lock().remove(name);
+    }
+
+    /// The store knows only these versions of the model any more. What the others counted together with them stays.
+    pub fn keep_versions(&self, name: &str, is_known: impl Fn(u64) -> bool) {
+        if let Some(entry) = self.lock().get_mut(name) {
+            entry.versions.retain(|version, _| is_known(*version));
+        }
+    }
+
+    /// A request came in that is meant for a model; which, is not known yet. See [`RequestGuard::reach`].
+    pub fn begin(&self, protocol: Protocol, arrival: Instant) -> RequestGuard {
+        RequestGuard::new(self.nowhere(), protocol, arrival)
+    }
+
+    /// A request was turned away, whether or not it was meant for a model.
+    pub fn record_rejected(&self, reason: Rejected) {
+        if let Some(count) =
+            Rejected::ALL.iter().position(|known| *known == reason).and_then(|at| self.0.rejected.get(at))
+        {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Code of ours panicked and was caught.
+    pub fn record_panic(&self) {
+        self.0.panics.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Panics since the start.
+    pub fn panics(&self) -> u64 {
+        self.0.panics.load(Ordering::Relaxed)
+    }
+
+    /// Requests turned away since the start, by reason.
+    pub fn rejected(&self) -> impl Iterator<Item = (Rejected, u64)> {
+        Rejected::ALL.into_iter().zip(&self.0.rejected).map(|(reason, count)| (reason, count.load(Ordering::Relaxed)))
+    }
+
+    /// How long the window is.
+    pub fn window(&self) -> Duration {
+        self.0.window
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Entry>> {
+        self.0.models.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn totals(name: String, shared: &Shared) -> ModelTotals {
+    let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+    let gauge = |value: &AtomicI64| u64::try_from(value.load(Ordering::Relaxed)).unwrap_or(0);
+    let [failed, done] = &shared.loads;
+    ModelTotals {
+        name,
+        stages: shared.stages.each_ref().map(Cumulative::snapshot),
+        batches: shared.batches.snapshot(),
+        queued: gauge(&shared.queued),
+        in_flight: gauge(&shared.in_flight),
+        cancelled: shared.cancelled.each_ref().map(read),
+        cache: shared.cache.each_ref().map(|counts| counts.each_ref().map(read)),
+        loads_failed: read(failed),
+        loads_done: read(done),
+    }
+}
