@@ -203,18 +203,20 @@ fn models_beyond_the_budget_take_turns() {
         // 20 MB each.
         write_wide_model(&store.path().join(model), 40_000);
     }
-    let server = Server::on(store, &[("ORTUS_STORE__MAX_LOADED_MEMORY_MB", "70")]);
+    let server = Server::on(store, &[("ORTUS_STORE__MAX_LOADED_MEMORY_MB", "50")]);
     for round in 0..2 {
         for model in ["a", "b", "c"] {
             let (status, answer) = server.post_json(&format!("/v1/models/{model}/predict"), &rows(1));
             assert_eq!(status, 200, "round {round}, {model}: {answer}");
         }
     }
+    // One or two, by how the first loads, side by side, were measured; the last asked for is among them.
     let ready = ["a", "b", "c"].iter().filter(|model| state(&server, model) == "ready").count();
-    assert_eq!((ready, state(&server, "c")), (2, "ready".to_owned()));
+    assert!((1..=2).contains(&ready), "{ready}");
+    assert_eq!(state(&server, "c"), "ready");
     let memory = &server.get_json("/v1/system")["memory"];
-    assert_eq!(memory["budget_mb"], 70.0);
-    assert!(memory["models_mb"].as_f64().unwrap() <= 70.0, "{memory}");
+    assert_eq!(memory["budget_mb"], 50.0);
+    assert!(memory["models_mb"].as_f64().unwrap() <= 50.0, "{memory}");
     server.assert_well();
 }
 
