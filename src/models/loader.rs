@@ -110,7 +110,8 @@ pub(super) fn load(
     warmup::made_up(&mut sessions, job.settings.warmup_iterations, interrupt);
 
     let working = WorkingMemories::new(sessions.iter().filter_map(|session| session.working_memory()));
-    let memory = ModelMemory::new(facts.size_bytes, measuring.expected(), measuring.finish(), working);
+    let arena = working.read().map_or(0, |memory| memory.arena_bytes);
+    let memory = ModelMemory::new(facts.size_bytes, measuring.expected(), measuring.finish(arena), working);
 
     let in_force = InForce {
         name: &job.name,

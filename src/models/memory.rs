@@ -126,13 +126,15 @@ impl Measuring<'_> {
         self.expected
     }
 
-    /// The bytes that the load took, where they could be told.
-    pub(super) fn finish(self) -> Option<u64> {
+    /// The bytes that the load took, where they could be told; `working` is what of them is known to be working memory.
+    pub(super) fn finish(self, working: u64) -> Option<u64> {
         // Building leaves about half of its peak free, but with the allocator.
         self.runtime.give_back();
         let taken = self.meter.with(|attribution, resident| attribution.end(self.id, resident));
-        // Weights cannot take much less than their files; a reading that says so was spoilt by something else.
-        taken.filter(|taken| *taken >= self.expected / 3)
+        // Weights take neither much less nor much more than their files; a reading that says so was spoilt by something
+        // else, such as what the process takes once for its first model.
+        let most = self.expected.saturating_mul(2).saturating_add(working);
+        taken.filter(|taken| (self.expected / 3..=most).contains(taken))
     }
 }
 

@@ -10,7 +10,7 @@ use proto::{
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The ONNX file format, generated from `proto/onnx-ml.proto`.
 mod proto {
@@ -246,7 +246,11 @@ fn a_busy_model_is_not_evicted() {
     assert_eq!(server.post_json("/v1/models/slow/load", &json!({})).0, 200);
     let endless = json!({"inputs": slow_inputs(&server), "timeout_ms": 3000});
     std::thread::scope(|scope| {
-        let request = scope.spawn(|| server.post_json("/v1/models/slow/predict", &endless).0);
+        let request = scope.spawn(|| {
+            // 503: `wide` was being loaded in that moment.
+            let answers = std::iter::repeat_with(|| server.post_json("/v1/models/slow/predict", &endless).0);
+            answers.take(1000).find(|status| *status != 503)
+        });
         let deadline = Instant::now() + PATIENCE;
         let refused = loop {
             let response = server.post("/v1/models/wide/load").send().unwrap();
@@ -255,10 +259,11 @@ fn a_busy_model_is_not_evicted() {
             }
             // The long request has not come yet: `slow` was idle and had to go. It comes back with the request.
             assert!(Instant::now() < deadline, "{}", response.status());
+            std::thread::sleep(Duration::from_millis(100));
         };
         assert!(refused.headers().contains_key("retry-after"));
         assert!(refused.text().unwrap().contains("memory_busy"));
-        assert_eq!(request.join().unwrap(), 504);
+        assert_eq!(request.join().unwrap(), Some(504));
     });
     assert_eq!(server.post_json("/v1/models/wide/load", &json!({})).0, 200);
     assert_eq!((state(&server, "slow"), state(&server, "wide")), ("unloaded".to_owned(), "ready".to_owned()));
