@@ -8,7 +8,7 @@ use crate::http::Server;
 use crate::jobs::Jobs;
 use crate::models::{ModelManager, StoreError, StoreLock};
 use crate::pipelines::Pool;
-use crate::runtime::onnx::{LibraryError, OnnxRuntime};
+use crate::runtime::onnx::{LibraryError, OnnxRuntime, limit_arenas};
 use crate::tasks::Tasks;
 use crate::telemetry::Stats;
 use std::io::Write;
@@ -65,6 +65,7 @@ pub fn open_store(config: &Config) -> Result<Offline, AppError> {
 }
 
 fn async_runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    limit_arenas();
     // The doors' own work is small, and workers that wake each other cost more than they do: on two cores one worker took a
     // fifth less CPU for a small request than two.
     tokio::runtime::Builder::new_multi_thread()

@@ -216,6 +216,7 @@ mod tests {
             source: GraphSource { file: "".into(), folder: "".into(), max_file_bytes: 0 },
             hints: Default::default(),
             handle: Handle::start(start, &Tasks::new()).unwrap(),
+            memory: Default::default(),
             loaded_at: SystemTime::UNIX_EPOCH,
             load_time: Duration::from_millis(12),
         }

@@ -175,6 +175,17 @@ pub(super) const KEYS: &[Key] = &[
         },
     },
     Key {
+        section: "store",
+        name: "max_loaded_memory_mb",
+        doc: "Memory of all loaded models together; the least recently used make room and come back on demand; 0 = no limit.",
+        kind: Kind::Integer {
+            min: 0,
+            max: 1 << 30,
+            get: |config| config.store.max_loaded_memory.map_or(0, |bytes| bytes >> 20),
+            set: |config, value| config.store.max_loaded_memory = (value > 0).then_some(value << 20),
+        },
+    },
+    Key {
         section: "device",
         name: "device_type",
         doc: "auto, cpu, cuda or tensorrt; auto takes the best that works.",

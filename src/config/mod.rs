@@ -156,6 +156,7 @@ impl Default for Config {
                 autoload: true,
                 poll_interval: None,
                 max_model_bytes: 4 << 30,
+                max_loaded_memory: None,
             },
             models: ModelSettings::default(),
             pipelines: PipelineLimits::default(),

@@ -221,6 +221,8 @@ fn model_kind(error: &ModelError) -> ErrorKind {
         ModelError::Conflict { .. } => ErrorKind::Conflict,
         ModelError::Invalid { .. } => ErrorKind::InvalidInput,
         ModelError::Load { source: LoadError::Stopping, .. } | ModelError::Stopping => ErrorKind::ShuttingDown,
+        ModelError::Load { source: LoadError::NoMemory { .. }, .. } => ErrorKind::InsufficientStorage,
+        ModelError::Load { source: LoadError::MemoryBusy { .. }, .. } => ErrorKind::Overloaded,
         ModelError::Load { source: LoadError::Panicked | LoadError::Threads(_), .. } => ErrorKind::Internal,
         ModelError::Load { .. } => ErrorKind::InvalidInput,
     }
@@ -234,6 +236,8 @@ fn model_code(error: &ModelError) -> &'static str {
         ModelError::NotReady { .. } => "model_not_ready",
         ModelError::Conflict { .. } => "conflict",
         ModelError::Invalid { .. } => "invalid_model",
+        ModelError::Load { source: LoadError::NoMemory { .. }, .. } => "insufficient_memory",
+        ModelError::Load { source: LoadError::MemoryBusy { .. }, .. } => "memory_busy",
         ModelError::Load { .. } => "load_failed",
         ModelError::Stopping => "shutting_down",
     }

@@ -6,6 +6,7 @@
 
 mod cache;
 mod check;
+mod cleanup;
 mod error;
 mod infer;
 mod predict;
@@ -13,6 +14,7 @@ mod request;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use cleanup::Cleaned;
 pub use error::{EngineError, ErrorKind, FieldError, FieldKind};
 pub use request::{CacheOutcome, InferRequest, InferResponse, PredictRequest, PredictResponse, RunOptions, Timing};
 
@@ -20,7 +22,7 @@ pub use crate::batching::LOWEST_PRIORITY;
 
 pub use crate::cache::CachesUsage;
 pub use crate::models::{
-    LoadOverrides, LoadedModel, ModelName, ModelState, ModelStatus, NameError, Version, VersionStatus,
+    LoadOverrides, LoadedModel, MemoryTotals, ModelName, ModelState, ModelStatus, NameError, Version, VersionStatus,
 };
 pub use crate::pipelines::{ClassScore, Item, Parameters, Prediction};
 
@@ -115,6 +117,11 @@ impl InferenceEngine {
     /// not stopping.
     pub fn is_ready(&self) -> bool {
         self.0.models.is_started() && !self.0.tasks.stopping().is_cancelled()
+    }
+
+    /// The memory of all loaded models together, and its bound.
+    pub fn memory_totals(&self) -> MemoryTotals {
+        self.0.models.memory_totals()
     }
 
     /// Name and version of the library that runs the graphs.

@@ -24,6 +24,7 @@ pub(crate) fn engine(tasks: &Tasks) -> InferenceEngine {
         autoload: false,
         poll_interval: None,
         max_model_bytes: 1 << 20,
+        max_loaded_memory: None,
     };
     let limits = PipelineLimits::default();
     let models = ModelManager::new(runtime, tasks.clone(), store, ModelSettings::default(), limits, Stats::default());
@@ -81,6 +82,7 @@ pub(crate) fn caching_model(
         source,
         hints: Default::default(),
         handle: Handle::start(start, tasks).unwrap(),
+        memory: Default::default(),
         loaded_at: SystemTime::UNIX_EPOCH,
         load_time: Duration::ZERO,
     })

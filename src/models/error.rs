@@ -7,6 +7,7 @@ use super::repository::FolderError;
 use super::{ModelName, ModelState, Version};
 use crate::pipelines::PipelineError;
 use crate::runtime::RuntimeError;
+use std::fmt;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
@@ -48,10 +49,40 @@ pub enum LoadError {
     Labels { output: String, problem: String },
     #[error("no thread could be started for an instance: {0}")]
     Threads(std::io::ErrorKind),
+    /// Also with all others unloaded it would not fit.
+    #[error("it needs about {} MiB of memory, and {limit} leaves {} MiB", mebibytes(*.needs), mebibytes(*.room))]
+    NoMemory { needs: u64, room: u64, limit: MemoryLimit },
+    /// It would fit if other models were not busy.
+    #[error(
+        "it needs about {} MiB of memory, and the models that could make room for it are busy", mebibytes(*.needs)
+    )]
+    MemoryBusy { needs: u64 },
     #[error("the load ended abnormally")]
     Panicked,
     #[error("the server is stopping")]
     Stopping,
+}
+
+/// What bounds the memory of a load.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemoryLimit {
+    /// `[store] max_loaded_memory_mb`.
+    Budget,
+    /// The machine or the container.
+    Machine,
+}
+
+impl fmt::Display for MemoryLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            MemoryLimit::Budget => "max_loaded_memory_mb",
+            MemoryLimit::Machine => "the machine or its container",
+        })
+    }
+}
+
+fn mebibytes(bytes: u64) -> u64 {
+    bytes.div_ceil(1 << 20)
 }
 
 fn list(versions: &[Version]) -> String {

@@ -4,9 +4,11 @@
 //! operation at a time; a version is replaced only by one that is loaded and warmed; a failed load changes nothing but
 //! what is said of it. Every change runs to its end in a task of its own, also where the caller goes away.
 
+use super::admission::{Admission, MakeRoom, Reservation};
 use super::config_pbtxt::GivenConfig;
 use super::lifecycle::{self, Command, Fingerprint};
 use super::loader::{self, Job};
+use super::memory::LoadMeter;
 use super::registry::{Busy, Entry, Found};
 use super::repository::{FolderError, ModelFolder, Repository, read_folder};
 use super::{LoadError, LoadOverrides, LoadedModel, ModelError, ModelName, ModelSettings, ModelStatus};
@@ -48,6 +50,8 @@ struct Inner {
     /// A std mutex: held for look-ups and swaps, never across an await.
     registry: Mutex<BTreeMap<ModelName, Entry>>,
     loads: Arc<Semaphore>,
+    admission: Admission,
+    meter: LoadMeter,
     started: AtomicBool,
     closed: AtomicBool,
 }
@@ -61,8 +65,15 @@ struct Prepared {
     written: Option<PathBuf>,
 }
 
+/// What to do with a model, and at whose cost.
+#[derive(Debug, Clone, Copy)]
+struct Change {
+    command: Command,
+    room: MakeRoom,
+}
+
 /// Proof that no other operation works on the model.
-type Gate = OwnedMutexGuard<()>;
+pub(super) type Gate = OwnedMutexGuard<()>;
 
 impl ModelManager {
     /// A manager over the store; nothing is read before [`ModelManager::start`].
@@ -85,6 +96,8 @@ impl ModelManager {
             repository,
             registry: Mutex::default(),
             loads: Arc::new(Semaphore::new(LOADS_AT_ONCE)),
+            admission: Admission::default(),
+            meter: LoadMeter::default(),
             started: AtomicBool::new(false),
             closed: AtomicBool::new(false),
         }))
@@ -137,10 +150,11 @@ impl ModelManager {
     }
 
     /// The version that serves: the one asked for, else the highest that is ready. With `autoload`, a model that is not
-    /// loaded is loaded first, once for all who ask; one that failed is tried again only when its files have changed.
+    /// loaded is loaded first, once for all who ask; one that failed is tried again only when its files have changed. One
+    /// that made room for others is loaded in any case, and others make room for it.
     ///
     /// # Errors
-    /// `NotFound`, `VersionNotFound`, or `NotReady` with the state and its reason.
+    /// `NotFound`, `VersionNotFound`, `NotReady` with the state and its reason, or `Load` where there is no memory for it.
     ///
     /// # Cancel safety
     /// Dropping the future leaves a load that it began running.
@@ -151,7 +165,10 @@ impl ModelManager {
     ) -> Result<Arc<LoadedModel>, ModelError> {
         let autoload = self.0.store.autoload;
         match self.find(name, version, autoload) {
-            Some(Found::Ready(model)) => return Ok(model),
+            Some(Found::Ready(model)) => {
+                model.memory.touch();
+                return Ok(model);
+            }
             _ if self.is_stopping() => return Err(ModelError::Stopping),
             Some(Found::Refused(error)) => return Err(error),
             None if !autoload => return Err(ModelError::NotFound { model: name.clone() }),
@@ -159,15 +176,31 @@ impl ModelManager {
         }
         let gate = self.gate(name).await?;
         // Whoever held the gate before may have loaded it, or found that it does not load.
+        let mut no_memory = None;
         if let Some(Found::MayLoad) = self.find(name, version, true) {
-            // Its error is in the registry, where the next line finds it.
-            let _ = self.in_background(name, gate, Command::Refresh, LoadOverrides::default()).await;
+            // Other errors are in the registry, where the next look finds them; want of memory says nothing of the model.
+            let change = Change { command: Command::Refresh, room: MakeRoom::Evict };
+            no_memory = match self.in_background(name, gate, change, LoadOverrides::default()).await {
+                Err(
+                    error @ ModelError::Load {
+                        source: LoadError::NoMemory { .. } | LoadError::MemoryBusy { .. }, ..
+                    },
+                ) => Some(error),
+                Ok(()) | Err(_) => None,
+            };
         }
-        match self.find(name, version, false) {
-            Some(Found::Ready(model)) => Ok(model),
-            Some(Found::Refused(error)) => Err(error),
-            Some(Found::MayLoad) | None if self.is_stopping() => Err(ModelError::Stopping),
-            Some(Found::MayLoad) | None => Err(ModelError::NotFound { model: name.clone() }),
+        match (self.find(name, version, false), no_memory) {
+            (Some(Found::Ready(model)), _) => Ok(model),
+            (_, Some(error)) => Err(error),
+            (found, None) => Err(self.refusal(name, found)),
+        }
+    }
+
+    fn refusal(&self, name: &ModelName, found: Option<Found>) -> ModelError {
+        match found {
+            Some(Found::Refused(error)) => error,
+            Some(Found::Ready(_) | Found::MayLoad) | None if self.is_stopping() => ModelError::Stopping,
+            Some(Found::Ready(_) | Found::MayLoad) | None => ModelError::NotFound { model: name.clone() },
         }
     }
 
@@ -176,7 +209,7 @@ impl ModelManager {
     ///
     /// # Errors
     /// `NotFound`; `Invalid` where the folder or the overrides are wrong; `Load` for the first version that did not
-    /// load: what served before serves on.
+    /// load, or for which there is no memory: what served before serves on.
     ///
     /// # Cancel safety
     /// Dropping the future does not stop the load.
@@ -191,7 +224,8 @@ impl ModelManager {
             let gate = self.lock().entry(name.clone()).or_default().gate.clone();
             gate.lock_owned().await
         };
-        self.in_background(name, gate, Command::Load, overrides).await
+        let change = Change { command: Command::Load, room: MakeRoom::Evict };
+        self.in_background(name, gate, change, overrides).await
     }
 
     /// Unloads all versions and keeps the model unloaded until it is loaded by hand; returns when its runs have ended
@@ -236,8 +270,27 @@ impl ModelManager {
         &self.0.stats
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<ModelName, Entry>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, BTreeMap<ModelName, Entry>> {
         self.0.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn store(&self) -> &StoreSettings {
+        &self.0.store
+    }
+
+    pub(super) fn runtime(&self) -> &dyn Runtime {
+        self.0.runtime.as_ref()
+    }
+
+    pub(super) fn admission(&self) -> &Admission {
+        &self.0.admission
+    }
+
+    /// The bytes that these files of a version took when they were last loaded.
+    pub(super) fn measured(&self, name: &ModelName, version: Version, files: Fingerprint) -> Option<u64> {
+        let registry = self.lock();
+        let (seen, bytes) = registry.get(name)?.slots.get(&version)?.measured?;
+        (seen == files).then_some(bytes)
     }
 
     fn is_stopping(&self) -> bool {
@@ -245,15 +298,15 @@ impl ModelManager {
     }
 
     fn find(&self, name: &ModelName, version: Option<Version>, may_load: bool) -> Option<Found> {
-        self.lock().get(name).map(|entry| entry.find(name, version, may_load))
+        self.lock().get(name).map(|entry| entry.find(name, version, may_load || entry.on_demand))
     }
 
-    fn edit<T>(&self, name: &ModelName, edit: impl FnOnce(&mut Entry) -> T) -> Option<T> {
+    pub(super) fn edit<T>(&self, name: &ModelName, edit: impl FnOnce(&mut Entry) -> T) -> Option<T> {
         self.lock().get_mut(name).map(edit)
     }
 
     /// `None` where the work panicked.
-    async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    pub(super) async fn blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         self.0.tasks.spawn_blocking(work).await.ok()
     }
 
@@ -277,12 +330,12 @@ impl ModelManager {
         &self,
         name: &ModelName,
         gate: Gate,
-        command: Command,
+        change: Change,
         overrides: LoadOverrides,
     ) -> Result<(), ModelError> {
         let (manager, model) = (self.clone(), name.clone());
         let work =
-            self.0.tasks.spawn("load a model", async move { manager.change(&model, &gate, command, overrides).await });
+            self.0.tasks.spawn("load a model", async move { manager.change(&model, &gate, change, overrides).await });
         work.await.unwrap_or(Err(ModelError::Stopping))
     }
 
@@ -326,14 +379,18 @@ impl ModelManager {
         }
         let Some(gate) = self.lock().get(&name).map(|entry| entry.gate.clone()) else { return };
         let gate = gate.lock_owned().await;
-        let state = self.edit(&name, |entry| (entry.serving(None).is_some(), entry.held, entry.pinned));
-        let Some((serves, held, pinned)) = state else { return };
+        let state =
+            self.edit(&name, |entry| (entry.serving(None).is_some(), entry.held || entry.on_demand, entry.pinned));
+        let Some((serves, waits, pinned)) = state else { return };
         if pinned {
             return;
         }
-        if (self.0.store.autoload || serves) && !held {
+        if serves || (self.0.store.autoload && !waits) {
             // What went wrong is logged and kept in the registry.
-            let _ = self.in_background(&name, gate, Command::Refresh, LoadOverrides::default()).await;
+            // Others make room for what has served all along, not for what nobody has asked for.
+            let room = if serves { MakeRoom::Evict } else { MakeRoom::OnlyIfFree };
+            let change = Change { command: Command::Refresh, room };
+            let _ = self.in_background(&name, gate, change, LoadOverrides::default()).await;
         } else if let Ok(None) = self.look(&name, &gate).await {
             self.folder_is_gone(&name, Command::Refresh).await;
         }
@@ -382,9 +439,10 @@ impl ModelManager {
         &self,
         name: &ModelName,
         gate: &Gate,
-        command: Command,
+        change: Change,
         overrides: LoadOverrides,
     ) -> Result<(), ModelError> {
+        let command = change.command;
         let skip = self.edit(name, |entry| command == Command::Refresh && (entry.held || entry.pinned));
         if skip == Some(true) {
             return Ok(());
@@ -409,7 +467,7 @@ impl ModelManager {
             }
         };
         let written = prepared.written.clone();
-        let result = self.carry_out(name, command, prepared, overridden).await;
+        let result = self.carry_out(name, change, prepared, overridden).await;
         self.edit(name, |entry| {
             if result.is_ok() {
                 entry.pinned = overridden;
@@ -436,7 +494,7 @@ impl ModelManager {
     async fn carry_out(
         &self,
         name: &ModelName,
-        command: Command,
+        change: Change,
         prepared: Prepared,
         overridden: bool,
     ) -> Result<(), ModelError> {
@@ -445,7 +503,7 @@ impl ModelManager {
         let planned = self.edit(name, |entry| {
             let before: BTreeMap<Version, _> =
                 entry.slots.iter().map(|(version, slot)| (*version, slot.failed.clone())).collect();
-            let plan = lifecycle::plan(&prepared.policy, &on_disk, &entry.known(), command);
+            let plan = lifecycle::plan(&prepared.policy, &on_disk, &entry.known(), change.command);
             for version in &plan.load {
                 entry.slots.entry(*version).or_default().busy = Some(Busy::Loading);
             }
@@ -456,7 +514,7 @@ impl ModelManager {
             // What the call brought may fail; only its success may end what the disk's files made.
             plan.retire.append(&mut plan.unload);
         }
-        let mut first_error = None;
+        let (mut first_error, mut complete) = (None, true);
         // The highest first: it is what requests without a version wait for.
         for version in plan.load.iter().rev() {
             let Some(folder) = prepared.folder.versions.get(version) else { continue };
@@ -470,15 +528,23 @@ impl ModelManager {
                 settings: prepared.settings.clone(),
                 limits: self.0.limits.clone(),
                 max_model_bytes: self.0.store.max_model_bytes,
+                // Known once the load is let in.
+                size_bytes: 0,
                 stats: self.0.stats.model(name.as_str(), version.0),
             };
-            if let Err(source) = self.load_version(job).await {
+            if let Err(source) = self.load_version(job, change.room).await {
+                if change.room == MakeRoom::OnlyIfFree && matches!(source, LoadError::NoMemory { .. }) {
+                    // Not a failure: nobody waits for it, and whoever asks for it makes room.
+                    complete = false;
+                    self.edit(name, |entry| entry.on_demand = true);
+                    continue;
+                }
                 first_error.get_or_insert(ModelError::Load { model: name.clone(), version: *version, source });
             }
         }
         let ends: BTreeSet<Version> = match first_error {
-            None => plan.unload.iter().chain(&plan.retire).copied().collect(),
-            Some(_) => plan.unload.iter().copied().collect(),
+            None if complete => plan.unload.iter().chain(&plan.retire).copied().collect(),
+            None | Some(_) => plan.unload.iter().copied().collect(),
         };
         self.take_down(name, &ends).await;
         if first_error.is_none() && !plan.missing.is_empty() {
@@ -514,10 +580,17 @@ impl ModelManager {
     }
 
     /// Loads one version and puts it in its place; what it replaces is drained.
-    async fn load_version(&self, job: Job) -> Result<(), LoadError> {
+    async fn load_version(&self, mut job: Job, room: MakeRoom) -> Result<(), LoadError> {
         let (name, version, files) = (job.name.clone(), job.version, job.folder.fingerprint);
         let stats = job.stats.clone();
-        let result = self.run_loader(job).await;
+        // Held until the model is in the registry and counted there.
+        let (result, _reservation) = match self.admit(&job, room).await {
+            Ok(reservation) => {
+                job.size_bytes = reservation.size_bytes;
+                (self.run_loader(job, &reservation).await, Some(reservation))
+            }
+            Err(error) => (Err(error), None),
+        };
         if !matches!(result, Err(LoadError::Stopping)) {
             stats.record_load(result.is_ok());
         }
@@ -537,7 +610,14 @@ impl ModelManager {
                         "a model is ready"
                     );
                     slot.failed = None;
+                    slot.measured = model.memory.loaded_bytes.map(|bytes| (files, bytes)).or(slot.measured);
+                    entry.on_demand = false;
                     Ok(slot.serving.replace((files, Arc::new(model))))
+                }
+                Err(error @ (LoadError::NoMemory { .. } | LoadError::MemoryBusy { .. })) => {
+                    // It may fit the next time, so it has not failed.
+                    tracing::warn!(model = %name, %version, %error, "a model is not loaded");
+                    Err(error)
                 }
                 Err(error) => {
                     tracing::error!(model = %name, %version, %error, "a model could not be loaded");
@@ -549,7 +629,9 @@ impl ModelManager {
         match replaced {
             Some(Ok(Some((_, old)))) => {
                 // Waited for, so that loads in a row never pile up copies of a model.
+                self.0.meter.freed();
                 release(vec![old]).await;
+                self.0.meter.freed();
                 Ok(())
             }
             Some(Ok(None)) => Ok(()),
@@ -558,7 +640,7 @@ impl ModelManager {
         }
     }
 
-    async fn run_loader(&self, job: Job) -> Result<LoadedModel, LoadError> {
+    async fn run_loader(&self, job: Job, reservation: &Reservation) -> Result<LoadedModel, LoadError> {
         let stopping = self.0.tasks.stopping();
         let permit = tokio::select! {
             biased; // A stop comes before another load.
@@ -567,12 +649,13 @@ impl ModelManager {
         };
         let interrupt = Interrupt::new();
         let (warming, warms) = oneshot::channel();
-        let (inner, switch) = (self.0.clone(), interrupt.clone());
+        let (inner, switch, expected) = (self.0.clone(), interrupt.clone(), reservation.need.resident);
         let mut work = self.0.tasks.spawn_blocking(move || {
             let _permit = permit;
             // The receiver is gone where the process stops.
             let warming = || _ = warming.send(());
-            loader::load(&job, &inner.runtime, &inner.tasks, &switch, warming)
+            let measuring = inner.meter.begin(expected, inner.runtime.as_ref());
+            loader::load(&job, &inner.runtime, &inner.tasks, measuring, &switch, warming)
         });
         let too_long = async {
             match warms.await {
@@ -591,7 +674,7 @@ impl ModelManager {
     }
 
     /// Takes versions out of service and waits until they are gone.
-    async fn take_down(&self, name: &ModelName, versions: &BTreeSet<Version>) {
+    pub(super) async fn take_down(&self, name: &ModelName, versions: &BTreeSet<Version>) {
         let taken = self.edit(name, |entry| {
             let slots = entry.slots.iter_mut().filter(|(version, _)| versions.contains(version));
             slots
@@ -606,7 +689,9 @@ impl ModelManager {
         for model in &taken {
             tracing::info!(model = %name, version = %model.version, "a model is unloaded");
         }
+        self.0.meter.freed();
         release(taken).await;
+        self.0.meter.freed();
         self.edit(name, |entry| {
             for (_, slot) in entry.slots.iter_mut().filter(|(version, _)| versions.contains(version)) {
                 slot.busy = None;
@@ -617,6 +702,7 @@ impl ModelManager {
     async fn unload_all(&self, name: &ModelName, gate: &Gate) {
         let versions = self.edit(name, |entry| {
             entry.held = true;
+            entry.on_demand = false;
             entry.pinned = false;
             entry.last_error = None;
             entry.slots.values_mut().for_each(|slot| slot.failed = None);

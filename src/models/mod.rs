@@ -1,15 +1,18 @@
 //! Which models exist, in which version and state, and the loading and unloading of them (`ModelManager`).
 //!
 //! Knows the store's layout (`repository`, `manifest`, `config_pbtxt`), decides what is loaded (`lifecycle`, pure) and
-//! does it (`loader`, `manager`). Knows no protocol.
+//! does it (`loader`, `manager`), within the memory there is (`memory`, `eviction`, `admission`). Knows no protocol.
 
+mod admission;
 mod config_pbtxt;
 mod error;
+mod eviction;
 mod lifecycle;
 mod loader;
 mod made_up;
 mod manager;
 mod manifest;
+mod memory;
 mod name;
 mod overrides;
 mod registry;
@@ -21,11 +24,13 @@ mod warmup;
 #[cfg(test)]
 mod tests;
 
+pub use admission::MemoryTotals;
 pub use config_pbtxt::ConfigError;
 pub use error::{LoadError, ModelError};
 pub use made_up::InputHints;
 pub use manager::ModelManager;
 pub use manifest::{Manifest, ManifestError, VersionPolicy, WarmupSample};
+pub use memory::ModelMemory;
 pub use name::{ModelName, NameError, Version};
 pub use overrides::{StoreError, StoreLock};
 pub use repository::FolderError;

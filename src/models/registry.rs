@@ -25,6 +25,8 @@ pub(super) struct Entry {
     pub(super) slots: BTreeMap<Version, Slot>,
     /// Unloaded by somebody: stays so until somebody loads it.
     pub(super) held: bool,
+    /// Made room for another, or found none: the next request loads it, whatever `autoload` says, and nothing else does.
+    pub(super) on_demand: bool,
     /// Loaded with overrides: the disk does not change it until somebody loads it again.
     pub(super) pinned: bool,
     /// Whether the folder as a whole could not be read; `last_error` says why.
@@ -40,6 +42,8 @@ pub(super) struct Slot {
     /// The last try, where it failed.
     pub(super) failed: Option<(Fingerprint, String)>,
     pub(super) busy: Option<Busy>,
+    /// The bytes that these files took when they were last loaded.
+    pub(super) measured: Option<(Fingerprint, u64)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,7 +158,10 @@ impl Entry {
             .map(|(version, slot)| VersionStatus {
                 version: *version,
                 state: slot.state(),
-                reason: slot.failed.as_ref().map(|(_, reason)| reason.clone()),
+                reason: slot.failed.as_ref().map(|(_, reason)| reason.clone()).or_else(|| {
+                    let waits = self.on_demand && slot.state() == ModelState::Unloaded;
+                    waits.then(|| "not loaded for want of memory; the next request loads it".to_owned())
+                }),
                 loaded: slot.serving.as_ref().map(|(_, model)| model.clone()),
             })
             .collect();

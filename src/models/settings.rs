@@ -17,6 +17,8 @@ pub struct StoreSettings {
     pub poll_interval: Option<Duration>,
     /// Largest graph file, external data not counted, in bytes.
     pub max_model_bytes: u64,
+    /// Memory of all loaded models together, in bytes; `None` = what the machine has.
+    pub max_loaded_memory: Option<u64>,
 }
 
 /// `[device] [optimization] [batch] [performance] [cache]` in force for one model.

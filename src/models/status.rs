@@ -1,7 +1,7 @@
 //! What the room tells its neighbours: a loaded model, and the states of all models.
 
 use super::made_up::InputHints;
-use super::{Manifest, ModelName, ModelSettings, Version};
+use super::{Manifest, ModelMemory, ModelName, ModelSettings, Version};
 use crate::batching;
 use crate::cache::Caches;
 use crate::pipelines::Pipeline;
@@ -44,6 +44,7 @@ pub struct LoadedModel {
     /// What this load has answered and prepared; goes with it, so that no other load can answer from it.
     pub caches: Caches,
     pub handle: batching::Handle,
+    pub memory: ModelMemory,
     pub loaded_at: SystemTime,
     /// From the first byte read to the end of the warm-up.
     pub load_time: Duration,

@@ -103,11 +103,25 @@ impl House {
     }
 
     fn with_poll(autoload: bool, poll_interval: Option<Duration>, files: &[(&str, &str)]) -> House {
+        House::with_budget(autoload, poll_interval, None, files)
+    }
+
+    fn with_budget(
+        autoload: bool,
+        poll_interval: Option<Duration>,
+        max_loaded_memory: Option<u64>,
+        files: &[(&str, &str)],
+    ) -> House {
         let root = tempfile::tempdir().unwrap();
         let (loads, runs, gate, tasks) = (Arc::default(), Arc::default(), Arc::<Gate>::default(), Tasks::new());
         let runtime = TestRuntime { loads: Arc::clone(&loads), runs: Arc::clone(&runs), gate: gate.clone() };
-        let store =
-            StoreSettings { models_dir: root.path().to_owned(), autoload, poll_interval, max_model_bytes: 1 << 20 };
+        let store = StoreSettings {
+            models_dir: root.path().to_owned(),
+            autoload,
+            poll_interval,
+            max_model_bytes: 1 << 20,
+            max_loaded_memory,
+        };
         // Runs are counted, and some never end: none may be a trial of the loader's.
         let batch = BatchSettings { dynamic_batching: false, ..BatchSettings::default() };
         let settings = ModelSettings { warmup_iterations: 0, batch, ..ModelSettings::default() };
@@ -535,4 +549,124 @@ async fn a_storm_of_loads_and_unloads_never_gives_a_wrong_answer() {
     assert_eq!(house.states("m"), "1:ready");
     house.manager.close().await;
     assert!(house.tasks.close(Duration::from_secs(20)).await);
+}
+
+/// Room for two: what a tiny model takes is put at 2 MiB.
+const TWO: Option<u64> = Some(5 << 20);
+
+fn three() -> [(&'static str, &'static str); 3] {
+    [("a/model.onnx", "a"), ("b/model.onnx", "b"), ("c/model.onnx", "c")]
+}
+
+#[tokio::test]
+async fn the_least_recently_used_makes_room_and_comes_back() {
+    let house = House::with_budget(true, Some(Duration::from_millis(5)), TWO, &three());
+    house.manager.start().await;
+    // Nobody waits for any of them: the first two that come have their place.
+    let ready = ["a", "b", "c"].iter().filter(|model| house.states(model) == "1:ready").count();
+    assert_eq!((ready, house.loads()), (2, 2));
+    for model in ["a", "b", "c"] {
+        house.get(model).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(3)).await;
+    }
+    // Polls in between bring nothing back.
+    tokio::time::sleep(Duration::from_millis(40)).await;
+    assert_eq!([house.states("a"), house.states("b"), house.states("c")], ["1:unloaded", "1:ready", "1:ready"]);
+    let status = house.manager.status(&name("a")).unwrap();
+    assert!(status.versions[0].reason.as_ref().unwrap().contains("next request loads it"), "{status:?}");
+    house.get("b").await.unwrap();
+    assert!(run(&house.get("a").await.unwrap()).await);
+    assert_eq!([house.states("a"), house.states("b"), house.states("c")], ["1:ready", "1:ready", "1:unloaded"]);
+    assert!(house.manager.memory_totals().models_bytes <= TWO.unwrap());
+}
+
+#[tokio::test]
+async fn busy_models_stay_and_the_newcomer_is_told_to_come_back() {
+    let house = House::with_budget(false, None, TWO, &three());
+    house.load("a").await.unwrap();
+    house.load("b").await.unwrap();
+    let (a, b) = (house.get("a").await.unwrap(), house.get("b").await.unwrap());
+    let refused = house.load("c").await.unwrap_err();
+    assert!(matches!(refused, ModelError::Load { source: LoadError::MemoryBusy { .. }, .. }), "{refused}");
+    assert_eq!(house.states("c"), "1:unloaded");
+    drop(b);
+    house.load("c").await.unwrap();
+    assert_eq!([house.states("a"), house.states("b"), house.states("c")], ["1:ready", "1:unloaded", "1:ready"]);
+    drop(a);
+    // Loaded by hand once and evicted: a request loads it also without autoload.
+    house.get("b").await.unwrap();
+    // Unloaded by hand: it does not.
+    house.manager.unload(&name("b")).await.unwrap();
+    assert!(matches!(house.get("b").await, Err(ModelError::NotReady { .. })));
+}
+
+#[tokio::test]
+async fn what_can_never_fit_is_refused_before_it_is_read() {
+    let house = House::with_budget(true, None, Some(1 << 20), &[("a/model.onnx", "a")]);
+    house.manager.start().await;
+    for refused in [house.load("a").await.unwrap_err(), house.get("a").await.unwrap_err()] {
+        assert!(matches!(refused, ModelError::Load { source: LoadError::NoMemory { .. }, .. }), "{refused}");
+        assert!(refused.to_string().contains("max_loaded_memory_mb leaves 1 MiB"), "{refused}");
+    }
+    assert_eq!((house.states("a").as_str(), house.loads()), ("1:unloaded", 0));
+}
+
+#[tokio::test]
+async fn what_the_machine_cannot_hold_is_refused_before_it_is_read() {
+    let house = House::new(false, &[("a/model.onnx", "a")]);
+    // A file with a hole: 1 TiB that no disk has to hold.
+    let file = fs::OpenOptions::new().write(true).open(house.root.path().join("a/model.onnx")).unwrap();
+    file.set_len(1 << 40).unwrap();
+    let refused = house.load("a").await.unwrap_err();
+    assert!(refused.to_string().contains("the machine or its container leaves"), "{refused}");
+    assert_eq!(house.loads(), 0);
+}
+
+#[tokio::test]
+async fn a_model_that_the_disk_does_not_have_is_never_evicted() {
+    let house = House::with_budget(false, None, TWO, &three());
+    let files = vec![("1/model.onnx".to_owned(), Bytes::from_static(b"x"))];
+    let brought = LoadOverrides { config_json: Some("{}".into()), files };
+    house.manager.load(&name("brought"), brought).await.unwrap();
+    house.load("a").await.unwrap();
+    house.load("b").await.unwrap();
+    assert_eq!([house.states("brought"), house.states("a")], ["1:ready", "1:unloaded"]);
+}
+
+#[tokio::test]
+async fn a_new_version_needs_room_beside_the_old_one() {
+    let house = House::with_budget(false, None, TWO, &[("a/1/model.onnx", "a"), ("b/model.onnx", "b")]);
+    house.load("a").await.unwrap();
+    house.load("b").await.unwrap();
+    house.write("a/2/model.onnx", "a");
+    house.load("a").await.unwrap();
+    assert_eq!([house.states("a"), house.states("b")], ["1:unloaded 2:ready", "1:unloaded"]);
+}
+
+#[tokio::test]
+async fn requests_for_more_models_than_fit_are_all_answered() {
+    let house = Arc::new(House::with_budget(true, None, TWO, &three()));
+    let mut requests = Vec::new();
+    for index in 0..60usize {
+        let (house, tasks) = (house.clone(), house.tasks.clone());
+        requests.push(tasks.spawn("request", async move {
+            let model = ["a", "b", "c"][index % 3];
+            loop {
+                match house.get(model).await {
+                    Ok(model) => return run(&model).await,
+                    // As a client does that is told to come back.
+                    Err(
+                        ModelError::Load { source: LoadError::MemoryBusy { .. }, .. } | ModelError::NotReady { .. },
+                    ) => {
+                        tokio::time::sleep(Duration::from_millis(2)).await;
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        }));
+    }
+    for request in requests {
+        assert!(request.await.unwrap());
+    }
+    house.until(|| house.manager.memory_totals().models_bytes <= TWO.unwrap()).await;
 }

@@ -5,6 +5,7 @@
 
 mod error;
 mod interrupt;
+mod memory;
 mod spec;
 
 pub mod fake;
@@ -12,9 +13,11 @@ pub mod onnx;
 
 pub use error::RuntimeError;
 pub use interrupt::Interrupt;
+pub use memory::{SessionMemory, WorkingMemories, WorkingMemory};
 pub use spec::{DeviceSettings, DeviceType, GraphFacts, GraphSource, OptimizationLevel, SessionSettings};
 
 use crate::tensor::{Spec, Value};
+use std::sync::Arc;
 
 /// One input of a run: the index into [`Session::inputs`] and its value.
 pub type Input = (usize, Value);
@@ -26,6 +29,18 @@ pub trait Runtime: Send + Sync {
     /// # Errors
     /// Where the file is not a graph this runtime can run, or the device asked for is not there.
     fn load(&self, source: &GraphSource, settings: &SessionSettings) -> Result<Box<dyn Session>, RuntimeError>;
+
+    /// Bytes of the graph file and its external data, as [`GraphFacts::size_bytes`] will say. Reads the file, and blocks.
+    ///
+    /// # Errors
+    /// As [`Runtime::load`], where the file itself is refused.
+    fn size_bytes(&self, source: &GraphSource) -> Result<u64, RuntimeError> {
+        let io = |error| RuntimeError::Io { path: source.file.clone(), source: error };
+        Ok(std::fs::metadata(&source.file).map_err(io)?.len())
+    }
+
+    /// Makes the process's allocator give free memory back to the system. Blocks for milliseconds.
+    fn give_back(&self) {}
 
     /// Name and version of the library that runs the graphs, such as `onnxruntime 1.32.0`.
     fn version(&self) -> &str;
@@ -44,4 +59,16 @@ pub trait Session: Send {
     /// # Errors
     /// [`RuntimeError::Interrupted`] where `interrupt` fired, [`RuntimeError::Run`] where the graph failed on this input.
     fn run(&mut self, inputs: &[Input], outputs: &[usize], interrupt: &Interrupt) -> Result<Vec<Value>, RuntimeError>;
+
+    /// Another session over the same weights and the same working memory, to be run by another thread at the same time. The
+    /// memory is freed with the last of them. `None` where the device does not allow that.
+    fn share(&self) -> Option<Box<dyn Session>> {
+        None
+    }
+
+    /// The session's working memory, for those who do not own the session; `None` where it cannot be measured. Sessions
+    /// that share it give the same one.
+    fn working_memory(&self) -> Option<Arc<dyn WorkingMemory>> {
+        None
+    }
 }

@@ -4,7 +4,7 @@ mod exposition;
 mod logging;
 pub mod metrics;
 mod printable;
-mod process;
+pub mod process;
 pub mod stats;
 
 pub use exposition::{Exposition, ExpositionFormat, Family, Labels, Samples};

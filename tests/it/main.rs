@@ -27,6 +27,8 @@ mod image;
 mod jobs;
 /// Start, readiness, drain, connections that misbehave.
 mod lifecycle;
+/// What models take and give back, the budget, cleaning up.
+mod memory;
 /// `/v1/models/{name}/predict`: every request and response form.
 mod predict;
 /// Statistics and metrics.

@@ -51,6 +51,9 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
         v1::models::show,
         v1::models::load,
         v1::models::unload,
+        v1::models::memory,
+        v1::models::cleanup,
+        v1::models::cleanup_all,
         v1::models::system,
         v1::stats::show,
         v1::stats::reset,
@@ -205,6 +208,7 @@ fn errors_of(path: &str) -> Errors {
         "503",
         "The queue is full, the model is not ready, or the server drains; `Retry-After` says when to come back.",
     );
+    const MEMORY: (&str, &str) = ("507", "There is no memory for the model; others cannot make enough room.");
     const PREDICT: Errors = &[
         ("400", "Malformed."),
         NOT_FOUND,
@@ -216,6 +220,7 @@ fn errors_of(path: &str) -> Errors {
         INTERNAL,
         BUSY,
         ("504", "The deadline passed."),
+        MEMORY,
     ];
     const CREATE_JOB: Errors = &[
         ("400", "Malformed."),
@@ -243,6 +248,7 @@ fn errors_of(path: &str) -> Errors {
         ("422", "The model cannot be loaded; `detail` says why."),
         INTERNAL,
         BUSY,
+        MEMORY,
     ];
     const V2_INFER: Errors = &[
         ("400", "Malformed, or not what the model takes."),
@@ -253,6 +259,7 @@ fn errors_of(path: &str) -> Errors {
         INTERNAL,
         BUSY,
         ("504", "The deadline passed."),
+        MEMORY,
     ];
     const MODEL: Errors = &[("400", "Malformed."), NOT_FOUND, INTERNAL, BUSY];
     if path.ends_with("/predict") {

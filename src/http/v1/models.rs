@@ -1,9 +1,10 @@
 //! Which models there are, their loading and unloading, and the system they run on.
 
-use crate::engine::{InferenceEngine, LoadOverrides, LoadedModel, ModelState, ModelStatus};
+use crate::engine::{Cleaned, InferenceEngine, LoadOverrides, LoadedModel, ModelState, ModelStatus};
 use crate::http::HttpState;
 use crate::http::error::ApiError;
 use crate::http::extract::{ApiQuery, ModelPath};
+use crate::telemetry::process;
 use crate::tensor::{Dim, Spec};
 use axum::Json;
 use axum::extract::State;
@@ -137,8 +138,13 @@ pub(in crate::http) struct MemoryUsage {
     gpu_allocated_mb: Option<f64>,
     gpu_reserved_mb: Option<f64>,
     gpu_max_allocated_mb: Option<f64>,
+    /// By how much the process grew over the load, and what working memory was taken or given back since.
+    #[schema(example = 118.2)]
     cpu_memory_mb: Option<f64>,
+    #[schema(example = 25557032)]
     total_params: Option<u64>,
+    /// A graph for inference trains none: 0 once it is loaded.
+    #[schema(example = 0)]
     trainable_params: Option<u64>,
     /// The graph's file and its external data.
     #[schema(example = 97.8)]
@@ -189,6 +195,38 @@ pub(in crate::http) struct System {
     /// Cores that this process may use; limits of its container are respected.
     #[schema(example = 8)]
     cores: usize,
+    memory: SystemMemory,
+}
+
+/// In MiB.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct SystemMemory {
+    /// What this process holds (RSS); `null` where the system does not tell.
+    #[schema(example = 412.5)]
+    resident_mb: Option<f64>,
+    /// What the loaded models hold of it.
+    #[schema(example = 350.1)]
+    models_mb: f64,
+    /// `max_loaded_memory_mb`; `null` where there is no limit.
+    #[schema(example = 2048.0)]
+    budget_mb: Option<f64>,
+    /// What this process may still take from the machine or its container.
+    #[schema(example = 8123.4)]
+    available_mb: Option<f64>,
+}
+
+/// What a cleanup gave back, in bytes.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct CleanedUp {
+    /// By how much the process shrank; requests that ran meanwhile may have taken some of it again.
+    #[schema(example = 62914560)]
+    bytes_freed: u64,
+    /// Working memory of the models' sessions.
+    #[schema(example = 50331648)]
+    arena_bytes_freed: u64,
+    /// What the process holds afterwards; `null` where the system does not tell.
+    #[schema(example = 432537600)]
+    resident_bytes: Option<u64>,
 }
 
 /// Lists the models.
@@ -251,6 +289,35 @@ pub(in crate::http) async fn unload(
     carry_out(&state, path, query, work).await
 }
 
+/// Says what memory a model takes.
+#[utoipa::path(get, path = "/v1/models/{name}/memory", tag = "models", operation_id = "getModelMemory",
+    params(("name" = String, Path, description = "The model's name.", example = "resnet50")),
+    responses((status = 200, description = "Measured; `null` where it cannot be, or the model is not loaded.", body = MemoryUsage)))]
+pub(in crate::http) async fn memory(
+    State(state): State<HttpState>,
+    path: ModelPath,
+) -> Result<Json<MemoryUsage>, ApiError> {
+    Ok(Json(memory_of(&state.engine.status(&path.name)?)))
+}
+
+/// Gives back what a model keeps only to be quick.
+#[utoipa::path(post, path = "/v1/models/{name}/cleanup", tag = "models", operation_id = "cleanUpModel",
+    params(("name" = String, Path, description = "The model's name.", example = "resnet50")),
+    responses((status = 200, description = "Given back; the model serves on.", body = CleanedUp)))]
+pub(in crate::http) async fn cleanup(
+    State(state): State<HttpState>,
+    path: ModelPath,
+) -> Result<Json<CleanedUp>, ApiError> {
+    Ok(Json(state.engine.cleanup(Some(&path.name)).await?.into()))
+}
+
+/// Gives back what all models keep only to be quick.
+#[utoipa::path(post, path = "/v1/cleanup", tag = "system", operation_id = "cleanUp",
+    responses((status = 200, description = "Given back; all models serve on.", body = CleanedUp)))]
+pub(in crate::http) async fn cleanup_all(State(state): State<HttpState>) -> Result<Json<CleanedUp>, ApiError> {
+    Ok(Json(state.engine.cleanup(None).await?.into()))
+}
+
 /// Runs `work` to its end whether or not the client waits for it: half a load would help nobody.
 async fn carry_out(
     state: &HttpState,
@@ -283,6 +350,7 @@ pub(in crate::http) async fn system(State(state): State<HttpState>) -> Json<Syst
 }
 
 fn system_of(engine: &InferenceEngine) -> System {
+    let totals = engine.memory_totals();
     System {
         name: "ortus",
         version: env!("CARGO_PKG_VERSION"),
@@ -290,6 +358,35 @@ fn system_of(engine: &InferenceEngine) -> System {
         os: std::env::consts::OS,
         arch: std::env::consts::ARCH,
         cores: std::thread::available_parallelism().map_or(1, usize::from),
+        memory: SystemMemory {
+            resident_mb: process::resident_bytes().map(mebibytes),
+            models_mb: mebibytes(totals.models_bytes),
+            budget_mb: totals.budget_bytes.map(mebibytes),
+            available_mb: process::available_bytes().map(mebibytes),
+        },
+    }
+}
+
+/// Of all loaded versions together; size and parameters are those of the version that answers.
+fn memory_of(status: &ModelStatus) -> MemoryUsage {
+    let Some(default) = default_of(status) else { return MemoryUsage::default() };
+    let loaded = status.versions.iter().filter_map(|version| version.loaded.as_deref());
+    MemoryUsage {
+        cpu_memory_mb: Some(mebibytes(loaded.map(|model| model.memory.total_bytes()).fold(0, u64::saturating_add))),
+        total_params: default.facts.num_parameters,
+        trainable_params: Some(0),
+        model_size_mb: Some(mebibytes(default.facts.size_bytes)),
+        ..MemoryUsage::default()
+    }
+}
+
+impl From<Cleaned> for CleanedUp {
+    fn from(cleaned: Cleaned) -> CleanedUp {
+        CleanedUp {
+            bytes_freed: cleaned.bytes_freed,
+            arena_bytes_freed: cleaned.arena_bytes_freed,
+            resident_bytes: cleaned.resident_bytes,
+        }
     }
 }
 
@@ -353,12 +450,7 @@ impl From<&ModelStatus> for ModelInfo {
             providers: loaded.map_or_else(Vec::new, |model| model.facts.providers.clone()),
             config: loaded.map(config_of),
             metadata,
-            memory_usage: MemoryUsage {
-                total_params: parameters,
-                trainable_params: loaded.map(|_| 0),
-                model_size_mb: loaded.map(|model| mebibytes(model.facts.size_bytes)),
-                ..MemoryUsage::default()
-            },
+            memory_usage: memory_of(status),
             total_parameters: parameters,
             trainable_parameters: loaded.map(|_| 0),
             source: ModelSource { kind: "local" },

@@ -18,9 +18,9 @@ use prost::Message;
 pub(super) fn make(element_type: i32) -> Result<DynValue, RuntimeError> {
     let failed = |error: ort::Error| RuntimeError::Run(message::clean(&error.to_string()));
     let runtime = OnnxRuntime::open().map_err(|error| RuntimeError::Library(error.to_string()))?;
-    let mut session = session(runtime.environment(), &graph(element_type)).map_err(failed)?;
+    let session = session(runtime.environment(), &graph(element_type)).map_err(failed)?;
     let options = RunOptions::new().map_err(failed)?;
-    let mut outputs = raw::run(&mut session, &[], &["s"], &options).map_err(failed)?;
+    let mut outputs = raw::run(&session, &[], &["s"], &options).map_err(failed)?;
     outputs.pop().flatten().ok_or_else(|| RuntimeError::Run("an empty sequence could not be made".to_owned()))
 }
 

@@ -1,6 +1,6 @@
 //! Finds and opens ONNX Runtime's shared library, once for the process.
 
-use super::session;
+use super::{graph, memory, session};
 use crate::runtime::{GraphSource, Runtime, RuntimeError, Session, SessionSettings};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -113,6 +113,14 @@ fn version_from_build_info(info: &str) -> Option<String> {
 impl Runtime for OnnxRuntime {
     fn load(&self, source: &GraphSource, settings: &SessionSettings) -> Result<Box<dyn Session>, RuntimeError> {
         session::load(&self.environment, source, settings)
+    }
+
+    fn size_bytes(&self, source: &GraphSource) -> Result<u64, RuntimeError> {
+        Ok(graph::read(source)?.facts.size_bytes)
+    }
+
+    fn give_back(&self) {
+        memory::give_back();
     }
 
     fn version(&self) -> &str {

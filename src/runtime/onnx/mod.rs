@@ -3,6 +3,7 @@
 //! The only place that knows the `ort` crate. `graph` reads the file before ONNX Runtime sees it and refuses external
 //! data outside the model's folder. ONNX Runtime's own texts hold paths and source lines: they pass through `message`.
 
+mod arena;
 mod convert;
 mod empty_sequence;
 mod graph;
@@ -12,8 +13,11 @@ mod message;
 mod provider;
 mod raw;
 mod session;
+#[cfg(test)]
+mod working_memory_tests;
 
 pub use library::{LibraryError, OnnxRuntime, find_library};
+pub use memory::limit_arenas;
 
 /// The ONNX file format, generated from `proto/onnx-ml.proto`.
 mod proto {

@@ -1,16 +1,19 @@
 //! What the `ort` crate's safe interface cannot do: outputs that may be absent, and strings with NUL characters.
 //!
 //! The crate reads the type of every output, which ends the process where an output holds nothing, as optional ones may and
-//! those that a graph computes from an absent optional; and it gives strings to ONNX Runtime as C strings. Both are a few calls of ONNX Runtime's C interface, kept together here.
+//! those that a graph computes from an absent optional; it gives strings to ONNX Runtime as C strings; and it does not wrap
+//! the figures of an arena. All are a few calls of ONNX Runtime's C interface, kept together here.
 
 #![expect(unsafe_code, reason = "calls of ONNX Runtime's C interface that the crate does not wrap")]
 
-use ort::memory::Allocator;
-use ort::session::{RunOptions, SelectedOutputMarker, Session, SessionInputValue};
+use crate::runtime::SessionMemory;
+use ort::logging::LogLevel;
+use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::{RunOptions, SelectedOutputMarker, Session, SessionInputValue, SharedSessionInner};
 use ort::value::{DynTensor, DynValue, TensorElementType};
 use ort::{AsPointer, sys};
 use std::borrow::Cow;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::ptr::{self, NonNull};
 
 fn check(status: sys::OrtStatusPtr) -> ort::Result<()> {
@@ -23,8 +26,11 @@ fn c_string(name: &str) -> ort::Result<CString> {
 }
 
 /// Runs the graph and gives the outputs named, `None` for one that holds nothing.
+///
+/// ONNX Runtime documents `Run` as safe from several threads at once; the crate's `&mut` is its own caution for devices other
+/// than the CPU, so only sessions on the CPU are run by several (see [`super::session`]).
 pub(super) fn run<O: SelectedOutputMarker>(
-    session: &mut Session,
+    session: &Session,
     inputs: &[(Cow<'_, str>, SessionInputValue<'_>)],
     outputs: &[&str],
     options: &RunOptions<O>,
@@ -36,7 +42,7 @@ pub(super) fn run<O: SelectedOutputMarker>(
     let input_pointers: Vec<*const sys::OrtValue> = inputs.iter().map(|(_, value)| value.ptr()).collect();
     let mut results = Outputs(vec![ptr::null_mut(); outputs.len()]);
     // SAFETY: session and options live through the call, the arrays are as long as the counts say, the inputs are borrowed
-    // until it returns, and `&mut` keeps other runs of this session away. ONNX Runtime fills every output or gives an error.
+    // until it returns, and the caller runs a session on several threads only where that is safe. ONNX Runtime fills every output or gives an error.
     check(unsafe {
         (ort::api().Run)(
             session.ptr().cast_mut(),
@@ -101,4 +107,78 @@ pub(super) fn string_tensor(shape: &[usize], strings: &[String]) -> ort::Result<
         }
     }
     Ok(tensor)
+}
+
+/// The arena that the session's runs on the CPU work in.
+///
+/// # Errors
+/// Where the session has none.
+pub(super) fn arena_allocator(session: &Session) -> ort::Result<Allocator> {
+    Allocator::new(session, MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Arena, MemoryType::Default)?)
+}
+
+/// The figures of an arena; `None` where the allocator is no arena.
+pub(super) fn arena_stats(arena: &Allocator) -> Option<SessionMemory> {
+    let mut pairs = Pairs(ptr::null_mut());
+    // SAFETY: the allocator lives through the call, which locks the arena itself and gives a new list or an error.
+    check(unsafe { (ort::api().AllocatorGetStats)(arena.ptr(), &raw mut pairs.0) }).ok()?;
+    let figure = |key: &CStr| -> Option<u64> {
+        // SAFETY: the list was made above and is not released; the name is a C string.
+        let text = unsafe { (ort::api().GetKeyValue)(pairs.0, key.as_ptr()) };
+        if text.is_null() {
+            return None;
+        }
+        // SAFETY: a text of the list is a C string that lives as long as the list.
+        unsafe { CStr::from_ptr(text) }.to_str().ok()?.parse().ok()
+    };
+    Some(SessionMemory {
+        arena_bytes: figure(c"TotalAllocated")?,
+        arena_in_use_bytes: figure(c"InUse")?,
+        arena_max_bytes: figure(c"MaxInUse")?,
+    })
+}
+
+struct Pairs(*mut sys::OrtKeyValuePairs);
+
+impl Drop for Pairs {
+    fn drop(&mut self) {
+        if !self.0.is_null() {
+            // SAFETY: the list came from the interface and is released once.
+            unsafe { (ort::api().ReleaseKeyValuePairs)(self.0) };
+        }
+    }
+}
+
+/// Makes the session's arena give back what is not in use. `output` is the name of any output.
+///
+/// The arena has no call for this in ONNX Runtime 1.32; only a run can ask for it, and it does so also when it is stopped
+/// before its first node. Such a run needs no inputs and computes nothing. It ends with an error, as every stopped run does,
+/// so whether memory came back is told by [`arena_stats`] alone.
+///
+/// # Errors
+/// Where the run could not even be prepared.
+pub(super) fn shrink_arena(session: &SharedSessionInner, output: &CStr) -> ort::Result<()> {
+    let mut options = RunOptions::new()?;
+    options.set("memory.enable_memory_arena_shrinkage", "cpu:0")?;
+    // The stop is on purpose, so it is not logged.
+    options.set_log_level(LogLevel::Fatal)?;
+    options.terminate()?;
+    let mut results = Outputs(vec![ptr::null_mut()]);
+    // SAFETY: session and options live through the call; there are no inputs, one output name and one place for it. Runs
+    // beside this one are allowed as for `run`.
+    let status = unsafe {
+        (ort::api().Run)(
+            session.ptr().cast_mut(),
+            options.ptr(),
+            ptr::null(),
+            ptr::null(),
+            0,
+            [output.as_ptr()].as_ptr(),
+            1,
+            results.0.as_mut_ptr(),
+        )
+    };
+    // Released; its text says that the run was stopped.
+    let _ = check(status);
+    Ok(())
 }

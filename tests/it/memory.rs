@@ -1,0 +1,284 @@
+//! Memory: what models take and give back, the budget, and cleaning up.
+
+use crate::server::{PATIENCE, Server, store_of};
+use prost::Message;
+use proto::tensor_shape_proto::{Dimension, dimension};
+use proto::{
+    GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto,
+    type_proto,
+};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// The ONNX file format, generated from `proto/onnx-ml.proto`.
+mod proto {
+    #![expect(clippy::all, reason = "generated code")]
+    include!(concat!(env!("OUT_DIR"), "/onnx.rs"));
+}
+
+const MIB: f64 = (1 << 20) as f64;
+
+/// `x [N, 64]` → `MatMul` with `a [64, wide]` → `MatMul` with `b [wide, 64]` → `y [N, 64]`, in the folder's version 1.
+fn write_wide_model(folder: &Path, wide: usize) {
+    let dim = |value| Dimension { value: Some(value), ..Dimension::default() };
+    let value = |name: &str| {
+        let dims = vec![dim(dimension::Value::DimParam("N".into())), dim(dimension::Value::DimValue(64))];
+        let tensor = type_proto::Tensor { elem_type: Some(1), shape: Some(TensorShapeProto { dim: dims }) };
+        let ty = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() };
+        ValueInfoProto { name: Some(name.into()), r#type: Some(ty), ..ValueInfoProto::default() }
+    };
+    let weights = |name: &str, rows: usize, columns: usize| TensorProto {
+        name: Some(name.into()),
+        dims: vec![rows as i64, columns as i64],
+        data_type: Some(1),
+        raw_data: Some(varied(rows, rows * columns).into()),
+        ..TensorProto::default()
+    };
+    let node = |inputs: [&str; 2], output: &str| NodeProto {
+        op_type: Some("MatMul".into()),
+        input: inputs.map(str::to_owned).to_vec(),
+        output: vec![output.into()],
+        ..NodeProto::default()
+    };
+    let graph = GraphProto {
+        name: Some("wide".into()),
+        node: vec![node(["x", "a"], "w"), node(["w", "b"], "y")],
+        initializer: vec![weights("a", 64, wide), weights("b", wide, 64)],
+        input: vec![value("x")],
+        output: vec![value("y")],
+        ..GraphProto::default()
+    };
+    let opset = OperatorSetIdProto { version: Some(21), ..OperatorSetIdProto::default() };
+    let model =
+        ModelProto { ir_version: Some(10), opset_import: vec![opset], graph: Some(graph), ..ModelProto::default() };
+    std::fs::create_dir_all(folder.join("1")).unwrap();
+    std::fs::write(folder.join("1/model.onnx"), model.encode_to_vec()).unwrap();
+}
+
+/// Small floats, no two runs of them alike: ONNX Runtime keeps one copy of equal weights.
+fn varied(seed: usize, count: usize) -> Vec<u8> {
+    let mut state = seed as u32;
+    let numbers = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as f32 * 1e-10
+    });
+    numbers.take(count).flat_map(f32::to_le_bytes).collect()
+}
+
+/// Ends the traffic also where the test fails.
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// 50 MB of weights.
+const WIDE_50_MB: usize = 100_000;
+
+fn rows(count: usize) -> Value {
+    json!({ "inputs": vec![vec![0.5; 64]; count] })
+}
+
+fn resident(server: &Server) -> f64 {
+    server.get_json("/v1/system")["memory"]["resident_mb"].as_f64().unwrap()
+}
+
+fn memory(server: &Server, model: &str) -> f64 {
+    server.get_json(&format!("/v1/models/{model}/memory"))["cpu_memory_mb"].as_f64().unwrap()
+}
+
+fn state(server: &Server, model: &str) -> String {
+    server.get_json(&format!("/v1/models/{model}"))["state"].as_str().unwrap().to_owned()
+}
+
+#[test]
+fn memory_comes_back_after_loads_and_unloads_beside_traffic() {
+    let store = store_of(&["mlp"]);
+    write_wide_model(&store.path().join("wide"), WIDE_50_MB);
+    let server = Server::on(store, &[]);
+    let mlp = json!({"inputs": [vec![0.5; 32]]});
+    let cycle = |load: &str| assert_eq!(server.post_json(&format!("/v1/models/wide/{load}"), &json!({})).0, 200);
+    // What the process takes only once, such as its threads' buffers, is there before the start is measured.
+    for _ in 0..20 {
+        assert_eq!(server.post_json("/v1/models/mlp/predict", &mlp).0, 200);
+    }
+    assert_eq!(server.post_json("/v1/models/wide/predict", &rows(2)).0, 200);
+    cycle("unload");
+    let start = resident(&server);
+    let (stop, answered) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        let _stop = StopOnDrop(&stop);
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    assert_eq!(server.post_json("/v1/models/mlp/predict", &mlp).0, 200);
+                    answered.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for _ in 0..5 {
+            cycle("load");
+            assert!(resident(&server) > start + 40.0, "the model was meant to be large");
+            let (status, answer) = server.post_json("/v1/models/wide/predict", &rows(2));
+            assert_eq!(status, 200, "{answer}");
+            cycle("unload");
+        }
+    });
+    let end = resident(&server);
+    assert!(answered.load(Ordering::Relaxed) > 0);
+    assert!(end < start + 15.0, "{start} MiB at the start, {end} at the end");
+}
+
+#[test]
+fn a_models_memory_is_measured() {
+    let store = store_of(&["mlp"]);
+    write_wide_model(&store.path().join("wide"), WIDE_50_MB);
+    // Two instances: one copy of the weights.
+    let server = Server::on(store, &[("ORTUS_BATCH__INSTANCES", "2")]);
+    let answer = server.get_json("/v1/models/wide/memory");
+    let fields: Vec<&String> = answer.as_object().unwrap().keys().collect();
+    let expected = [
+        "gpu_allocated_mb",
+        "gpu_reserved_mb",
+        "gpu_max_allocated_mb",
+        "cpu_memory_mb",
+        "total_params",
+        "trainable_params",
+        "model_size_mb",
+    ];
+    assert_eq!(fields, expected);
+    assert_eq!(answer["gpu_allocated_mb"], Value::Null);
+    assert_eq!(answer["total_params"], 2 * 64 * WIDE_50_MB);
+    let size = answer["model_size_mb"].as_f64().unwrap();
+    assert!((size - (2 * 64 * WIDE_50_MB * 4) as f64 / MIB).abs() < 1.0, "{answer}");
+    let taken = answer["cpu_memory_mb"].as_f64().unwrap();
+    assert!(taken > 0.8 * size && taken < 1.8 * size, "{answer}");
+    assert_eq!(server.get_json("/v1/models/wide")["memory_usage"]["model_size_mb"], answer["model_size_mb"]);
+    let system = server.get_json("/v1/system");
+    assert!(system["memory"]["models_mb"].as_f64().unwrap() >= taken, "{system}");
+    assert_eq!(server.get("/v1/models/nope/memory").status(), 404);
+    // Not loaded: nothing is known.
+    assert_eq!(server.post_json("/v1/models/wide/unload", &json!({})).0, 200);
+    assert_eq!(server.get_json("/v1/models/wide/memory")["cpu_memory_mb"], Value::Null);
+}
+
+#[test]
+fn what_one_large_request_took_is_given_back() {
+    let store = store_of(&[]);
+    write_wide_model(&store.path().join("wide"), 32_000);
+    let server = Server::on(store, &[]);
+    for _ in 0..20 {
+        assert_eq!(server.post_json("/v1/models/wide/predict", &rows(1)).0, 200);
+    }
+    let usual = memory(&server, "wide");
+    // 128 MB between the two products, given back by the model itself.
+    assert_eq!(server.post_json("/v1/models/wide/predict", &rows(1000)).0, 200);
+    for _ in 0..20 {
+        assert_eq!(server.post_json("/v1/models/wide/predict", &rows(1)).0, 200);
+    }
+    assert!(memory(&server, "wide") < usual + 20.0, "{usual}, then {}", memory(&server, "wide"));
+    // Sizes that recur keep their memory, until somebody asks.
+    for _ in 0..3 {
+        assert_eq!(server.post_json("/v1/models/wide/predict", &rows(1000)).0, 200);
+    }
+    assert!(memory(&server, "wide") > usual + 100.0, "{usual}, then {}", memory(&server, "wide"));
+    let (status, cleaned) = server.post_json("/v1/models/wide/cleanup", &json!({}));
+    assert_eq!(status, 200);
+    assert!(cleaned["arena_bytes_freed"].as_u64().unwrap() > 100 << 20, "{cleaned}");
+    assert!(cleaned["bytes_freed"].as_u64().unwrap() > 50 << 20, "{cleaned}");
+    assert!(memory(&server, "wide") < usual + 20.0);
+    assert_eq!(server.post_json("/v1/models/wide/predict", &rows(3)).0, 200);
+    assert_eq!(server.post_json("/v1/cleanup", &json!({})).0, 200);
+    assert_eq!(server.post_json("/v1/models/nope/cleanup", &json!({})).0, 404);
+}
+
+#[test]
+fn models_beyond_the_budget_take_turns() {
+    let store = store_of(&[]);
+    for model in ["a", "b", "c"] {
+        // 20 MB each.
+        write_wide_model(&store.path().join(model), 40_000);
+    }
+    let server = Server::on(store, &[("ORTUS_STORE__MAX_LOADED_MEMORY_MB", "50")]);
+    for round in 0..2 {
+        for model in ["a", "b", "c"] {
+            let (status, answer) = server.post_json(&format!("/v1/models/{model}/predict"), &rows(1));
+            assert_eq!(status, 200, "round {round}, {model}: {answer}");
+        }
+    }
+    // One or two, by how the first loads, side by side, were measured; the last asked for is among them.
+    let ready = ["a", "b", "c"].iter().filter(|model| state(&server, model) == "ready").count();
+    assert!((1..=2).contains(&ready), "{ready}");
+    assert_eq!(state(&server, "c"), "ready");
+    let memory = &server.get_json("/v1/system")["memory"];
+    assert_eq!(memory["budget_mb"], 50.0);
+    assert!(memory["models_mb"].as_f64().unwrap() <= 50.0, "{memory}");
+    server.assert_well();
+}
+
+#[test]
+fn a_model_over_the_budget_is_refused_before_it_is_loaded() {
+    let store = store_of(&["mlp"]);
+    write_wide_model(&store.path().join("wide"), WIDE_50_MB);
+    let server = Server::on(store, &[("ORTUS_STORE__MAX_LOADED_MEMORY_MB", "40")]);
+    for (path, body) in [("/v1/models/wide/load", json!({})), ("/v1/models/wide/predict", rows(1))] {
+        let (status, answer) = server.post_json(path, &body);
+        assert_eq!((status, &answer["code"]), (507, &json!("insufficient_memory")), "{answer}");
+        assert!(answer["detail"].as_str().unwrap().contains("max_loaded_memory_mb"), "{answer}");
+    }
+    assert_eq!(server.post_json("/v2/repository/models/wide/load", &json!({})).0, 507);
+    assert_eq!(state(&server, "wide"), "unloaded");
+    // What serves serves on.
+    assert_eq!(server.post_json("/v1/models/mlp/predict", &json!({"inputs": [vec![0.5; 32]]})).0, 200);
+    server.assert_well();
+}
+
+#[test]
+fn a_busy_model_is_not_evicted() {
+    let store = store_of(&["slow"]);
+    write_wide_model(&store.path().join("wide"), 40_000);
+    // `slow` is put at 2 MiB and `wide` at 28: not both.
+    let server = Server::on(store, &[("ORTUS_STORE__MAX_LOADED_MEMORY_MB", "29"), ("ORTUS_STORE__AUTOLOAD", "false")]);
+    assert_eq!(server.post_json("/v1/models/slow/load", &json!({})).0, 200);
+    let endless = json!({"inputs": slow_inputs(&server), "timeout_ms": 3000});
+    std::thread::scope(|scope| {
+        let request = scope.spawn(|| {
+            // 503: `wide` was being loaded in that moment.
+            let answers = std::iter::repeat_with(|| server.post_json("/v1/models/slow/predict", &endless).0);
+            answers.take(1000).find(|status| *status != 503)
+        });
+        let deadline = Instant::now() + PATIENCE;
+        let refused = loop {
+            let response = server.post("/v1/models/wide/load").send().unwrap();
+            if response.status() == 503 {
+                break response;
+            }
+            // The long request has not come yet: `slow` was idle and had to go. It comes back with the request.
+            assert!(Instant::now() < deadline, "{}", response.status());
+            std::thread::sleep(Duration::from_millis(100));
+        };
+        assert!(refused.headers().contains_key("retry-after"));
+        assert!(refused.text().unwrap().contains("memory_busy"));
+        assert_eq!(request.join().unwrap(), Some(504));
+    });
+    assert_eq!(server.post_json("/v1/models/wide/load", &json!({})).0, 200);
+    assert_eq!((state(&server, "slow"), state(&server, "wide")), ("unloaded".to_owned(), "ready".to_owned()));
+}
+
+/// Inputs of `slow` that run until they are stopped.
+fn slow_inputs(server: &Server) -> Value {
+    let meta = server.get_json("/v2/models/slow");
+    let inputs = meta["inputs"].as_array().unwrap().iter().map(|input| {
+        let dims = input["shape"].as_array().unwrap().iter().map(|dim| dim.as_i64().unwrap().max(1));
+        let shape: Vec<i64> = dims.collect();
+        let count = usize::try_from(shape.iter().product::<i64>()).unwrap();
+        let number = if input["datatype"] == "INT64" { json!(1_000_000_000_000u64) } else { json!(0.5) };
+        let tensor = json!({"dtype": input["datatype"], "shape": shape, "data": vec![number; count]});
+        (input["name"].as_str().unwrap().to_owned(), tensor)
+    });
+    Value::Object(inputs.collect())
+}
