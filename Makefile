@@ -25,7 +25,7 @@ LIBRARY := library
 GPU_ENV := source lib-cuda/env.sh
 endif
 
-.PHONY: help run test check gpu-run gpu-check clients models fixtures bench clean library gpu-library fmt-check lint docs openapi-check deny
+.PHONY: help run test check gpu-run gpu-check clients models fixtures bench bench-models soak clean library gpu-library fmt-check lint docs openapi-check deny
 
 help:  ## List these commands
 	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## */\1\t/' | column -t -s $$'\t'
@@ -96,8 +96,12 @@ models: $(VENV)/.installed  ## Train models/digits again and write its golden an
 fixtures: $(VENV)/.installed  ## Write the test models and their golden answers again
 	$(VENV)/bin/python tools/make_fixtures.py
 
-bench: $(LIBRARY)  ## Run the benchmarks
+# ORTUS_BENCH chooses, as in: ORTUS_BENCH="mlp echo --rounds 3" make bench
+bench: $(LIBRARY) bench-models  ## Run the benchmarks
 	$(CARGO) bench --locked
+
+bench-models: $(VENV)/.installed
+	$(VENV)/bin/python tools/make_bench_models.py $(TARGET)/bench-models
 
 clean:  ## Remove what was built and installed here
 	$(CARGO) clean

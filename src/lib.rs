@@ -6,6 +6,7 @@ pub mod cli;
 pub mod config;
 pub mod engine;
 pub mod http;
+pub mod load;
 pub mod models;
 pub mod pipelines;
 pub mod runtime;

@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 const GROUND: [&str; 3] = ["tensor", "tasks", "telemetry"];
 
 /// Each room and the rooms it may import, besides the ground floor.
-const BORDERS: [(&str, &[&str]); 13] = [
+const BORDERS: [(&str, &[&str]); 14] = [
     ("tensor", &[]),
     ("tasks", &[]),
     ("telemetry", &[]),
+    ("load", &[]),
     ("runtime", &[]),
     ("pipelines", &[]),
     ("batching", &["runtime"]),
@@ -22,7 +23,7 @@ const BORDERS: [(&str, &[&str]); 13] = [
     ("http", &["engine"]),
     // The settings structs of the rooms.
     ("config", &["http", "models", "pipelines", "runtime"]),
-    ("cli", &["app", "config", "engine", "http"]),
+    ("cli", &["app", "config", "engine", "http", "load"]),
     ("app", &["config", "http", "engine", "models", "pipelines", "batching", "runtime"]),
     ("main", &["app", "cli", "config"]),
 ];

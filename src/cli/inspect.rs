@@ -135,7 +135,7 @@ mod tests {
     use crate::engine::{Item, ModelName, Parameters, Prediction};
     use crate::models::ModelSettings;
     use crate::pipelines::{Pipeline, PipelineError};
-    use crate::runtime::GraphFacts;
+    use crate::runtime::{GraphFacts, GraphSource};
     use crate::tasks::Tasks;
     use crate::tensor::{DType, Tensor, ValueType};
     use std::collections::BTreeMap;
@@ -202,6 +202,8 @@ mod tests {
             output_labels: BTreeMap::new(),
             max_batch_size: 0,
             config_json: Value::Null,
+            source: GraphSource { file: "".into(), folder: "".into(), max_file_bytes: 0 },
+            vocabulary: None,
             handle: Handle::start("m", vec![], 1, &Tasks::new()).unwrap(),
             loaded_at: SystemTime::UNIX_EPOCH,
             load_time: Duration::from_millis(12),

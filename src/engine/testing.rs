@@ -54,6 +54,8 @@ pub(crate) fn model(
         output_labels: BTreeMap::new(),
         max_batch_size: 0,
         config_json: serde_json::Value::Null,
+        source,
+        vocabulary: None,
         handle: Handle::start("fake", vec![session], 8, tasks).unwrap(),
         loaded_at: SystemTime::UNIX_EPOCH,
         load_time: Duration::ZERO,

@@ -5,7 +5,7 @@
 
 use super::config_pbtxt::{GivenConfig, InForce, effective};
 use super::repository::{VersionFolder, companion, graph_file, read_bounded};
-use super::{LoadError, LoadedModel, Manifest, ModelName, ModelSettings, Version, VersionPolicy, warmup};
+use super::{LoadError, LoadedModel, Manifest, ModelName, ModelSettings, Version, VersionPolicy, made_up, warmup};
 use crate::batching::Handle;
 use crate::pipelines::{LabelsSource, Pipeline, PipelineLimits};
 use crate::runtime::{GraphSource, Interrupt, Runtime, Session, SessionSettings};
@@ -76,7 +76,8 @@ pub(super) fn load(
         warmup::configured(&mut sessions, sample, &job.folder, interrupt)?;
     }
     warmup::samples(&mut sessions, pipeline.as_deref(), &job.manifest, &job.folder, interrupt)?;
-    warmup::made_up(&mut sessions, job.settings.warmup_iterations, interrupt);
+    let vocabulary = made_up::vocabulary(task_folder(job));
+    warmup::made_up(&mut sessions, job.settings.warmup_iterations, vocabulary, interrupt);
 
     let in_force = InForce {
         name: &job.name,
@@ -104,6 +105,8 @@ pub(super) fn load(
         output_labels,
         max_batch_size: config.map_or(0, |config| config.max_batch_size),
         config_json,
+        source,
+        vocabulary,
         handle,
         loaded_at: SystemTime::now(),
         load_time: started.elapsed(),

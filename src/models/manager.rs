@@ -12,7 +12,7 @@ use super::repository::{FolderError, ModelFolder, Repository, read_folder};
 use super::{LoadError, LoadOverrides, LoadedModel, ModelError, ModelName, ModelSettings, ModelStatus};
 use super::{StoreSettings, Version, VersionPolicy, overrides};
 use crate::pipelines::PipelineLimits;
-use crate::runtime::{Interrupt, Runtime};
+use crate::runtime::{Interrupt, Runtime, Session, SessionSettings};
 use crate::tasks::Tasks;
 use futures_util::StreamExt;
 use std::collections::{BTreeMap, BTreeSet};
@@ -225,6 +225,23 @@ impl ModelManager {
     /// Name and version of the library that runs the graphs.
     pub fn runtime_version(&self) -> String {
         self.0.runtime.version().to_owned()
+    }
+
+    /// Loads one more session of a version, with the settings of those that serve it. It stands beside the store: for
+    /// measurements.
+    ///
+    /// # Errors
+    /// As the load of a version.
+    pub async fn bare_session(&self, model: &LoadedModel) -> Result<Box<dyn Session>, ModelError> {
+        let (inner, source) = (self.0.clone(), model.source.clone());
+        let settings = SessionSettings {
+            device: model.settings.device.clone(),
+            optimization_level: model.settings.optimization_level,
+            intra_threads: model.intra_threads,
+        };
+        let session = self.blocking(move || inner.runtime.load(&source, &settings)).await;
+        let session = session.ok_or(LoadError::Panicked).and_then(|session| session.map_err(LoadError::Runtime));
+        session.map_err(|source| ModelError::Load { model: model.name.clone(), version: model.version, source })
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<ModelName, Entry>> {

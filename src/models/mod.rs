@@ -7,6 +7,7 @@ mod config_pbtxt;
 mod error;
 mod lifecycle;
 mod loader;
+mod made_up;
 mod manager;
 mod manifest;
 mod name;

@@ -3,7 +3,7 @@
 use super::{Manifest, ModelName, ModelSettings, Version};
 use crate::batching;
 use crate::pipelines::Pipeline;
-use crate::runtime::GraphFacts;
+use crate::runtime::{GraphFacts, GraphSource, Input};
 use crate::tensor::Spec;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -32,6 +32,10 @@ pub struct LoadedModel {
     pub max_batch_size: u32,
     /// Triton's `ModelConfig` in force, as protobuf's JSON with the original field names.
     pub config_json: serde_json::Value,
+    /// Where the graph was read from.
+    pub source: GraphSource,
+    /// Token ids are below this, where the model says so.
+    pub vocabulary: Option<usize>,
     pub handle: batching::Handle,
     pub loaded_at: SystemTime,
     /// From the first byte read to the end of the warm-up.
@@ -41,6 +45,14 @@ pub struct LoadedModel {
 impl fmt::Debug for LoadedModel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LoadedModel").field("name", &self.name).field("version", &self.version).finish_non_exhaustive()
+    }
+}
+
+impl LoadedModel {
+    /// Values for the graph's inputs, made up from what it declares: `rows` in dimension 0 where that is free, token ids
+    /// within the vocabulary. The same ones each time; `None` where one would be too large.
+    pub fn made_up_inputs(&self, rows: usize) -> Option<Vec<Input>> {
+        super::made_up::inputs(&self.inputs, rows, self.vocabulary)
     }
 }
 
