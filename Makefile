@@ -100,6 +100,11 @@ fixtures: $(VENV)/.installed  ## Write the test models and their golden answers 
 bench: $(LIBRARY) bench-models  ## Run the benchmarks
 	$(CARGO) bench --locked
 
+# SOAK holds options of tools/soak.py, as in: make soak SOAK="--minutes 1 --cycles 5"
+soak: $(LIBRARY) bench-models  ## Load a release build for ten minutes, rightly and wrongly; nothing may be lost or kept
+	$(CARGO) build --release --locked
+	$(PYTHON) tools/soak.py $(TARGET)/release/ortus $(TARGET)/bench-models $(SOAK)
+
 bench-models: $(VENV)/.installed
 	$(VENV)/bin/python tools/make_bench_models.py $(TARGET)/bench-models
 

@@ -20,6 +20,8 @@ pub enum LoadError {
     Connection { address: SocketAddr, source: io::Error },
     #[error("no thread could be started: {0}")]
     Thread(io::Error),
+    #[error("a worker ended abnormally")]
+    Panicked,
     #[error("{0}")]
     Work(String),
 }
@@ -90,7 +92,7 @@ fn run(work: &mut Work, started: Instant, duration: Duration, stop: &[&AtomicBoo
     let mut begun = Instant::now();
     while begun - started < duration && !stop.iter().any(|stop| stop.load(Ordering::Relaxed)) {
         let counts = std::panic::catch_unwind(std::panic::AssertUnwindSafe(&mut *work))
-            .unwrap_or_else(|_| Err("a worker ended abnormally".to_owned()))?;
+            .unwrap_or_else(|_| Err(LoadError::Panicked.to_string()))?;
         let now = Instant::now();
         if counts {
             done.ticks.push(ticks(now - begun));
