@@ -192,7 +192,7 @@ mod tests {
     #[test]
     fn the_axis_ends_at_a_short_number() {
         for (highest, expected) in
-            [(0.0, 1.0), (f64::NAN, 1.0), (0.7, 1.0), (1.0, 1.0), (1.1, 2.0), (42.0, 50.0), (12_345.0, 15_000.0)]
+            [(0.0, 1.0), (f64::NAN, 1.0), (0.7, 0.8), (1.0, 1.0), (1.1, 1.5), (42.0, 50.0), (12_345.0, 15_000.0)]
         {
             assert!((nice(highest) - expected).abs() < 1e-9, "{highest}: {}", nice(highest));
         }
