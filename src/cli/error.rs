@@ -38,7 +38,7 @@ pub(super) enum CliError {
     Bench(&'static str),
     #[error(transparent)]
     Load(#[from] LoadError),
-    #[error("the server answered the first request with {status}: {text}")]
+    #[error("the server answered the first request with {status}: {text}; --input names a file with other tensors")]
     Refused { status: u16, text: String },
     #[error("interrupted; nothing was measured to its end")]
     Interrupted,

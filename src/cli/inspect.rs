@@ -203,7 +203,7 @@ mod tests {
             max_batch_size: 0,
             config_json: Value::Null,
             source: GraphSource { file: "".into(), folder: "".into(), max_file_bytes: 0 },
-            vocabulary: None,
+            hints: Default::default(),
             handle: Handle::start("m", vec![], 1, &Tasks::new()).unwrap(),
             loaded_at: SystemTime::UNIX_EPOCH,
             load_time: Duration::from_millis(12),

@@ -55,7 +55,7 @@ pub(crate) fn model(
         max_batch_size: 0,
         config_json: serde_json::Value::Null,
         source,
-        vocabulary: None,
+        hints: Default::default(),
         handle: Handle::start("fake", vec![session], 8, tasks).unwrap(),
         loaded_at: SystemTime::UNIX_EPOCH,
         load_time: Duration::ZERO,

@@ -4,8 +4,9 @@
 //! Knows no registry: who may be replaced by the result is decided elsewhere.
 
 use super::config_pbtxt::{GivenConfig, InForce, effective};
+use super::made_up::InputHints;
 use super::repository::{VersionFolder, companion, graph_file, read_bounded};
-use super::{LoadError, LoadedModel, Manifest, ModelName, ModelSettings, Version, VersionPolicy, made_up, warmup};
+use super::{LoadError, LoadedModel, Manifest, ModelName, ModelSettings, Version, VersionPolicy, warmup};
 use crate::batching::Handle;
 use crate::pipelines::{LabelsSource, Pipeline, PipelineLimits};
 use crate::runtime::{GraphSource, Interrupt, Runtime, Session, SessionSettings};
@@ -76,8 +77,8 @@ pub(super) fn load(
         warmup::configured(&mut sessions, sample, &job.folder, interrupt)?;
     }
     warmup::samples(&mut sessions, pipeline.as_deref(), &job.manifest, &job.folder, interrupt)?;
-    let vocabulary = made_up::vocabulary(task_folder(job));
-    warmup::made_up(&mut sessions, job.settings.warmup_iterations, vocabulary, interrupt);
+    let hints = InputHints::read(task_folder(job));
+    warmup::made_up(&mut sessions, job.settings.warmup_iterations, &hints, interrupt);
 
     let in_force = InForce {
         name: &job.name,
@@ -106,7 +107,7 @@ pub(super) fn load(
         max_batch_size: config.map_or(0, |config| config.max_batch_size),
         config_json,
         source,
-        vocabulary,
+        hints,
         handle,
         loaded_at: SystemTime::now(),
         load_time: started.elapsed(),

@@ -5,6 +5,7 @@
 
 use crate::runtime::Input;
 use crate::tensor::{DType, Dim, Spec, Tensor, Value, ValueType, byte_len, element_count};
+use serde_json::Value as Json;
 use std::path::Path;
 
 /// Bytes of one made-up or sampled input.
@@ -18,32 +19,48 @@ const SAMPLES: usize = 16_000;
 /// Largest `config.json` that is looked at, in bytes.
 const CONFIG_BYTES_MAX: u64 = 16 << 20;
 
-/// A value for every input that must be given, with `rows` in dimension 0 where that is free. Token ids stay below
-/// `vocabulary`. `None` where one would be too large.
-pub(super) fn inputs(specs: &[Spec], rows: usize, vocabulary: Option<usize>) -> Option<Vec<Input>> {
+/// What the files beside a graph say of its inputs.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct InputHints {
+    /// Token ids are below this.
+    pub vocabulary: Option<usize>,
+    /// Height and width of the pictures.
+    pub image_size: Option<(usize, usize)>,
+}
+
+impl InputHints {
+    /// From the `config.json` in `folder`, as HuggingFace's models have it; nothing where there is none.
+    pub(super) fn read(folder: &Path) -> InputHints {
+        let bytes = super::repository::read_bounded(&folder.join("config.json"), CONFIG_BYTES_MAX);
+        let config = bytes.ok().flatten().and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or(Json::Null);
+        // Models of several parts have it in the part that it is about.
+        let entry = |part: &str, key: &str| config.get(key).or_else(|| config.get(part)?.get(key));
+        let number = |value: &Json| value.as_u64().filter(|size| *size > 0).and_then(|size| usize::try_from(size).ok());
+        let image_size =
+            entry("vision_config", "image_size").and_then(|size| match size.as_array().map(Vec::as_slice) {
+                Some([height, width]) => Some((number(height)?, number(width)?)),
+                Some(_) => None,
+                None => number(size).map(|side| (side, side)),
+            });
+        InputHints { vocabulary: entry("text_config", "vocab_size").and_then(number), image_size }
+    }
+}
+
+/// A value for every input that must be given, with `rows` in dimension 0 where that is free. `None` where one would be too
+/// large.
+pub(super) fn inputs(specs: &[Spec], rows: usize, hints: &InputHints) -> Option<Vec<Input>> {
     let needed = specs.iter().enumerate().filter(|(_, spec)| !spec.optional);
-    needed.map(|(index, spec)| value(&spec.name, &spec.ty, rows, vocabulary).map(|value| (index, value))).collect()
+    needed.map(|(index, spec)| value(&spec.name, &spec.ty, rows, hints).map(|value| (index, value))).collect()
 }
 
-/// `vocab_size` of the `config.json` in `folder`, as HuggingFace's models have it.
-pub(super) fn vocabulary(folder: &Path) -> Option<usize> {
-    let bytes = super::repository::read_bounded(&folder.join("config.json"), CONFIG_BYTES_MAX).ok()??;
-    let config: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
-    // Models of several parts have it in the part that reads text.
-    let size = config.get("vocab_size").or_else(|| config.get("text_config")?.get("vocab_size"))?;
-    size.as_u64().filter(|size| *size > 0).and_then(|size| usize::try_from(size).ok())
-}
-
-fn value(name: &str, ty: &ValueType, rows: usize, vocabulary: Option<usize>) -> Option<Value> {
+fn value(name: &str, ty: &ValueType, rows: usize, hints: &InputHints) -> Option<Value> {
     match ty {
         ValueType::Tensor { dtype, shape } => {
             let dims = shape.as_deref().unwrap_or(&[Dim::Fixed(1)]);
-            let shape = (0..dims.len()).map(|axis| size(name, *dtype, dims, axis, rows)).collect();
-            tensor(name, *dtype, shape, vocabulary).map(Value::Tensor)
+            let shape = (0..dims.len()).map(|axis| size(name, *dtype, dims, axis, rows, hints)).collect();
+            tensor(name, *dtype, shape, hints.vocabulary).map(Value::Tensor)
         }
-        ValueType::Sequence(element) => {
-            value(name, element, rows, vocabulary).map(|value| Value::Sequence(vec![value]))
-        }
+        ValueType::Sequence(element) => value(name, element, rows, hints).map(|value| Value::Sequence(vec![value])),
         ValueType::Map { key, value } => {
             Some(Value::Map { keys: zeros(*key, vec![1])?, values: zeros(*value, vec![1])? })
         }
@@ -52,7 +69,7 @@ fn value(name: &str, ty: &ValueType, rows: usize, vocabulary: Option<usize>) -> 
 }
 
 /// The size of one dimension: the declared one, else what its name or place suggests, else 1.
-fn size(input: &str, dtype: DType, dims: &[Dim], axis: usize, rows: usize) -> usize {
+fn size(input: &str, dtype: DType, dims: &[Dim], axis: usize, rows: usize, hints: &InputHints) -> usize {
     let name = match dims.get(axis) {
         Some(Dim::Fixed(size)) => return *size,
         Some(Dim::Dynamic(name)) => name.as_deref().unwrap_or_default().to_ascii_lowercase(),
@@ -63,27 +80,39 @@ fn size(input: &str, dtype: DType, dims: &[Dim], axis: usize, rows: usize) -> us
     if is(&["past", "cache"]) {
         return 1;
     }
+    let is_float = matches!(dtype, DType::Fp16 | DType::Bf16 | DType::Fp32 | DType::Fp64);
+    // Exporters call the length of a sound a sequence, too.
+    if axis > 0 && is_float && (input == "input_values" || is(&["sample", "audio"])) {
+        return SAMPLES;
+    }
     if is(&["seq", "length", "token"]) {
         return SEQUENCE;
     }
     if axis == 0 {
         return rows;
     }
-    if is(&["height", "width"]) || name == "h" || name == "w" {
-        return SIDE;
+    let (height, width) = hints.image_size.unwrap_or((SIDE, SIDE));
+    if is(&["height"]) || name == "h" {
+        return height;
     }
-    if is(&["sample", "audio"]) {
-        return SAMPLES;
+    if is(&["width"]) || name == "w" {
+        return width;
     }
-    let is_float = matches!(dtype, DType::Fp16 | DType::Bf16 | DType::Fp32 | DType::Fp64);
-    match dims.len() {
+    match dims {
         // A picture: its channels are last where they are few, else second.
-        4 => {
-            let channels = if matches!(dims, [.., Dim::Fixed(1 | 3 | 4)]) { 3 } else { 1 };
-            if axis == channels { 3 } else { SIDE }
+        [_, _, _, Dim::Fixed(1 | 3 | 4)] => {
+            if axis == 1 {
+                height
+            } else {
+                width
+            }
         }
-        2 if input == "input_values" && is_float => SAMPLES,
-        2 if matches!(dtype, DType::Int64 | DType::Int32) && is_of_text(input) => SEQUENCE,
+        [_, _, _, _] => match axis {
+            1 => 3,
+            2 => height,
+            _ => width,
+        },
+        [_, _] if matches!(dtype, DType::Int64 | DType::Int32) && is_of_text(input) => SEQUENCE,
         _ => 1,
     }
 }
@@ -190,13 +219,13 @@ mod tests {
         for dtype in DType::all() {
             let free = Some(vec![Dim::Dynamic(None), Dim::Fixed(3)]);
             for ty in [tensor(dtype, free), tensor(dtype, Some(vec![])), tensor(dtype, None)] {
-                ty.check(&value("x", &ty, 1, None).unwrap()).unwrap();
+                ty.check(&value("x", &ty, 1, &InputHints::default()).unwrap()).unwrap();
             }
             let made = random(dtype, vec![5, 2]).unwrap();
             assert_eq!((made.dtype(), made.shape()), (dtype, [5, 2].as_slice()));
         }
         let sequence = ValueType::Sequence(Box::new(ValueType::Map { key: DType::String, value: DType::Fp32 }));
-        sequence.check(&value("x", &sequence, 1, None).unwrap()).unwrap();
+        sequence.check(&value("x", &sequence, 1, &InputHints::default()).unwrap()).unwrap();
     }
 
     #[test]
@@ -220,7 +249,7 @@ mod tests {
 
     #[track_caller]
     fn check_shape(spec: Spec, rows: usize, expected: &[usize]) {
-        let made = inputs(std::slice::from_ref(&spec), rows, None).unwrap();
+        let made = inputs(std::slice::from_ref(&spec), rows, &InputHints::default()).unwrap();
         assert_eq!(made[0].1.as_tensor().unwrap().shape(), expected, "{spec:?}");
     }
 
@@ -239,6 +268,7 @@ mod tests {
             1,
             &[1, 8, 1, 64],
         );
+        check_shape(spec("input_values", DType::Fp32, &["batch_size", "sequence_length"]), 2, &[2, 16_000]);
         check_shape(spec("n", DType::Int64, &[]), 5, &[]);
     }
 
@@ -246,7 +276,7 @@ mod tests {
     fn the_inputs_of_a_text_model_are_within_its_vocabulary() {
         let text = |name| spec(name, DType::Int64, &["batch", "sequence"]);
         let specs = ["input_ids", "attention_mask", "token_type_ids", "position_ids"].map(text);
-        let made = inputs(&specs, 2, Some(100)).unwrap();
+        let made = inputs(&specs, 2, &InputHints { vocabulary: Some(100), ..InputHints::default() }).unwrap();
         let numbers = |index: usize| made[index].1.as_tensor().unwrap().elements::<i64>().unwrap().into_owned();
         let ids = numbers(0);
         assert!(ids.iter().all(|id| (0..100).contains(id)) && ids.iter().any(|id| *id > 1), "{ids:?}");
@@ -254,23 +284,38 @@ mod tests {
         assert!(numbers(2).iter().all(|kind| *kind == 0));
         assert_eq!(numbers(3), (0..32).chain(0..32).collect::<Vec<i64>>());
         // Where the vocabulary is not known, 0 is inside every one.
-        let made = inputs(&specs, 1, None).unwrap();
+        let made = inputs(&specs, 1, &InputHints::default()).unwrap();
         assert!(made[0].1.as_tensor().unwrap().elements::<i64>().unwrap().iter().all(|id| *id == 0));
     }
 
     #[test]
-    fn the_vocabulary_is_read_from_the_models_own_file() {
+    fn pictures_have_the_size_that_the_model_says() {
+        let hints = InputHints { image_size: Some((64, 96)), ..InputHints::default() };
+        for (dims, expected) in [
+            (["batch", "channels", "height", "width"], [1, 3, 64, 96]),
+            (["", "3", "", ""], [1, 3, 64, 96]),
+            (["", "", "", "3"], [1, 64, 96, 3]),
+            (["", "3", "32", "w"], [1, 3, 32, 96]),
+        ] {
+            let made = inputs(&[spec("x", DType::Fp32, &dims)], 1, &hints).unwrap();
+            assert_eq!(made[0].1.as_tensor().unwrap().shape(), expected, "{dims:?}");
+        }
+    }
+
+    #[test]
+    fn hints_are_read_from_the_models_own_file() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(vocabulary(folder.path()), None);
-        for (text, expected) in [
-            (r#"{"vocab_size": 30522}"#, Some(30_522)),
-            (r#"{"text_config": {"vocab_size": 7}}"#, Some(7)),
-            (r#"{"vocab_size": -1}"#, None),
-            (r#"{"vocab_size": 0}"#, None),
-            ("{", None),
+        assert_eq!(InputHints::read(folder.path()), InputHints::default());
+        for (text, vocabulary, image_size) in [
+            (r#"{"vocab_size": 30522}"#, Some(30_522), None),
+            (r#"{"text_config": {"vocab_size": 7}, "vision_config": {"image_size": 30}}"#, Some(7), Some((30, 30))),
+            (r#"{"vocab_size": -1, "image_size": [64, 96]}"#, None, Some((64, 96))),
+            (r#"{"vocab_size": 0, "image_size": [64, 0]}"#, None, None),
+            (r#"{"image_size": [1, 2, 3]}"#, None, None),
+            ("{", None, None),
         ] {
             std::fs::write(folder.path().join("config.json"), text).unwrap();
-            assert_eq!(vocabulary(folder.path()), expected, "{text}");
+            assert_eq!(InputHints::read(folder.path()), InputHints { vocabulary, image_size }, "{text}");
         }
     }
 }

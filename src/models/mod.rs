@@ -23,6 +23,7 @@ mod tests;
 
 pub use config_pbtxt::ConfigError;
 pub use error::{LoadError, ModelError};
+pub use made_up::InputHints;
 pub use manager::ModelManager;
 pub use manifest::{Manifest, ManifestError, VersionPolicy, WarmupSample};
 pub use name::{ModelName, NameError, Version};

@@ -1,5 +1,6 @@
 //! What the room tells its neighbours: a loaded model, and the states of all models.
 
+use super::made_up::InputHints;
 use super::{Manifest, ModelName, ModelSettings, Version};
 use crate::batching;
 use crate::pipelines::Pipeline;
@@ -34,8 +35,8 @@ pub struct LoadedModel {
     pub config_json: serde_json::Value,
     /// Where the graph was read from.
     pub source: GraphSource,
-    /// Token ids are below this, where the model says so.
-    pub vocabulary: Option<usize>,
+    /// What its files say of its inputs.
+    pub hints: InputHints,
     pub handle: batching::Handle,
     pub loaded_at: SystemTime,
     /// From the first byte read to the end of the warm-up.
@@ -49,10 +50,10 @@ impl fmt::Debug for LoadedModel {
 }
 
 impl LoadedModel {
-    /// Values for the graph's inputs, made up from what it declares: `rows` in dimension 0 where that is free, token ids
-    /// within the vocabulary. The same ones each time; `None` where one would be too large.
+    /// Values for the graph's inputs, made up from what it declares: `rows` in dimension 0 where that is free, sizes and token
+    /// ids as the model's files have them. The same ones each time; `None` where one would be too large.
     pub fn made_up_inputs(&self, rows: usize) -> Option<Vec<Input>> {
-        super::made_up::inputs(&self.inputs, rows, self.vocabulary)
+        super::made_up::inputs(&self.inputs, rows, &self.hints)
     }
 }
 

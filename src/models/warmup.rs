@@ -3,7 +3,7 @@
 //! A run with made-up input proves nothing, so its failure is only logged; a sample that the model brings must run.
 
 use super::config_pbtxt::{WarmupData, WarmupInput};
-use super::made_up::{self, INPUT_BYTES_MAX, random, zeros};
+use super::made_up::{self, INPUT_BYTES_MAX, InputHints, random, zeros};
 use super::repository::{VersionFolder, companion, read_bounded};
 use super::{LoadError, Manifest};
 use crate::pipelines::{Item, Parameters, Pipeline};
@@ -12,14 +12,9 @@ use crate::tensor::{Spec, Tensor, Value};
 use std::path::Path;
 
 /// Runs every session `iterations` times with one row of made-up input.
-pub(super) fn made_up(
-    sessions: &mut [Box<dyn Session>],
-    iterations: usize,
-    vocabulary: Option<usize>,
-    interrupt: &Interrupt,
-) {
+pub(super) fn made_up(sessions: &mut [Box<dyn Session>], iterations: usize, hints: &InputHints, interrupt: &Interrupt) {
     let Some(first) = sessions.first() else { return };
-    let Some(inputs) = made_up::inputs(first.inputs(), 1, vocabulary) else {
+    let Some(inputs) = made_up::inputs(first.inputs(), 1, hints) else {
         tracing::info!("no warm-up: an input is too large or of a kind that is not made up");
         return;
     };
