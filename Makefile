@@ -25,7 +25,7 @@ LIBRARY := library
 GPU_ENV := source lib-cuda/env.sh
 endif
 
-.PHONY: help run test check gpu-run gpu-check clients models fixtures bench clean library gpu-library fmt-check lint docs openapi-check deny
+.PHONY: help run test check gpu-run gpu-check clients models fixtures bench bench-models soak clean library gpu-library fmt-check lint docs openapi-check deny
 
 help:  ## List these commands
 	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## */\1\t/' | column -t -s $$'\t'
@@ -96,8 +96,17 @@ models: $(VENV)/.installed  ## Train models/digits again and write its golden an
 fixtures: $(VENV)/.installed  ## Write the test models and their golden answers again
 	$(VENV)/bin/python tools/make_fixtures.py
 
-bench: $(LIBRARY)  ## Run the benchmarks
+# ORTUS_BENCH chooses, as in: ORTUS_BENCH="mlp echo --rounds 3" make bench
+bench: $(LIBRARY) bench-models  ## Run the benchmarks
 	$(CARGO) bench --locked
+
+# SOAK holds options of tools/soak.py, as in: make soak SOAK="--minutes 1 --cycles 5"
+soak: $(LIBRARY) bench-models  ## Load a release build for ten minutes, rightly and wrongly; nothing may be lost or kept
+	$(CARGO) build --release --locked
+	$(PYTHON) tools/soak.py $(TARGET)/release/ortus $(TARGET)/bench-models $(SOAK)
+
+bench-models: $(VENV)/.installed
+	$(VENV)/bin/python tools/make_bench_models.py $(TARGET)/bench-models
 
 clean:  ## Remove what was built and installed here
 	$(CARGO) clean

@@ -8,6 +8,7 @@ pub mod config;
 pub mod engine;
 pub mod http;
 pub mod jobs;
+pub mod load;
 pub mod models;
 pub mod pipelines;
 pub mod runtime;

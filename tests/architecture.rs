@@ -10,10 +10,11 @@ use std::path::{Path, PathBuf};
 const GROUND: [&str; 3] = ["tensor", "tasks", "telemetry"];
 
 /// Each room and the rooms it may import, besides the ground floor.
-const BORDERS: [(&str, &[&str]); 15] = [
+const BORDERS: [(&str, &[&str]); 16] = [
     ("tensor", &[]),
     ("tasks", &[]),
     ("telemetry", &[]),
+    ("load", &[]),
     ("runtime", &[]),
     ("pipelines", &[]),
     ("batching", &["runtime"]),
@@ -24,7 +25,7 @@ const BORDERS: [(&str, &[&str]); 15] = [
     ("http", &["engine", "jobs"]),
     // The settings structs of the rooms.
     ("config", &["batching", "http", "jobs", "models", "pipelines", "runtime"]),
-    ("cli", &["app", "config", "engine", "http"]),
+    ("cli", &["app", "config", "engine", "http", "load"]),
     ("app", &["config", "http", "jobs", "engine", "models", "cache", "pipelines", "batching", "runtime"]),
     ("main", &["app", "cli", "config"]),
 ];

@@ -12,6 +12,7 @@ use crate::runtime::onnx::{LibraryError, OnnxRuntime, limit_arenas};
 use crate::tasks::Tasks;
 use crate::telemetry::Stats;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -53,15 +54,47 @@ pub struct Offline {
 /// Where ONNX Runtime's library is missing.
 pub fn open_store(config: &Config) -> Result<Offline, AppError> {
     let runtime = async_runtime()?;
+    let engine = runtime.block_on(open_rooms(config))?.engine;
+    Ok(Offline { engine, runtime })
+}
+
+/// An engine with its REST door on a loopback port that the system chose, for measurements in one process.
+pub struct Loopback {
+    pub engine: InferenceEngine,
+    pub runtime: tokio::runtime::Runtime,
+    pub tasks: Tasks,
+    pub address: SocketAddr,
+}
+
+/// Opens the store of `config` as [`open_store`] does, and serves it to this machine alone.
+///
+/// # Errors
+/// Where ONNX Runtime's library is missing or no port is free.
+pub fn open_loopback(config: &Config) -> Result<Loopback, AppError> {
+    let runtime = async_runtime()?;
+    let mut settings = config.http.clone();
+    settings.listen = SocketAddr::from(([127, 0, 0, 1], 0));
+    let (rooms, address) = runtime.block_on(async {
+        let rooms = open_rooms(config).await?;
+        // Nothing is read or written before a first job, and nobody sends one.
+        let jobs = Jobs::new(config.jobs.clone(), &config.store.models_dir, rooms.tasks.clone());
+        let server = Server::bind(settings, rooms.engine.clone(), jobs, rooms.tasks.clone())
+            .map_err(|source| AppError::Listen { address: SocketAddr::from(([127, 0, 0, 1], 0)), source })?;
+        let address = server.local_addr();
+        rooms.tasks.spawn("serve", server.serve());
+        Ok::<_, AppError>((rooms, address))
+    })?;
+    Ok(Loopback { engine: rooms.engine, runtime, tasks: rooms.tasks, address })
+}
+
+/// The rooms over a store from which nothing is loaded until asked.
+async fn open_rooms(config: &Config) -> Result<Rooms, AppError> {
     let mut config = config.clone();
     config.store.autoload = false;
     config.store.poll_interval = None;
-    let engine = runtime.block_on(async {
-        let rooms = Rooms::build(&config, Tasks::new())?;
-        rooms.models.start().await;
-        Ok::<_, AppError>(rooms.engine)
-    })?;
-    Ok(Offline { engine, runtime })
+    let rooms = Rooms::build(&config, Tasks::new())?;
+    rooms.models.start().await;
+    Ok(rooms)
 }
 
 fn async_runtime() -> std::io::Result<tokio::runtime::Runtime> {

@@ -32,6 +32,12 @@ pub(super) enum Command {
     #[command(after_help = "Examples: ortus predict resnet50 cat.jpg --top-k 3\n          \
         ortus predict iris --json '{\"inputs\": [[5.1, 3.5, 1.4, 0.2]]}'")]
     Predict(PredictArgs),
+    /// Measure a model in this process and over HTTP, beside a bare ONNX Runtime loop
+    #[command(after_help = "Examples: ortus bench resnet50 --concurrency 1,8,32 --plot resnet50.svg\n          \
+        ortus bench ./downloads/model.onnx --seconds 2 --rounds 3 --json\n\n\
+        The bare loop, the engine and a server on a free loopback port run in this process, by turns, with the settings \
+        that `ortus serve` would use. Printed are medians of the rounds, and beside them the share of the bare loop's best batch.")]
+    Bench(BenchArgs),
     /// Print the OpenAPI document of the server
     #[command(after_help = "Example: ortus openapi > openapi.yaml")]
     Openapi(OpenapiArgs),
@@ -60,7 +66,7 @@ pub(super) struct ServeArgs {
 }
 
 /// What every command on a store takes.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(super) struct StoreArgs {
     /// Configuration file [default: ./ortus.toml, where it exists]
     #[arg(long, value_name = "FILE")]
@@ -116,6 +122,45 @@ pub(super) struct PredictArgs {
     pub(super) model_version: Option<u64>,
     #[command(flatten)]
     pub(super) store: StoreArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct BenchArgs {
+    /// A model of the store, a model file (.onnx, .ort) or a model's folder
+    #[arg(value_name = "NAME|FILE")]
+    pub(super) model: String,
+    /// Clients at a time, each with one request under way
+    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1,8,32",
+        value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(super) concurrency: Vec<u16>,
+    /// Length of one measurement
+    #[arg(long, value_name = "S", default_value = "1", value_parser = seconds)]
+    pub(super) seconds: f64,
+    /// How often everything is measured
+    #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u16).range(1..=100))]
+    pub(super) rounds: u16,
+    /// Tensors to send: .npy, .npz, .safetensors or .json [default: made up from what the graph declares]
+    #[arg(long, value_name = "FILE", conflicts_with = "batch")]
+    pub(super) input: Option<PathBuf>,
+    /// Rows of each request that is made up [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub(super) batch: Option<u32>,
+    /// Draw throughput and latency into an SVG file
+    #[arg(long, value_name = "FILE.svg")]
+    pub(super) plot: Option<PathBuf>,
+    /// Version of the model [default: its default version]
+    #[arg(long, value_name = "N")]
+    pub(super) model_version: Option<u64>,
+    #[command(flatten)]
+    pub(super) store: StoreArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let seconds = text.parse().ok().filter(|seconds| (0.01..=600.0).contains(seconds));
+    seconds.ok_or_else(|| "expected seconds from 0.01 to 600".to_owned())
 }
 
 #[derive(Debug, Args)]

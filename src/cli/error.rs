@@ -3,6 +3,7 @@
 use crate::app::AppError;
 use crate::config::ConfigError;
 use crate::engine::EngineError;
+use crate::load::LoadError;
 use crate::telemetry::{LogError, printable};
 use std::error::Error;
 use std::path::PathBuf;
@@ -32,6 +33,15 @@ pub(super) enum CliError {
     Json(serde_json::Error),
     #[error("{0}")]
     Predict(String),
+    /// Why a model cannot be measured as asked.
+    #[error("{0}")]
+    Bench(&'static str),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error("the server answered the first request with {status}: {text}; --input names a file with other tensors")]
+    Refused { status: u16, text: String },
+    #[error("interrupted; nothing was measured to its end")]
+    Interrupted,
     #[error("the result could not be printed: {0}")]
     Output(std::io::Error),
 }

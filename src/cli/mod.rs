@@ -5,6 +5,7 @@
 //! or a model. Commands return their text; only `run` prints.
 
 mod args;
+mod bench;
 mod configuration;
 mod error;
 mod inspect;

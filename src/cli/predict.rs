@@ -37,7 +37,7 @@ fn request_json(json: &str) -> Result<String, CliError> {
 }
 
 /// The files' bytes, `limit` for all of them together, as in a request's body.
-fn read_files(paths: Vec<PathBuf>, limit: usize) -> Result<Vec<(PathBuf, Bytes)>, CliError> {
+pub(super) fn read_files(paths: Vec<PathBuf>, limit: usize) -> Result<Vec<(PathBuf, Bytes)>, CliError> {
     let mut left = limit;
     let mut files = Vec::with_capacity(paths.len());
     for path in paths {

@@ -2,12 +2,12 @@
 
 use super::args::{Cli, Command, ConfigCommand};
 use super::error::{CliError, one_line};
-use super::{configuration, inspect, list, predict, serve};
+use super::{bench, configuration, inspect, list, predict, serve};
 use crate::http;
 use crate::telemetry::printable;
 use clap::Parser;
 use std::ffi::OsString;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, IsTerminal, Write};
 use std::process::ExitCode;
 
 /// Does what `arguments` (the program's name first) ask for, and prints the result or the error.
@@ -39,6 +39,7 @@ fn dispatch(command: Command) -> Result<String, CliError> {
         Command::List(args) => list::list(args),
         Command::Inspect(args) => inspect::inspect(args),
         Command::Predict(args) => predict::predict(args),
+        Command::Bench(args) => bench::bench(args),
         Command::Openapi(args) => Ok(if args.json { http::document_json() } else { http::document_yaml() }),
         Command::Config(ConfigCommand::Check(args)) => configuration::check(args),
         Command::Config(ConfigCommand::Show(args)) => configuration::show(args),
@@ -55,6 +56,14 @@ fn print(text: &str) -> io::Result<()> {
     match out.write_all(text.as_bytes()).and_then(|()| out.write_all(end.as_bytes())).and_then(|()| out.flush()) {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error),
         Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Tells a person at a terminal what is going on; programs have no use for it.
+pub(super) fn note(text: &str) {
+    let mut stderr = io::stderr().lock();
+    if stderr.is_terminal() {
+        let _ = writeln!(stderr, "{}", printable(text));
     }
 }
 
@@ -105,7 +114,7 @@ mod tests {
         }
         let command = Cli::command();
         check(&command);
-        assert_eq!(command.get_subcommands().count(), 6);
+        assert_eq!(command.get_subcommands().count(), 7);
     }
 
     #[test]
@@ -127,6 +136,9 @@ mod tests {
         check(&["config"], &["a command is missing"]);
         check(&["predict", "m", "--top-k", "0"], &["--top-k", "0"]);
         check(&["predict", "m", "a.jpg", "--json", "1"], &["cannot be used with"]);
+        check(&["bench", "m", "--concurrency", "1,0"], &["--concurrency", "0"]);
+        check(&["bench", "m", "--seconds", "nan"], &["--seconds", "0.01 to 600"]);
+        check(&["bench", "m", "--batch", "2", "--input", "x.npy"], &["cannot be used with"]);
         check(&["serve", "\u{1b}[2J\nx"], &["unexpected"]);
     }
 

@@ -4,6 +4,7 @@
 //! hand, and hands it to [`InferenceEngine::infer`] (tensors) or [`InferenceEngine::predict`] (the task's own input).
 //! Knows no protocol and no status code: errors carry an [`ErrorKind`], which each door maps once.
 
+mod bare;
 mod cache;
 mod check;
 mod cleanup;
@@ -14,6 +15,7 @@ mod request;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use bare::BareSession;
 pub use cleanup::Cleaned;
 pub use error::{EngineError, ErrorKind, FieldError, FieldKind};
 pub use request::{CacheOutcome, InferRequest, InferResponse, PredictRequest, PredictResponse, RunOptions, Timing};

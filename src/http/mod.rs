@@ -27,7 +27,7 @@ mod tests;
 pub use openapi::{document_json, document_yaml};
 pub use server::Server;
 pub use settings::{HttpLimits, HttpSettings};
-pub use v1::predict::predict_offline;
+pub use v1::predict::{predict_offline, tensors_offline};
 
 use crate::engine::InferenceEngine;
 use crate::jobs::Jobs;

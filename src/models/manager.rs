@@ -14,7 +14,7 @@ use super::repository::{FolderError, ModelFolder, Repository, read_folder};
 use super::{LoadError, LoadOverrides, LoadedModel, ModelError, ModelName, ModelSettings, ModelStatus};
 use super::{StoreSettings, Version, VersionPolicy, overrides};
 use crate::pipelines::PipelineLimits;
-use crate::runtime::{Interrupt, Runtime};
+use crate::runtime::{Interrupt, Runtime, Session, SessionSettings};
 use crate::tasks::Tasks;
 use crate::telemetry::Stats;
 use futures_util::StreamExt;
@@ -268,6 +268,23 @@ impl ModelManager {
     /// What is counted of the models: those of the store and no others.
     pub fn stats(&self) -> &Stats {
         &self.0.stats
+    }
+
+    /// Loads one more session of a version, with the settings of those that serve it. It stands beside the store: for
+    /// measurements.
+    ///
+    /// # Errors
+    /// As the load of a version.
+    pub async fn bare_session(&self, model: &LoadedModel) -> Result<Box<dyn Session>, ModelError> {
+        let (inner, source) = (self.0.clone(), model.source.clone());
+        let settings = SessionSettings {
+            device: model.settings.device.clone(),
+            optimization_level: model.settings.optimization_level,
+            intra_threads: model.intra_threads,
+        };
+        let session = self.blocking(move || inner.runtime.load(&source, &settings)).await;
+        let session = session.ok_or(LoadError::Panicked).and_then(|session| session.map_err(LoadError::Runtime));
+        session.map_err(|source| ModelError::Load { model: model.name.clone(), version: model.version, source })
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, BTreeMap<ModelName, Entry>> {

@@ -1,11 +1,11 @@
 //! What the room tells its neighbours: a loaded model, and the states of all models.
 
-use super::made_up::InputHints;
+use super::made_up::{self, InputHints, Size};
 use super::{Manifest, ModelMemory, ModelName, ModelSettings, Version};
 use crate::batching;
 use crate::cache::Caches;
 use crate::pipelines::Pipeline;
-use crate::runtime::{GraphFacts, GraphSource};
+use crate::runtime::{GraphFacts, GraphSource, Input};
 use crate::telemetry::ModelStats;
 use crate::tensor::Spec;
 use bytes::Bytes;
@@ -53,6 +53,15 @@ pub struct LoadedModel {
 impl fmt::Debug for LoadedModel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LoadedModel").field("name", &self.name).field("version", &self.version).finish_non_exhaustive()
+    }
+}
+
+impl LoadedModel {
+    /// Values for the graph's inputs, made up from what it declares: `rows` in dimension 0 where that is free, sizes and token
+    /// ids as the model's files have them. The same ones each time; `None` where one would be too large.
+    pub fn made_up_inputs(&self, rows: usize) -> Option<Vec<Input>> {
+        let size = Size { rows: Some(rows), ..Size::default() };
+        made_up::inputs(&self.inputs, &size, 1, &self.hints)
     }
 }
 

@@ -109,8 +109,76 @@ fn openapi_is_the_file_in_the_repository() {
 
 #[test]
 fn every_command_has_help_with_an_example() {
-    for command_name in ["serve", "list", "inspect", "predict", "openapi", "config"] {
+    for command_name in ["serve", "list", "inspect", "predict", "bench", "openapi", "config"] {
         let text = stdout(&run(&[command_name, "--help"]));
         assert!(text.contains("ortus"), "{text}");
     }
+}
+
+#[test]
+fn bench_measures_a_model_beside_a_bare_loop() {
+    let store = store_of(&["mlp", "sequence"]);
+    let plot = store.path().join("plot.svg");
+    let common = ["--models", store.path().to_str().unwrap(), "--seconds", "0.05", "--rounds", "2"];
+    let text = stdout(&run(&[
+        &["bench", "mlp", "--concurrency", "2,1", "--json", "--plot", plot.to_str().unwrap()][..],
+        &common,
+    ]
+    .concat()));
+    let json: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(json["inputs"], serde_json::json!([{ "name": "x", "dtype": "FP32", "shape": [1, 32] }]));
+    let of = |list: &str, key: &str| -> Vec<i64> {
+        json[list].as_array().unwrap().iter().map(|line| line[key].as_i64().unwrap()).collect()
+    };
+    assert_eq!(of("bare", "batch"), [1, 2, 4, 8, 16]);
+    for list in ["in_process", "http"] {
+        assert_eq!(of(list, "concurrency"), [1, 2], "{list}");
+        for line in json[list].as_array().unwrap() {
+            assert!(line["count"].as_u64().unwrap() > 0 && line["refused"] == 0, "{line}");
+            assert!(line["p50_ms"].as_f64().unwrap() <= line["p99_ms"].as_f64().unwrap(), "{line}");
+            assert!(line["ratio_to_bare_best"].as_f64().unwrap() > 0.0, "{line}");
+        }
+    }
+    assert!(std::fs::read_to_string(plot).unwrap().starts_with("<svg"));
+
+    // Tensors of a file, and a batch in each request.
+    let input = store.path().join("x.json");
+    std::fs::write(&input, serde_json::json!({ "inputs": { "x": [vec![0.5; 32], vec![0.25; 32]] } }).to_string())
+        .unwrap();
+    let given = ["bench", "mlp", "--concurrency", "1", "--json", "--input", input.to_str().unwrap()];
+    let json: Value = serde_json::from_str(&stdout(&run(&[&given[..], &common].concat()))).unwrap();
+    assert_eq!((&json["rows_per_request"], &json["bare"][1]["batch"]), (&2.into(), &4.into()));
+    let text = stdout(&run(&[&["bench", "mlp", "--concurrency", "1", "--batch", "3"][..], &common].concat()));
+    assert!(text.contains("x FP32[3, 32]") && text.contains("batch 3") && text.contains("HTTP"), "{text}");
+
+    assert_fails(&run(&[&["bench", "nothing-here"][..], &common].concat()), "nothing-here");
+    std::fs::write(&input, r#"{"inputs": {"x": [[1]]}}"#).unwrap();
+    assert_fails(&run(&[&given[..], &common].concat()), "input 'x': expected shape [N, 32]");
+    let nowhere = ["bench", "mlp", "--plot", "/nowhere/plot.svg"];
+    assert_fails(&run(&[&nowhere[..], &common].concat()), "/nowhere");
+}
+
+#[test]
+fn an_interrupted_bench_says_so_and_ends() {
+    let store = store_of(&["mlp"]);
+    let child = command()
+        .args(["bench", "mlp", "--seconds", "600", "--models", store.path().to_str().unwrap()])
+        .stderr(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Workers are named after what they do: then the measuring has begun and a signal is waited for.
+    let threads = format!("/proc/{}/task", child.id());
+    let is_measuring = || {
+        std::fs::read_dir(&threads).unwrap().filter_map(Result::ok).any(|thread| {
+            std::fs::read_to_string(thread.path().join("comm")).is_ok_and(|name| name.starts_with("load "))
+        })
+    };
+    let deadline = std::time::Instant::now() + crate::server::PATIENCE;
+    while !is_measuring() {
+        assert!(std::time::Instant::now() < deadline, "nothing was measured");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    assert!(std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert_fails(&child.wait_with_output().unwrap(), "interrupted");
 }

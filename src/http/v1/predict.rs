@@ -15,6 +15,7 @@ use crate::http::outcome::with_outcome;
 use crate::http::tally::Tally;
 use crate::http::{HttpSettings, HttpState, body};
 use crate::tasks::Progress;
+use crate::tensor::Value;
 use axum::extract::{Request, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
@@ -393,6 +394,27 @@ pub async fn predict_offline(
     let bytes =
         encode::encode(&model, Format::Json, id.as_deref(), &answer).map_err(|error| error.detail().to_owned())?;
     String::from_utf8(bytes).map_err(|error| error.to_string())
+}
+
+/// The tensors of a file for `model`, for the command line: `.npy`, `.npz`, `.safetensors`, or JSON as a request has it.
+///
+/// # Errors
+/// The text that a client would get as `detail`; where the file holds items of a task.
+pub async fn tensors_offline(model: &LoadedModel, file: PathBuf, bytes: Bytes) -> Result<Vec<(String, Value)>, String> {
+    let limits = Limits::from(&HttpSettings::default());
+    let is_json = file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
+    let (files, json) = if is_json {
+        (Vec::new(), Some(String::from_utf8(bytes.into()).map_err(|_| "the file is not UTF-8 text".to_owned())?))
+    } else {
+        (vec![(file, bytes)], None)
+    };
+    let call = parse::offline(model, files, None, json, &limits).await.map_err(|error| error.detail().to_owned())?;
+    match call.input {
+        Input::Tensors(values) => Ok(values),
+        Input::Items(_) => {
+            Err("the file holds input for the model's task; give tensors as .npy, .npz or .safetensors".to_owned())
+        }
+    }
 }
 
 #[cfg(test)]

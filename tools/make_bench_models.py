@@ -1,0 +1,187 @@
+#!/usr/bin/env python3
+"""Writes the models of the benchmarks and of the soak test into a folder (target/bench-models).
+
+`resnet18`: its true topology with the batch normalisation folded in, random weights, dynamic batch.
+`encoder`: six layers of a text encoder of MiniLM's size, random weights, dynamic batch and length;
+padding is masked, so it does not change a text's result (checked here). `big`: one matrix of 100 MB,
+for loading and unloading. Nothing is committed and nothing is trained: only the amount of work
+matters. The same bytes every time; what is there already is kept (`--force` writes again).
+Needs what tests/clients/requirements.txt lists.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto as T
+from onnx import helper, numpy_helper
+
+LAYERS, HIDDEN, HEADS, INNER, VOCABULARY, POSITIONS = 6, 384, 12, 1536, 30522, 512
+# Written last, so that a run that was stopped is done again. Changes with what is written.
+STAMP = ".made-by-1"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("--force", action="store_true", help="write what is there already again")
+    arguments = parser.parse_args()
+    stamp = arguments.folder / STAMP
+    if stamp.exists() and not arguments.force:
+        return
+    resnet18(arguments.folder / "resnet18")
+    encoder(arguments.folder / "encoder")
+    big(arguments.folder / "big")
+    stamp.touch()
+
+
+class Graph:
+    """Nodes and weights in the making; methods add a node and give the name of its output."""
+
+    def __init__(self, seed):
+        self.nodes, self.weights = [], []
+        self.random = np.random.default_rng(seed)
+
+    def weight(self, array):
+        name = f"w{len(self.weights)}"
+        self.weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        return name
+
+    def normal(self, *shape, scale):
+        return self.weight((self.random.standard_normal(shape, dtype=np.float32) * np.float32(scale)))
+
+    def add(self, operator, *inputs, output=None, **attributes):
+        name = output or f"t{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, list(inputs), [name], **attributes))
+        return name
+
+    def save(self, folder, inputs, outputs):
+        graph = helper.make_graph(self.nodes, folder.name, inputs, outputs, self.weights)
+        opsets = [helper.make_opsetid("", 17)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=8, producer_name="ortus-bench")
+        onnx.checker.check_model(model)
+        path = folder / "1" / "model.onnx"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(model.SerializeToString(deterministic=True))
+        return path
+
+
+def value(name, dtype, *shape):
+    return helper.make_tensor_value_info(name, dtype, list(shape))
+
+
+def session_of(path):
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def resnet18(folder):
+    graph = Graph(18)
+
+    def conv(source, inner, outer, size, stride):
+        scale = np.sqrt(2 / (inner * size * size))
+        weight, bias = graph.normal(outer, inner, size, size, scale=scale), graph.normal(outer, scale=0.01)
+        return graph.add(
+            "Conv", source, weight, bias, kernel_shape=[size, size], strides=[stride, stride], pads=[size // 2] * 4
+        )
+
+    last = graph.add("Relu", conv("input", 3, 64, 7, 2))
+    last = graph.add("MaxPool", last, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    inner = 64
+    for outer in (64, 128, 256, 512):
+        for block in range(2):
+            stride = 2 if outer != inner else 1
+            skip = conv(last, inner, outer, 1, stride) if stride == 2 else last
+            first = graph.add("Relu", conv(last, inner, outer, 3, stride))
+            last = graph.add("Relu", graph.add("Add", conv(first, outer, outer, 3, 1), skip))
+            inner = outer
+    last = graph.add("Flatten", graph.add("GlobalAveragePool", last))
+    graph.add("Gemm", last, graph.normal(1000, 512, scale=0.04), graph.normal(1000, scale=0.01), output="logits", transB=1)
+    path = graph.save(folder, [value("input", T.FLOAT, "N", 3, 224, 224)], [value("logits", T.FLOAT, "N", 1000)])
+    logits = session_of(path).run(None, {"input": graph.random.random((2, 3, 224, 224), dtype=np.float32)})[0]
+    if logits.shape != (2, 1000) or not np.isfinite(logits).all():
+        sys.exit("make_bench_models: resnet18 does not give 1000 finite numbers")
+
+
+def encoder(folder):
+    graph = Graph(6)
+    axes = {axis: graph.weight(np.array([axis], dtype=np.int64)) for axis in (0, 1, 2)}
+
+    def dense(source, inner, outer):
+        product = graph.add("MatMul", source, graph.normal(inner, outer, scale=0.05))
+        return graph.add("Add", product, graph.normal(outer, scale=0.02))
+
+    def normalised(source):
+        # Opset 17 has it as one operator; so do the graphs that exporters write today.
+        scale, bias = graph.weight(np.ones(HIDDEN, np.float32)), graph.weight(np.zeros(HIDDEN, np.float32))
+        return graph.add("LayerNormalization", source, scale, bias, axis=-1, epsilon=1e-12)
+
+    # As exporters have it: all positions, cut to the length.
+    length = graph.add("Shape", "input_ids", start=1, end=2)
+    positions = graph.weight(np.arange(POSITIONS, dtype=np.int64)[None])
+    positions = graph.add("Slice", positions, axes[0], length, axes[1])
+    words = graph.add("Gather", graph.normal(VOCABULARY, HIDDEN, scale=0.05), "input_ids")
+    places = graph.add("Gather", graph.normal(POSITIONS, HIDDEN, scale=0.05), positions)
+    kinds = graph.add("Gather", graph.normal(2, HIDDEN, scale=0.05), "token_type_ids")
+    last = normalised(graph.add("Add", graph.add("Add", words, kinds), places))
+
+    # 0 where a token counts, the smallest number where it is padding: [batch, 1, 1, sequence].
+    mask = graph.add("Unsqueeze", graph.add("Unsqueeze", "attention_mask", axes[1]), axes[2])
+    mask = graph.add("Sub", graph.weight(np.float32(1)), graph.add("Cast", mask, to=T.FLOAT))
+    mask = graph.add("Mul", mask, graph.weight(np.float32(np.finfo(np.float32).min)))
+
+    size = HIDDEN // HEADS
+    split = graph.weight(np.array([0, 0, HEADS, size], dtype=np.int64))
+    joined = graph.weight(np.array([0, 0, HIDDEN], dtype=np.int64))
+    scale = graph.weight(np.float32(np.sqrt(size)))
+    half, root, unit = (graph.weight(np.float32(number)) for number in (0.5, np.sqrt(2), 1))
+    for layer in range(LAYERS):
+        def heads(order):
+            return graph.add("Transpose", graph.add("Reshape", dense(last, HIDDEN, HIDDEN), split), perm=order)
+
+        query, key, content = heads([0, 2, 1, 3]), heads([0, 2, 3, 1]), heads([0, 2, 1, 3])
+        scores = graph.add("Add", graph.add("Div", graph.add("MatMul", query, key), scale), mask)
+        mixed = graph.add("MatMul", graph.add("Softmax", scores, axis=-1), content)
+        mixed = graph.add("Reshape", graph.add("Transpose", mixed, perm=[0, 2, 1, 3]), joined)
+        last = normalised(graph.add("Add", dense(mixed, HIDDEN, HIDDEN), last))
+        wide = dense(last, HIDDEN, INNER)
+        # Gelu as exporters write it before opset 20; ONNX Runtime makes one operator of it.
+        curve = graph.add("Add", graph.add("Erf", graph.add("Div", wide, root)), unit)
+        wide = graph.add("Mul", graph.add("Mul", wide, curve), half)
+        out = graph.add("Add", dense(wide, INNER, HIDDEN), last)
+        last = normalised(out)
+    graph.add("Identity", last, output="last_hidden_state")
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    inputs = [value(name, T.INT64, "batch", "sequence") for name in names]
+    path = graph.save(folder, inputs, [value("last_hidden_state", T.FLOAT, "batch", "sequence", HIDDEN)])
+    (folder / "1" / "config.json").write_text(json.dumps({
+        "architectures": ["BertModel"], "model_type": "bert", "vocab_size": VOCABULARY, "pad_token_id": 0, "type_vocab_size": 2,
+        "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "intermediate_size": INNER,
+        "max_position_embeddings": POSITIONS,
+    }, indent=2) + "\n")
+
+    session, ids = session_of(path), graph.random.integers(1000, VOCABULARY, (1, 20))
+    alone = session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)})[0]
+    padded = np.pad(ids, ((0, 0), (0, 30)))
+    beside = np.concatenate([padded, graph.random.integers(1000, VOCABULARY, (1, 50))])
+    mask = (beside > 0).astype(np.int64)
+    together = session.run(None, {"input_ids": beside, "attention_mask": mask, "token_type_ids": np.zeros_like(beside)})[0]
+    drift = np.abs(together[:1, :20] - alone).max()
+    if not drift < 1e-4:
+        sys.exit(f"make_bench_models: padding changes the encoder's result by {drift}")
+
+
+def big(folder):
+    graph = Graph(100)
+    graph.add("MatMul", "x", graph.normal(5120, 5120, scale=0.01), output="y")
+    graph.save(folder, [value("x", T.FLOAT, "N", 5120)], [value("y", T.FLOAT, "N", 5120)])
+
+
+if __name__ == "__main__":
+    main()
