@@ -1,6 +1,7 @@
 //! The caller's side: hands a request to the instances and waits for its answer. Starts the instances and replaces those
 //! that hang.
 
+use super::inline::Inline;
 use super::instance::{self, Shared};
 use super::plan::{Measure, Plan};
 use super::policy::Limits;
@@ -96,6 +97,7 @@ pub struct Start {
     pub plan: Plan,
     pub stats: Arc<ModelStats>,
     pub spare: Spare,
+    pub inline: Inline,
 }
 
 impl Handle {
@@ -104,7 +106,7 @@ impl Handle {
     /// # Errors
     /// Where the system has no thread left.
     pub fn start(start: Start, tasks: &Tasks) -> std::io::Result<Handle> {
-        let Start { model, sessions, settings, plan, stats, spare } = start;
+        let Start { model, sessions, settings, plan, stats, spare, inline } = start;
         let max_rows = plan.max_rows(settings.max_batch_size);
         let limits = Limits {
             max_rows: if settings.dynamic_batching { max_rows.unwrap_or(1) } else { 1 },
@@ -123,7 +125,7 @@ impl Handle {
             given_up: AtomicUsize::new(0),
             ended: CancellationToken::new(),
         });
-        let shared = Arc::new(Shared { model, queue, plan, stats, watch });
+        let shared = Arc::new(Shared { model, queue, plan, stats, watch, inline });
         // Made first, so that an error below closes the queue and ends the threads already started.
         let owner = Owner {
             shared: shared.clone(),
@@ -150,6 +152,10 @@ impl Handle {
     /// # Cancel safety
     /// Dropping the future cancels the request: what waits is skipped and a run that nobody else waits for is stopped.
     pub async fn run(&self, request: Request) -> Result<Completed, PartError> {
+        let request = match self.run_inline(request) {
+            Ok(answered) => return answered,
+            Err(request) => request,
+        };
         let Request { parts, outputs, deadline, priority, progress } = request;
         let _in_flight = InFlight::new(&self.0.in_flight);
         let outputs: Arc<[usize]> = outputs.into();
@@ -200,6 +206,33 @@ impl Handle {
         completed.inference = completed.inference.saturating_sub(completed.queue);
         completed.parts = united(completed.parts, &part_of)?;
         Ok(completed)
+    }
+
+    /// Runs a request of a tiny model right here, where nobody waits before it; gives it back where that cannot be.
+    fn run_inline(&self, request: Request) -> Result<Result<Completed, PartError>, Request> {
+        let shared = &self.0.shared;
+        let [inputs] = request.parts.as_slice() else { return Err(request) };
+        if shared.inline.is_empty() || !shared.queue.is_idle() || request.deadline <= Instant::now() {
+            return Err(request);
+        }
+        let measure = shared.plan.measure(inputs);
+        if measure.rows > self.0.max_rows.unwrap_or(1) {
+            return Err(request);
+        }
+        let Some((outcome, inference)) = shared.inline.run(inputs, &request.outputs, measure.rows) else {
+            return Err(request);
+        };
+        if let Some(progress) = &request.progress {
+            progress.add_total(measure.rows as u64);
+            progress.add_done(measure.rows as u64);
+        }
+        Ok(match outcome {
+            Ok(outputs) => {
+                shared.stats.record_batch(measure.rows, Duration::ZERO, inference, Duration::ZERO);
+                Ok(Completed { parts: vec![outputs], queue: Duration::ZERO, inference })
+            }
+            Err(error) => Err(PartError { part: 0, error }),
+        })
     }
 
     /// A part as pieces that each fit into one run.

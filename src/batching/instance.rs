@@ -5,6 +5,7 @@
 //! the session is dropped by its own thread.
 
 use super::batch::{self, Extent};
+use super::inline::Inline;
 use super::plan::{Joining, Plan};
 use super::queue::{Pending, Queue, Work};
 use super::watch::{Slot, Watch};
@@ -25,6 +26,7 @@ pub(super) struct Shared {
     pub(super) plan: Plan,
     pub(super) stats: Arc<ModelStats>,
     pub(super) watch: Watch,
+    pub(super) inline: Inline,
 }
 
 /// The thread's work: runs until the queue is closed and empty, or until another instance has taken its place.

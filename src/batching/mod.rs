@@ -7,6 +7,7 @@
 mod batch;
 mod error;
 mod handle;
+mod inline;
 mod instance;
 mod plan;
 mod policy;
@@ -20,6 +21,7 @@ mod watch;
 pub use error::{BatchError, PartError};
 use handle::Answered;
 pub use handle::{Completed, DEFAULT_PRIORITY, Handle, LOWEST_PRIORITY, Request, Spare, Start};
+pub use inline::Inline;
 pub use plan::{Joining, PaddedInput, Padding, Plan};
 pub use probe::{MakeInputs, probe};
 pub use settings::BatchSettings;

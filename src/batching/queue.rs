@@ -193,6 +193,12 @@ impl Queue {
         self.filled.notify_all();
     }
 
+    /// Whether requests are taken and none waits.
+    pub(super) fn is_idle(&self) -> bool {
+        let state = self.lock();
+        state.waiting.is_empty() && !state.closed
+    }
+
     pub(super) fn len(&self) -> usize {
         self.lock().waiting.len()
     }

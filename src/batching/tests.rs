@@ -54,7 +54,15 @@ fn start(
     let (tasks, stats) = (Tasks::new(), Stats::new(Duration::from_secs(60)).model("test", 1));
     let sessions = vec![make()];
     let spare: Spare = Arc::new(move || Ok(make()));
-    let start = Start { model: "test".into(), sessions, settings, plan, stats: stats.clone(), spare };
+    let start = Start {
+        model: "test".into(),
+        sessions,
+        settings,
+        plan,
+        stats: stats.clone(),
+        spare,
+        inline: Inline::default(),
+    };
     House { handle: Handle::start(start, &tasks).unwrap(), tasks, stats }
 }
 
@@ -330,6 +338,47 @@ async fn accepted_requests_are_finished_after_close() {
     let refused = house.handle.run(empty(soon())).await;
     assert!(matches!(refused, Err(PartError { error: BatchError::Closed, .. })));
     house.handle.ended().cancelled().await;
+}
+
+#[tokio::test]
+async fn tiny_runs_are_made_in_place_and_others_go_to_the_queue() {
+    let threads = Arc::new(Mutex::new(Vec::new()));
+    let seen = threads.clone();
+    let run = Arc::new(move |inputs: &[Input], _: &[usize], _: &Interrupt| {
+        seen.lock().unwrap().push(std::thread::current().name().unwrap_or_default().starts_with("0:"));
+        assert!(given(inputs) != [13], "unlucky");
+        Ok(vec![inputs[0].1.clone()])
+    });
+    let make = || {
+        let run = run.clone();
+        session(move |inputs, outputs, interrupt| run(inputs, outputs, interrupt))
+    };
+    let (tasks, stats) = (Tasks::new(), Stats::new(Duration::from_secs(60)).model("test", 1));
+    let start = Start {
+        model: "test".into(),
+        sessions: vec![make()],
+        settings: BatchSettings::default(),
+        plan: rows_plan(),
+        stats: stats.clone(),
+        spare: Arc::new(|| Err(RuntimeError::Run(String::new()))),
+        inline: Inline::new(vec![make()], 2),
+    };
+    let handle = Handle::start(start, &tasks).unwrap();
+    for (rows, from) in [(1, 1), (2, 5), (3, 7)] {
+        let completed = handle.run(of(vec![numbers(rows, from)])).await.unwrap();
+        assert_eq!(got(&completed.parts[0]).len(), rows);
+    }
+    // A panic is the fault of its request alone.
+    let panicked = handle.run(of(vec![numbers(1, 13)])).await;
+    assert!(matches!(panicked, Err(PartError { error: BatchError::Panicked, .. })));
+    handle.run(of(vec![numbers(1, 14)])).await.unwrap();
+    // Three rows are more than may run in place.
+    assert_eq!(*threads.lock().unwrap(), [false, false, true, false, false]);
+    assert_eq!(stats.totals().batches.values().map(|batch| batch.count).sum::<u64>(), 4);
+    // Who closed takes nothing more.
+    handle.close();
+    let refused = handle.run(of(vec![numbers(1, 1)])).await;
+    assert!(matches!(refused, Err(PartError { error: BatchError::Closed, .. })));
 }
 
 /// What the probe makes of a graph whose run is `run`.

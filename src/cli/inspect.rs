@@ -131,7 +131,7 @@ fn spec_json(spec: &Spec) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batching::{BatchSettings, Handle, Plan, Start};
+    use crate::batching::{BatchSettings, Handle, Inline, Plan, Start};
     use crate::cache::{CacheSettings, Caches};
     use crate::engine::{Item, ModelName, Parameters, Prediction};
     use crate::models::ModelSettings;
@@ -183,6 +183,7 @@ mod tests {
             plan: Plan::alone("a test"),
             stats: stats.clone(),
             spare: Arc::new(|| Err(RuntimeError::Run(String::new()))),
+            inline: Inline::default(),
         };
         LoadedModel {
             name: ModelName::parse("m").unwrap(),

@@ -1,7 +1,7 @@
 //! Engines and models without a graph, for tests of the doors.
 
 use super::{InferenceEngine, LoadedModel, ModelName, Version};
-use crate::batching::{BatchSettings, Handle, Plan, Start};
+use crate::batching::{BatchSettings, Handle, Inline, Plan, Start};
 use crate::cache::{CacheSettings, Caches};
 use crate::models::{ModelManager, ModelSettings, StoreSettings};
 use crate::pipelines::{PipelineLimits, Pool};
@@ -62,6 +62,7 @@ pub(crate) fn caching_model(
         plan: Plan::alone("a test"),
         stats: stats.clone(),
         spare: Arc::new(|| Err(RuntimeError::Run("there is no other session".into()))),
+        inline: Inline::default(),
     };
     Arc::new(LoadedModel {
         name: ModelName::parse("fake").unwrap(),

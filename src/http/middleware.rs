@@ -14,19 +14,22 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{self, HeaderName, HeaderValue};
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, Method, StatusCode, Version};
-use axum::middleware::{Next, from_fn, from_fn_with_state};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use futures_util::FutureExt;
 use http_body::Body as _;
 use http_body_util::Limited;
 use std::any::Any;
 use std::borrow::Cow;
+use std::future::Future;
 use std::net::IpAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
-use tower_http::catch_panic::CatchPanicLayer;
+use tower::{Layer, ServiceExt};
 use tower_http::cors::{AllowOrigin, CorsLayer};
-use tower_http::decompression::RequestDecompressionLayer;
+use tower_http::decompression::{DecompressionBody, RequestDecompressionLayer};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
@@ -40,40 +43,73 @@ pub(super) struct Arrival(pub(super) Instant);
 pub(super) struct RequestId(pub(super) Arc<str>);
 
 /// The routes with everything around them. `listen` is the address that clients may name in `Host`.
+///
+/// From the outside in: name, measure, count and log; catch panics; security headers; `Host`; CORS; origin; bounds on the
+/// body; decompression. All of it is one layer, since each layer of the router copies and boxes the rest for every request.
 pub(super) fn wrap(routes: Router<HttpState>, state: &HttpState, listen: IpAddr) -> Router<HttpState> {
-    let (settings, stats, counted) = (&state.settings, state.engine.stats().clone(), state.engine.stats().clone());
-    let hosts = Arc::new(HostRule::new(settings, listen));
-    let origins = Arc::new(settings.cors_origins.clone());
-    // From the inside out: the last layer sees the request first.
-    let routes = routes
-        .layer(RequestDecompressionLayer::new())
-        .layer(from_fn_with_state(settings.clone(), limit_encoded_body))
-        .layer(from_fn_with_state(origins, refuse_foreign_origin));
-    let routes = if settings.cors_origins.is_empty() { routes } else { routes.layer(cors(settings)) };
+    let settings = &state.settings;
+    let around = Arc::new(Around {
+        stats: state.engine.stats().clone(),
+        hosts: HostRule::new(settings, listen),
+        origins: settings.cors_origins.clone(),
+        max_body_bytes: settings.max_body_bytes,
+    });
+    if around.origins.is_empty() {
+        return routes.layer(from_fn_with_state(around, all));
+    }
+    // CORS stands between the two halves: refusals behind it carry its headers, and a foreign `Host` gets none.
     routes
-        .layer(from_fn_with_state(hosts, check_host))
-        .layer(from_fn(security_headers))
-        .layer(CatchPanicLayer::custom(move |payload: Box<dyn Any + Send>| {
-            counted.record_panic();
-            panicked(payload)
-        }))
-        .layer(from_fn_with_state(stats, observe))
+        .layer(from_fn_with_state(around.clone(), admit))
+        .layer(cors(settings))
+        .layer(from_fn_with_state(around, observe))
 }
 
-/// Names the request, measures and counts it, writes error bodies, and logs one line.
-async fn observe(State(stats): State<Stats>, mut request: Request, next: Next) -> Response {
+/// What the layers need.
+struct Around {
+    stats: Stats,
+    hosts: HostRule,
+    origins: Vec<String>,
+    max_body_bytes: usize,
+}
+
+async fn all(State(around): State<Arc<Around>>, request: Request, next: Next) -> Response {
+    observed(&around, request, |request| admitted(&around, request, next)).await
+}
+
+async fn observe(State(around): State<Arc<Around>>, request: Request, next: Next) -> Response {
+    observed(&around, request, |request| next.run(request)).await
+}
+
+async fn admit(State(around): State<Arc<Around>>, request: Request, next: Next) -> Response {
+    admitted(&around, request, next).await
+}
+
+/// Names the request, measures and counts it, checks its `Host`, writes error bodies, and logs one line.
+async fn observed<F: Future<Output = Response>>(
+    around: &Around,
+    mut request: Request,
+    next: impl FnOnce(Request) -> F,
+) -> Response {
+    let stats = &around.stats;
     let id = request_id(request.headers());
-    let route: Arc<str> = request.extensions().get::<MatchedPath>().map_or("unmatched", MatchedPath::as_str).into();
+    let route = request.extensions().get::<MatchedPath>().cloned();
     let mut line =
         AccessLine { method: request.method().clone(), route, id: id.clone(), started: Instant::now(), outcome: None };
-    let path = request.uri().path().to_owned();
+    let uri = request.uri().clone();
     request.extensions_mut().insert(Arrival(line.started));
     request.extensions_mut().insert(RequestId(id.clone()));
-    let tally = Tally::begin(&line.route, &stats, line.started.into_std());
+    let tally = Tally::begin(line.route(), stats, line.started.into_std());
     request.extensions_mut().insert(tally.clone());
     let closes = request.version() < Version::HTTP_2;
-    let response = next.run(request).await;
-    let (mut response, code) = write_problem(response, &path, &id);
+    let response = match host_problem(&around.hosts, &request) {
+        Some(error) => error.into_response(),
+        None => AssertUnwindSafe(next(request)).catch_unwind().await.unwrap_or_else(|payload| {
+            stats.record_panic();
+            panicked(payload)
+        }),
+    };
+    let (mut response, code) = write_problem(response, uri.path(), &id);
+    add_security_headers(&mut response, uri.path().starts_with("/docs"));
     if let Some(reason) = code.as_deref().and_then(tally::rejected) {
         stats.record_rejected(reason);
     }
@@ -89,6 +125,37 @@ async fn observe(State(stats): State<Stats>, mut request: Request, next: Next) -
     response
 }
 
+/// Refuses what a foreign page sends, bounds the body, and decompresses it where it is compressed.
+async fn admitted(around: &Around, request: Request, next: Next) -> Response {
+    let is_own =
+        request.method().is_safe() || is_own_origin(&around.origins, request.headers(), request.uri().authority());
+    if !is_own {
+        return ApiError::new(
+            StatusCode::FORBIDDEN,
+            "origin_not_allowed",
+            "a page of another origin may not call this server; add the origin to server.cors_origins",
+        )
+        .into_response();
+    }
+    // Bounds the bytes on the wire; `body::read` bounds them again after decompression. A declared length over the limit is
+    // refused from the head alone, before `100 Continue` is sent.
+    let (limit, size) = (around.max_body_bytes, request.body().size_hint());
+    if size.lower() > limit as u64 {
+        return ApiError::from(super::body::BodyError::TooLarge { limit }).into_response();
+    }
+    // A declared length is kept by the HTTP library.
+    let request =
+        if size.exact().is_some() { request } else { request.map(|body| Body::new(Limited::new(body, limit))) };
+    if !request.headers().contains_key(header::CONTENT_ENCODING) {
+        return next.run(request).await;
+    }
+    let next = next.map_request(|request: axum::http::Request<DecompressionBody<Body>>| request.map(Body::new));
+    match RequestDecompressionLayer::new().layer(next).oneshot(request).await {
+        Ok(response) => response.map(Body::new),
+        Err(error) => ApiError::internal(format!("decompression: {error}")).into_response(),
+    }
+}
+
 /// The client's own id where it is clean (1 to 128 characters of `[A-Za-z0-9._-]`), else a new one.
 fn request_id(headers: &HeaderMap) -> Arc<str> {
     let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok()).filter(|id| is_clean_id(id));
@@ -102,11 +169,18 @@ fn is_clean_id(id: &str) -> bool {
 /// One line of the access log, written when dropped: also for a client that did not wait for its answer.
 struct AccessLine {
     method: Method,
-    route: Arc<str>,
+    route: Option<MatchedPath>,
     id: Arc<str>,
     started: Instant,
     /// Status and bytes of the answer.
     outcome: Option<(u16, u64)>,
+}
+
+impl AccessLine {
+    /// The route's template: a path would be text from outside.
+    fn route(&self) -> &str {
+        self.route.as_ref().map_or("unmatched", MatchedPath::as_str)
+    }
 }
 
 impl Drop for AccessLine {
@@ -115,7 +189,7 @@ impl Drop for AccessLine {
         let duration_ms = self.started.elapsed().as_secs_f64() * 1000.0;
         // A method is any token, of any length.
         let method = if is_known(&self.method) { self.method.as_str() } else { "other" };
-        let (route, request_id) = (&*self.route, &*self.id);
+        let (route, request_id) = (self.route(), &*self.id);
         if matches!(route, "/livez" | "/readyz" | "/healthz" | "/metrics") || route.starts_with("/v2/health/") {
             tracing::debug!(method, route, status, duration_ms, bytes, request_id, "{method} {route} {status}");
         } else {
@@ -177,9 +251,7 @@ fn panicked(payload: Box<dyn Any + Send>) -> Response {
     ApiError::internal(format!("panic: {}", text.unwrap_or_else(|| "without text".to_owned()))).into_response()
 }
 
-async fn security_headers(request: Request, next: Next) -> Response {
-    let is_docs = request.uri().path().starts_with("/docs");
-    let mut response = next.run(request).await;
+fn add_security_headers(response: &mut Response, is_docs: bool) {
     let headers = response.headers_mut();
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
@@ -196,7 +268,6 @@ async fn security_headers(request: Request, next: Next) -> Response {
         };
         headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
     }
-    response
 }
 
 /// Which names clients may call this server by. A page of another name that resolves to this machine (DNS rebinding)
@@ -239,19 +310,6 @@ fn normal(host: &str) -> String {
     host.trim_end_matches('.').to_ascii_lowercase()
 }
 
-async fn check_host(State(rule): State<Arc<HostRule>>, request: Request, next: Next) -> Response {
-    match host_problem(&rule, &request) {
-        Some(error) => {
-            let mut response = error.into_response();
-            if request.version() < Version::HTTP_2 {
-                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            response
-        }
-        None => next.run(request).await,
-    }
-}
-
 fn host_problem(rule: &HostRule, request: &Request) -> Option<ApiError> {
     let bad = |detail: &str| Some(ApiError::new(StatusCode::BAD_REQUEST, "bad_host_header", detail));
     let mut hosts = request.headers().get_all(header::HOST).iter();
@@ -282,18 +340,6 @@ fn host_problem(rule: &HostRule, request: &Request) -> Option<ApiError> {
 
 /// A page of another site can make a browser send requests that change something; what the browser says of the page's
 /// origin tells them apart. Programs send neither header.
-async fn refuse_foreign_origin(State(origins): State<Arc<Vec<String>>>, request: Request, next: Next) -> Response {
-    if request.method().is_safe() || is_own_origin(&origins, request.headers(), request.uri().authority()) {
-        return next.run(request).await;
-    }
-    ApiError::new(
-        StatusCode::FORBIDDEN,
-        "origin_not_allowed",
-        "a page of another origin may not call this server; add the origin to server.cors_origins",
-    )
-    .into_response()
-}
-
 fn is_own_origin(origins: &[String], headers: &HeaderMap, target: Option<&Authority>) -> bool {
     let Some(origin) = headers.get(header::ORIGIN) else {
         return headers.get("sec-fetch-site").is_none_or(|site| site != "cross-site");
@@ -320,16 +366,6 @@ fn cors(settings: &HttpSettings) -> CorsLayer {
         .allow_headers([header::CONTENT_TYPE, header::ACCEPT, header::AUTHORIZATION, REQUEST_ID])
         .expose_headers([REQUEST_ID, SERVER_TIMING, outcome::CACHE, header::RETRY_AFTER])
         .max_age(Duration::from_secs(600))
-}
-
-/// Bounds the bytes on the wire; `body::read` bounds them again after decompression. A declared length over the limit
-/// is refused from the head alone, before `100 Continue` is sent.
-async fn limit_encoded_body(State(settings): State<Arc<HttpSettings>>, request: Request, next: Next) -> Response {
-    let limit = settings.max_body_bytes;
-    if request.body().size_hint().lower() > limit as u64 {
-        return ApiError::from(super::body::BodyError::TooLarge { limit }).into_response();
-    }
-    next.run(request.map(|body| Body::new(Limited::new(body, limit)))).await
 }
 
 #[cfg(test)]

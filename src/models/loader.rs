@@ -8,17 +8,17 @@ use super::made_up::{self, InputHints, Size};
 use super::memory::Measuring;
 use super::repository::{VersionFolder, companion, graph_file, read_bounded};
 use super::{LoadError, LoadedModel, Manifest, ModelMemory, ModelName, ModelSettings, Version, VersionPolicy, warmup};
-use crate::batching::{Handle, Joining, PaddedInput, Plan, Start, probe};
+use crate::batching::{Handle, Inline, Joining, PaddedInput, Plan, Start, probe};
 use crate::cache::Caches;
 use crate::pipelines::{LabelsSource, Pipeline, PipelineLimits, text};
-use crate::runtime::{GraphSource, Interrupt, Runtime, Session, SessionSettings, WorkingMemories};
+use crate::runtime::{GraphSource, Interrupt, Runtime, RuntimeError, Session, SessionSettings, WorkingMemories};
 use crate::tasks::Tasks;
 use crate::telemetry::stats::ModelStats;
 use crate::tensor::{Dim, Spec, ValueType};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Largest file of class names, in bytes.
 const LABELS_BYTES_MAX: u64 = 16 << 20;
@@ -119,6 +119,7 @@ pub(super) fn load(
     };
     tracing::info!(model = %job.name, version = %job.version, joining = ?plan.joining, evidence = plan.evidence, "how requests share runs");
 
+    let inline = inline_sessions(&sessions, &plan, &hints, interrupt, || runtime.load(&source, &session_settings));
     let working = WorkingMemories::new(sessions.iter().filter_map(|session| session.working_memory()));
     let arena = working.read().map_or(0, |memory| memory.arena_bytes);
     let memory = ModelMemory::new(facts.size_bytes, measuring.expected(), measuring.finish(arena), working);
@@ -144,6 +145,7 @@ pub(super) fn load(
         settings: job.settings.batch.clone(),
         plan,
         stats: job.stats.clone(),
+        inline,
         spare: Arc::new(move || spare_runtime.load(&source, &session_settings)),
     };
     let handle = Handle::start(start, tasks).map_err(|error| LoadError::Threads(error.kind()))?;
@@ -170,6 +172,54 @@ pub(super) fn load(
         loaded_at: SystemTime::now(),
         load_time: started.elapsed(),
     })
+}
+
+/// Longest run, in the best of some trials, that is made where the request is.
+const INLINE_RUN_MAX: Duration = Duration::from_micros(50);
+const INLINE_TRIALS: u64 = 20;
+
+/// Sessions for runs without a hop, where a run's time is short and follows from shapes that are all fixed but for the rows.
+/// One for two cores, as there are async threads.
+fn inline_sessions(
+    sessions: &[Box<dyn Session>],
+    plan: &Plan,
+    hints: &InputHints,
+    interrupt: &Interrupt,
+    mut load: impl FnMut() -> Result<Box<dyn Session>, RuntimeError>,
+) -> Inline {
+    let Some(first) = sessions.first() else { return Inline::default() };
+    let fixed =
+        |spec: &Spec| spec.ty.shape().is_some_and(|dims| dims.iter().skip(1).all(|dim| matches!(dim, Dim::Fixed(_))));
+    let tiny = first.facts().bounded
+        && first.facts().device == "cpu"
+        && plan.joining == Joining::Rows
+        && first.inputs().iter().all(|spec| fixed(spec) && !spec.optional);
+    let Some(inputs) = made_up::inputs(first.inputs(), &Size::default(), 1, hints).filter(|_| tiny) else {
+        return Inline::default();
+    };
+    // What is decided by a measurement is measured with the session that will run.
+    let Ok(mut session) = load() else { return Inline::default() };
+    let outputs: Vec<usize> = (0..session.outputs().len()).collect();
+    let mut best = Duration::MAX;
+    for _ in 0..INLINE_TRIALS {
+        let started = Instant::now();
+        if session.run(&inputs, &outputs, interrupt).is_err() {
+            return Inline::default();
+        }
+        best = best.min(started.elapsed());
+        // One slow run tells that it is no tiny model.
+        if best > 10 * INLINE_RUN_MAX {
+            break;
+        }
+    }
+    if best > INLINE_RUN_MAX {
+        return Inline::default();
+    }
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut inline = vec![session];
+    inline.extend((1..(cores / 2).clamp(1, 8)).map_while(|_| load().ok()));
+    let rows = INLINE_RUN_MAX.as_nanos() / best.as_nanos().max(1);
+    Inline::new(inline, usize::try_from(rows).unwrap_or(1).clamp(1, 64))
 }
 
 /// Tries out with the first session how requests may share runs.

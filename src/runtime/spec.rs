@@ -73,6 +73,8 @@ pub struct GraphFacts {
     pub providers: Vec<String>,
     /// `cpu` or `cuda:0`: where the session runs.
     pub device: String,
+    /// Whether the time of a run follows from the shapes of its inputs alone: no loop, and no size that is computed.
+    pub bounded: bool,
     /// The narrowest float type of the weights, such as `fp32`; `None` where there are none.
     pub precision: Option<String>,
 }

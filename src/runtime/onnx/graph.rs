@@ -104,10 +104,88 @@ fn collect(model: &ModelProto, folder: &Path, file_bytes: u64) -> Result<Graph, 
         num_parameters: Some(tensors.initializers.iter().map(|tensor| elements(tensor)).sum()),
         size_bytes: file_bytes.saturating_add(external.values().sum()),
         precision: precision(&tensors.initializers),
+        bounded: model.functions.is_empty() && graph.node.iter().all(is_bounded),
         ..GraphFacts::default()
     };
     let unshaped = graph.input.iter().chain(&graph.output).filter(|value| has_no_shape(value));
     Ok(Graph { facts, unshaped: unshaped.map(|value| value.name().to_owned()).collect() })
+}
+
+/// Operators whose work follows from the shapes of their inputs: no control flow, and none that make a tensor of a size that is
+/// itself computed (`Range`, `Expand`, `Tile`, `Resize`, …). A short list on purpose: what is not on it is only not sped up.
+const BOUNDED: [&str; 68] = [
+    "Abs",
+    "Add",
+    "And",
+    "ArgMax",
+    "ArgMin",
+    "AveragePool",
+    "BatchNormalization",
+    "Binarizer",
+    "Cast",
+    "Ceil",
+    "Clip",
+    "Concat",
+    "Constant",
+    "Conv",
+    "Div",
+    "Elu",
+    "Equal",
+    "Erf",
+    "Exp",
+    "FeatureVectorizer",
+    "Flatten",
+    "Floor",
+    "Gather",
+    "Gelu",
+    "Gemm",
+    "GlobalAveragePool",
+    "GlobalMaxPool",
+    "Greater",
+    "HardSigmoid",
+    "HardSwish",
+    "Identity",
+    "Imputer",
+    "InstanceNormalization",
+    "LabelEncoder",
+    "LayerNormalization",
+    "LeakyRelu",
+    "Less",
+    "LinearClassifier",
+    "LinearRegressor",
+    "Log",
+    "LogSoftmax",
+    "MatMul",
+    "Max",
+    "MaxPool",
+    "Min",
+    "Mul",
+    "Neg",
+    "Normalizer",
+    "Not",
+    "Or",
+    "PRelu",
+    "Pow",
+    "ReduceMax",
+    "ReduceMean",
+    "ReduceMin",
+    "ReduceSum",
+    "Relu",
+    "Reshape",
+    "SVMClassifier",
+    "Scaler",
+    "Sigmoid",
+    "Softmax",
+    "Sqrt",
+    "Squeeze",
+    "Sub",
+    "Tanh",
+    "Transpose",
+    "Unsqueeze",
+];
+
+fn is_bounded(node: &NodeProto) -> bool {
+    matches!(node.domain(), "" | "ai.onnx" | "ai.onnx.ml") && BOUNDED.binary_search(&node.op_type()).is_ok()
 }
 
 fn has_no_shape(value: &ValueInfoProto) -> bool {
@@ -268,6 +346,15 @@ mod tests {
         let text = result.err().map(|error| error.to_string()).unwrap_or_default();
         assert!(if expected.is_empty() { text.is_empty() } else { text.contains(expected) }, "{entries:?}: {text}");
         assert!(!text.contains(outer.path().to_str().unwrap()), "{text}");
+    }
+
+    #[test]
+    fn the_list_of_bounded_operators_can_be_searched() {
+        assert!(BOUNDED.is_sorted());
+        for missing in ["Loop", "If", "Scan", "Range", "Expand", "Tile", "Resize", "NonZero", "Pad", "ConstantOfShape"]
+        {
+            assert!(BOUNDED.binary_search(&missing).is_err(), "{missing}");
+        }
     }
 
     #[test]
