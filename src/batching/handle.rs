@@ -241,11 +241,6 @@ impl Handle {
         &self.0.shared.plan
     }
 
-    /// Makes every instance give back what it keeps for later, before its next run or at once where it is idle.
-    pub fn tidy(&self) {
-        self.0.shared.queue.ask_housekeeping();
-    }
-
     /// Refuses new requests; those accepted are finished.
     pub fn close(&self) {
         self.0.shared.queue.close();

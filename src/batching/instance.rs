@@ -6,7 +6,7 @@
 
 use super::batch::{self, Extent};
 use super::plan::{Joining, Plan};
-use super::queue::{Pending, Queue, Work};
+use super::queue::{Pending, Queue};
 use super::watch::{Slot, Watch};
 use super::{Answered, BatchError};
 use crate::runtime::{Input, Interrupt, RuntimeError, Session};
@@ -29,13 +29,9 @@ pub(super) struct Shared {
 
 /// The thread's work: runs until the queue is closed and empty, or until another instance has taken its place.
 pub(super) fn work(mut session: Box<dyn Session>, shared: &Shared, slot: &Arc<Slot>) {
-    let mut housekept = 0;
     while !slot.is_replaced() {
-        match shared.queue.take(housekept) {
-            Some(Work::Batch(requests)) => run_batch(session.as_mut(), shared, slot, requests),
-            Some(Work::Housekeeping(count)) => housekept = count,
-            None => return,
-        }
+        let Some(requests) = shared.queue.take() else { return };
+        run_batch(session.as_mut(), shared, slot, requests);
     }
 }
 
