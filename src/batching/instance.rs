@@ -29,6 +29,8 @@ pub(super) struct Shared {
 
 /// The thread's work: runs until the queue is closed and empty, or until another instance has taken its place.
 pub(super) fn work(mut session: Box<dyn Session>, shared: &Shared, slot: &Arc<Slot>) {
+    // Only a fault of ours outside a run ends the thread this way; its requests are told when it drops them.
+    let _counted = shared.stats.panic_guard();
     while !slot.is_replaced() {
         let Some(requests) = shared.queue.take() else { return };
         run_batch(session.as_mut(), shared, slot, requests);
@@ -193,7 +195,10 @@ fn run(
         })
         .collect();
     // A panic in the run is the fault of its requests alone; the thread goes on.
-    let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| session.run(inputs, outputs, &stop)));
+    let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        let _counted = shared.stats.panic_guard();
+        session.run(inputs, outputs, &stop)
+    }));
     drop(hooks);
     slot.end();
     match outcome {

@@ -38,6 +38,7 @@ fn rows_plan() -> Plan {
 struct House {
     handle: Handle,
     tasks: Tasks,
+    counts: Stats,
     stats: Arc<crate::telemetry::stats::ModelStats>,
 }
 
@@ -51,11 +52,12 @@ fn start(
         let run = run.clone();
         session(move |inputs, outputs, interrupt| run(inputs, outputs, interrupt))
     };
-    let (tasks, stats) = (Tasks::new(), Stats::new(Duration::from_secs(60)).model("test", 1));
+    let (tasks, counts) = (Tasks::new(), Stats::new(Duration::from_secs(60)));
+    let stats = counts.model("test", 1);
     let sessions = vec![make()];
     let spare: Spare = Arc::new(move || Ok(make()));
     let start = Start { model: "test".into(), sessions, settings, plan, stats: stats.clone(), spare };
-    House { handle: Handle::start(start, &tasks).unwrap(), tasks, stats }
+    House { handle: Handle::start(start, &tasks).unwrap(), tasks, counts, stats }
 }
 
 fn soon() -> Instant {
@@ -166,6 +168,7 @@ async fn only_the_culprit_gets_the_error() {
         })
         .collect();
     assert_eq!(told, ["[10]", "20", "[30]", "the model's run ended abnormally", "[50]"]);
+    assert_eq!(house.counts.panics(), 2, "the run of all, and the culprit's own");
 }
 
 #[tokio::test]
