@@ -200,6 +200,7 @@ fn refusal(error: &EngineError) -> Option<EngineError> {
         | EngineError::Batch(_)
         | EngineError::Model(_)
         | EngineError::Pool(_)
+        | EngineError::Warmup { .. }
         | EngineError::Internal { .. } => None,
     }
 }

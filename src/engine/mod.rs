@@ -14,11 +14,13 @@ mod predict;
 mod request;
 #[cfg(test)]
 pub(crate) mod testing;
+mod warmup;
 
 pub use bare::BareSession;
 pub use cleanup::Cleaned;
 pub use error::{EngineError, ErrorKind, FieldError, FieldKind};
 pub use request::{CacheOutcome, InferRequest, InferResponse, PredictRequest, PredictResponse, RunOptions, Timing};
+pub use warmup::{Warmed, WarmupRequest};
 
 pub use crate::batching::{Joining, LOWEST_PRIORITY};
 

@@ -112,7 +112,7 @@ pub(in crate::http) struct VersionQuery {
 }
 
 impl VersionQuery {
-    fn parse(self) -> Result<Option<Version>, ApiError> {
+    pub(super) fn parse(self) -> Result<Option<Version>, ApiError> {
         let Some(text) = self.version else { return Ok(None) };
         Version::parse(&text).map(Some).ok_or_else(|| invalid_query("version must be a number such as 1"))
     }
