@@ -3,7 +3,7 @@
 
 use super::inline::Inline;
 use super::instance::{self, Shared};
-use super::plan::{Measure, Plan};
+use super::plan::{Joining, Measure, Plan};
 use super::policy::Limits;
 use super::queue::{Pending, Queue};
 use super::watch::{GIVEN_UP_MAX, HUNG_AFTER, Slot, Stopped, Watch};
@@ -269,14 +269,17 @@ impl Handle {
         self.0.count
     }
 
-    /// How requests share runs.
+    /// How requests share runs, as it was found at load.
     pub fn plan(&self) -> &Plan {
         &self.0.shared.plan
     }
 
-    /// Makes every instance give back what it keeps for later, before its next run or at once where it is idle.
-    pub fn tidy(&self) {
-        self.0.shared.queue.ask_housekeeping();
+    /// How requests share runs at this moment, and what that was told from.
+    pub fn joining(&self) -> (Joining, &str) {
+        if self.0.shared.queue.has_stopped_joining() {
+            return (Joining::Alone, "the outputs of a batch did not have its number of rows");
+        }
+        (self.plan().joining, &self.plan().evidence)
     }
 
     /// Refuses new requests; those accepted are finished.

@@ -7,7 +7,7 @@
 use super::batch::{self, Extent};
 use super::inline::Inline;
 use super::plan::{Joining, Plan};
-use super::queue::{Pending, Queue, Work};
+use super::queue::{Pending, Queue};
 use super::watch::{Slot, Watch};
 use super::{Answered, BatchError};
 use crate::runtime::{Input, Interrupt, RuntimeError, Session};
@@ -31,13 +31,11 @@ pub(super) struct Shared {
 
 /// The thread's work: runs until the queue is closed and empty, or until another instance has taken its place.
 pub(super) fn work(mut session: Box<dyn Session>, shared: &Shared, slot: &Arc<Slot>) {
-    let mut housekept = 0;
+    // Only a fault of ours outside a run ends the thread this way; its requests are told when it drops them.
+    let _counted = shared.stats.panic_guard();
     while !slot.is_replaced() {
-        match shared.queue.take(housekept) {
-            Some(Work::Batch(requests)) => run_batch(session.as_mut(), shared, slot, requests),
-            Some(Work::Housekeeping(count)) => housekept = count,
-            None => return,
-        }
+        let Some(requests) = shared.queue.take() else { return };
+        run_batch(session.as_mut(), shared, slot, requests);
     }
 }
 
@@ -199,7 +197,10 @@ fn run(
         })
         .collect();
     // A panic in the run is the fault of its requests alone; the thread goes on.
-    let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| session.run(inputs, outputs, &stop)));
+    let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
+        let _counted = shared.stats.panic_guard();
+        session.run(inputs, outputs, &stop)
+    }));
     drop(hooks);
     slot.end();
     match outcome {

@@ -26,6 +26,17 @@ pub enum Joining {
     Fixed(usize),
 }
 
+impl Joining {
+    /// As clients know it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Joining::Alone => "alone",
+            Joining::Rows => "rows",
+            Joining::Fixed(_) => "fixed",
+        }
+    }
+}
+
 /// Inputs that are padded to the longest of a batch, and outputs that are cut back.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Padding {

@@ -53,20 +53,11 @@ pub(super) struct Queue {
 struct State {
     waiting: VecDeque<Pending>,
     closed: bool,
-    /// Raised to make every instance do its housekeeping once.
-    housekeeping: u64,
-}
-
-/// What an instance is to do.
-pub(super) enum Work {
-    Batch(Vec<Pending>),
-    /// Something to do between runs, up to this count.
-    Housekeeping(u64),
 }
 
 impl Queue {
     pub(super) fn new(bound: usize, limits: Limits, stats: Arc<ModelStats>) -> Queue {
-        let state = State { waiting: VecDeque::new(), closed: false, housekeeping: 0 };
+        let state = State { waiting: VecDeque::new(), closed: false };
         Queue { state: Mutex::new(state), filled: Condvar::new(), bound, limits, alone: AtomicBool::new(false), stats }
     }
 
@@ -102,16 +93,13 @@ impl Queue {
         Ok(())
     }
 
-    /// Waits for work beyond the housekeeping already done; `None` once the queue is closed and empty.
-    pub(super) fn take(&self, housekept: u64) -> Option<Work> {
+    /// Waits for the next batch; `None` once the queue is closed and empty.
+    pub(super) fn take(&self) -> Option<Vec<Pending>> {
         let mut state = self.lock();
         loop {
-            if state.housekeeping > housekept {
-                return Some(Work::Housekeeping(state.housekeeping));
-            }
             let now = Instant::now();
             self.drop_dead(&mut state, now);
-            let alone = self.alone.load(Ordering::Relaxed);
+            let alone = self.has_stopped_joining();
             let candidates = state.waiting.iter().take(LOOK_AT).map(|pending| Candidate {
                 shape: pending.measure.shape.as_deref().filter(|_| !alone),
                 rows: pending.measure.rows,
@@ -120,12 +108,12 @@ impl Queue {
             });
             let waited = state.waiting.front().map(|first| now - first.queued_at).unwrap_or_default();
             match policy::decide(candidates, &self.limits, waited) {
-                Decision::Take(places) => return Some(Work::Batch(self.take_places(&mut state, &places))),
+                Decision::Take(places) => return Some(self.take_places(&mut state, &places)),
                 // A queue that is closed gets no more mates.
                 Decision::Wait(_) if state.closed => {
                     let pending = state.waiting.pop_front();
                     self.stats.queue_changed(-1);
-                    return Some(Work::Batch(pending.into_iter().collect()));
+                    return Some(pending.into_iter().collect());
                 }
                 Decision::Wait(time) => {
                     state = self.filled.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner).0;
@@ -182,10 +170,9 @@ impl Queue {
         !self.alone.swap(true, Ordering::Relaxed)
     }
 
-    /// Makes every instance do its housekeeping once, before its next run.
-    pub(super) fn ask_housekeeping(&self) {
-        self.lock().housekeeping += 1;
-        self.filled.notify_all();
+    /// Whether every request is a run of its own, whatever the plan says.
+    pub(super) fn has_stopped_joining(&self) -> bool {
+        self.alone.load(Ordering::Relaxed)
     }
 
     pub(super) fn close(&self) {
@@ -242,11 +229,8 @@ mod tests {
         (pending, answer)
     }
 
-    fn ids(work: Option<Work>) -> Vec<usize> {
-        match work {
-            Some(Work::Batch(batch)) => batch.iter().map(|pending| pending.measure.bytes).collect(),
-            _ => vec![],
-        }
+    fn ids(batch: Option<Vec<Pending>>) -> Vec<usize> {
+        batch.unwrap_or_default().iter().map(|pending| pending.measure.bytes).collect()
     }
 
     #[test]
@@ -260,7 +244,7 @@ mod tests {
         drop(left);
         let (c, _c) = pending(3, 5);
         queue.push(vec![c]).unwrap();
-        assert_eq!(ids(queue.take(0)), [1, 3]);
+        assert_eq!(ids(queue.take()), [1, 3]);
         assert_eq!(queue.len(), 0);
     }
 
@@ -273,7 +257,7 @@ mod tests {
             answers.push(answer);
             queue.push(vec![pending]).unwrap();
         }
-        let order: Vec<usize> = (0..5).flat_map(|_| ids(queue.take(0))).collect();
+        let order: Vec<usize> = (0..5).flat_map(|_| ids(queue.take())).collect();
         assert_eq!(order, [3, 5, 1, 2, 4]);
     }
 
@@ -284,7 +268,7 @@ mod tests {
         old.deadline = Instant::now();
         let (young, _young) = pending(2, 5);
         queue.push(vec![old, young]).unwrap();
-        assert_eq!(ids(queue.take(0)), [2]);
+        assert_eq!(ids(queue.take()), [2]);
         assert!(matches!(answer.try_recv(), Ok(Err(BatchError::Expired))));
     }
 
@@ -296,16 +280,7 @@ mod tests {
         queue.close();
         let (b, _b) = pending(2, 5);
         assert!(matches!(queue.push(vec![b]), Err(BatchError::Closed)));
-        assert_eq!(ids(queue.take(0)), [1], "without waiting for mates");
-        assert!(queue.take(0).is_none());
-    }
-
-    #[test]
-    fn housekeeping_is_handed_out_once() {
-        let queue = queue(9, LIMITS);
-        queue.ask_housekeeping();
-        assert!(matches!(queue.take(0), Some(Work::Housekeeping(1))));
-        queue.close();
-        assert!(queue.take(1).is_none());
+        assert_eq!(ids(queue.take()), [1], "without waiting for mates");
+        assert!(queue.take().is_none());
     }
 }

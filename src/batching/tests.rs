@@ -38,6 +38,7 @@ fn rows_plan() -> Plan {
 struct House {
     handle: Handle,
     tasks: Tasks,
+    counts: Stats,
     stats: Arc<crate::telemetry::stats::ModelStats>,
 }
 
@@ -51,7 +52,8 @@ fn start(
         let run = run.clone();
         session(move |inputs, outputs, interrupt| run(inputs, outputs, interrupt))
     };
-    let (tasks, stats) = (Tasks::new(), Stats::new(Duration::from_secs(60)).model("test", 1));
+    let (tasks, counts) = (Tasks::new(), Stats::new(Duration::from_secs(60)));
+    let stats = counts.model("test", 1);
     let sessions = vec![make()];
     let spare: Spare = Arc::new(move || Ok(make()));
     let start = Start {
@@ -63,7 +65,7 @@ fn start(
         spare,
         inline: Inline::default(),
     };
-    House { handle: Handle::start(start, &tasks).unwrap(), tasks, stats }
+    House { handle: Handle::start(start, &tasks).unwrap(), tasks, counts, stats }
 }
 
 fn soon() -> Instant {
@@ -174,6 +176,7 @@ async fn only_the_culprit_gets_the_error() {
         })
         .collect();
     assert_eq!(told, ["[10]", "20", "[30]", "the model's run ended abnormally", "[50]"]);
+    assert_eq!(house.counts.panics(), 2, "the run of all, and the culprit's own");
 }
 
 #[tokio::test]

@@ -4,8 +4,9 @@
 //! and where that request goes away the flight is given up and the first follower to notice leads anew. A follower waits as
 //! long as it likes: its deadline is its own.
 //!
-//! Invariants: at most one flight for a key; whoever asks finds the value in the store, the flight that will bring it, or
-//! is the one to bring it, so that equal requests cannot slip past each other.
+//! Invariants: at most one flight for a key and a priority; whoever asks finds the value in the store, the flight that will
+//! bring it, or is the one to bring it, so that equal requests cannot slip past each other. An urgent request never waits for
+//! a run that others are served before.
 
 use super::{Key, Store};
 use std::collections::HashMap;
@@ -16,8 +17,11 @@ use tokio::sync::watch;
 #[derive(Debug)]
 pub struct Flights<V, E> {
     /// A std mutex: held for a look or a change of the map and of a store, never across an await.
-    flying: Mutex<HashMap<Key, Flight<V, E>>>,
+    flying: Mutex<HashMap<Route, Flight<V, E>>>,
 }
+
+/// What is asked for, and how urgently: the leader's run waits as long as its own priority makes it.
+type Route = (Key, u8);
 
 /// Holds the landing once there is one; closed without one where the leader gave up.
 type Flight<V, E> = watch::Receiver<Option<Landing<V, E>>>;
@@ -44,7 +48,7 @@ pub enum Turn<'a, V, E> {
 #[derive(Debug)]
 pub struct Lead<'a, V, E> {
     flights: &'a Flights<V, E>,
-    key: Key,
+    route: Route,
     sender: watch::Sender<Option<Landing<V, E>>>,
 }
 
@@ -59,7 +63,7 @@ impl<V, E> Default for Flights<V, E> {
 }
 
 impl<V, E> Flights<V, E> {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Flight<V, E>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Route, Flight<V, E>>> {
         self.flying.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -74,10 +78,12 @@ impl<V, E> Flights<V, E> {
 }
 
 impl<V: Clone, E: Clone> Flights<V, E> {
-    /// The turn of whoever asks for `key`, which `store` may hold. A leader puts its value into `store` before it lands.
-    pub fn join(&self, key: Key, store: &Store<V>) -> Turn<'_, V, E> {
+    /// The turn of whoever asks for `key` with `priority`. `store` may hold its value, whoever brought it. A leader puts its
+    /// value into `store` before it lands.
+    pub fn join(&self, key: Key, priority: u8, store: &Store<V>) -> Turn<'_, V, E> {
         let mut flying = self.lock();
-        if let Some(flight) = flying.get(&key) {
+        let route = (key, priority);
+        if let Some(flight) = flying.get(&route) {
             return Turn::Follow(Follow(flight.clone()));
         }
         // Under the lock: a leader that has landed since an earlier look has put its value there before.
@@ -85,8 +91,8 @@ impl<V: Clone, E: Clone> Flights<V, E> {
             return Turn::Kept(value);
         }
         let (sender, receiver) = watch::channel(None);
-        flying.insert(key, receiver);
-        Turn::Lead(Lead { flights: self, key, sender })
+        flying.insert(route, receiver);
+        Turn::Lead(Lead { flights: self, route, sender })
     }
 }
 
@@ -100,7 +106,7 @@ impl<V, E> Lead<'_, V, E> {
 impl<V, E> Drop for Lead<'_, V, E> {
     fn drop(&mut self) {
         // Before the channel closes: who wakes then must not find this flight again.
-        self.flights.lock().remove(&self.key);
+        self.flights.lock().remove(&self.route);
     }
 }
 
@@ -122,14 +128,14 @@ mod tests {
     type TestFlights = Flights<u32, &'static str>;
 
     fn lead<'a>(flights: &'a TestFlights, store: &Store<u32>) -> Lead<'a, u32, &'static str> {
-        match flights.join(Key::of(1), store) {
+        match flights.join(Key::of(1), 5, store) {
             Turn::Lead(lead) => lead,
             other => panic!("expected to lead, got {other:?}"),
         }
     }
 
     fn follow(flights: &TestFlights, store: &Store<u32>) -> Follow<u32, &'static str> {
-        match flights.join(Key::of(1), store) {
+        match flights.join(Key::of(1), 5, store) {
             Turn::Follow(follow) => follow,
             other => panic!("expected to follow, got {other:?}"),
         }
@@ -140,14 +146,30 @@ mod tests {
         let (flights, store) = (TestFlights::default(), Store::new(10_000, None));
         let leader = lead(&flights, &store);
         let (early, late) = (follow(&flights, &store), follow(&flights, &store));
-        let other = flights.join(Key::of(2), &store);
+        let other = flights.join(Key::of(2), 5, &store);
         assert!(matches!(other, Turn::Lead(_)));
         store.insert(Key::of(1), 7, 4);
         leader.land(Landing::Answered(7));
         assert!(matches!(early.landing().await, Some(Landing::Answered(7))));
         assert!(matches!(late.landing().await, Some(Landing::Answered(7))));
-        assert!(matches!(flights.join(Key::of(1), &store), Turn::Kept(7)));
+        assert!(matches!(flights.join(Key::of(1), 5, &store), Turn::Kept(7)));
         drop(other);
+        assert!(flights.is_empty());
+    }
+
+    #[test]
+    fn who_is_in_a_hurry_follows_only_who_is_as_much() {
+        let (flights, store) = (TestFlights::default(), Store::new(10_000, None));
+        let patient = flights.join(Key::of(1), 9, &store);
+        let urgent = flights.join(Key::of(1), 1, &store);
+        assert!(matches!((&patient, &urgent), (Turn::Lead(_), Turn::Lead(_))));
+        assert!(matches!(flights.join(Key::of(1), 9, &store), Turn::Follow(_)));
+        drop(patient);
+        assert!(matches!(flights.join(Key::of(1), 1, &store), Turn::Follow(_)));
+        // What one brings is there for all.
+        store.insert(Key::of(1), 7, 4);
+        drop(urgent);
+        assert!(matches!(flights.join(Key::of(1), 9, &store), Turn::Kept(7)));
         assert!(flights.is_empty());
     }
 
@@ -163,7 +185,7 @@ mod tests {
         let second = follow(&flights, &store);
         leader.land(Landing::Refused("bad"));
         assert!(matches!(second.landing().await, Some(Landing::Refused("bad"))));
-        assert!(matches!(flights.join(Key::of(1), &store), Turn::Lead(_)), "a refusal is not kept");
+        assert!(matches!(flights.join(Key::of(1), 5, &store), Turn::Lead(_)), "a refusal is not kept");
         assert!(flights.is_empty());
     }
 }

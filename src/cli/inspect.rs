@@ -6,7 +6,7 @@ use super::error::CliError;
 use super::lone_model;
 use super::store::{offline_config, with_engine};
 use super::table::{Table, count, size};
-use crate::engine::{LoadedModel, Version};
+use crate::engine::{Joining, LoadedModel, Version};
 use crate::tensor::{Dim, Spec};
 use serde_json::{Value, json};
 
@@ -44,6 +44,18 @@ fn labels(model: &LoadedModel) -> usize {
     model.pipeline.as_ref().map_or(0, |pipeline| pipeline.labels().len())
 }
 
+/// How requests share runs.
+fn batching(model: &LoadedModel) -> String {
+    let (joining, evidence) = model.handle.joining();
+    let how = match joining {
+        Joining::Alone => "each request is a run".to_owned(),
+        Joining::Rows => "rows join".to_owned(),
+        Joining::Fixed(1) => "runs of one row".to_owned(),
+        Joining::Fixed(rows) => format!("rows join in runs of {rows}"),
+    };
+    format!("{how} ({evidence})")
+}
+
 fn as_text(model: &LoadedModel, versions: &[Version]) -> String {
     let facts = &model.facts;
     let mut table = Table::new(["MODEL", model.name.as_str()]);
@@ -75,6 +87,7 @@ fn as_text(model: &LoadedModel, versions: &[Version]) -> String {
     line("size", size(facts.size_bytes));
     line("device", facts.device.clone());
     line("providers", facts.providers.join(", "));
+    line("batching", batching(model));
     line("threads of a run", model.intra_threads.to_string());
     line("load time", format!("{} ms", model.load_time.as_millis()));
     for (key, value) in &facts.custom {
@@ -112,6 +125,7 @@ fn as_json(model: &LoadedModel, versions: &[Version]) -> Value {
         "size_bytes": facts.size_bytes,
         "device": facts.device,
         "providers": facts.providers,
+        "batching": { "joining": model.handle.joining().0.name(), "evidence": model.handle.joining().1 },
         "intra_threads": model.intra_threads,
         "load_time_ms": u64::try_from(model.load_time.as_millis()).unwrap_or(u64::MAX),
         "metadata": facts.custom,
@@ -201,7 +215,7 @@ mod tests {
                 size_bytes: 4_956_208,
                 providers: vec!["CPUExecutionProvider".to_owned()],
                 device: "cpu".to_owned(),
-                custom: BTreeMap::from([("author".to_owned(), "a\nb".to_owned())]),
+                custom: BTreeMap::from([("author".to_owned(), "a\nq".to_owned())]),
                 ..GraphFacts::default()
             },
             pipeline,
@@ -230,16 +244,23 @@ mod tests {
             assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text:?}");
             assert!(text.contains("]0;title"), "{text}");
         }
-        assert!(!as_text(&model, &[]).lines().any(|line| line.starts_with('b')));
+        assert!(!as_text(&model, &[]).lines().any(|line| line.starts_with('q')));
     }
 
     #[test]
     fn text_and_json_say_what_the_model_takes_and_gives() {
         let model = model(None);
         let text = as_text(&model, &[Version(1), Version(2)]);
-        for part in
-            ["2 (in the store: 1, 2)", "1 235 496", "4.7 MiB", "CPUExecutionProvider", "17", "12 ms", "(optional)"]
-        {
+        for part in [
+            "each request is a run (a test)",
+            "2 (in the store: 1, 2)",
+            "1 235 496",
+            "4.7 MiB",
+            "CPUExecutionProvider",
+            "17",
+            "12 ms",
+            "(optional)",
+        ] {
             assert!(text.contains(part), "{part}: {text}");
         }
         let json = as_json(&model, &[Version(1), Version(2)]);
@@ -247,6 +268,7 @@ mod tests {
         assert_eq!(json["inputs"][1]["shape"], Value::Null);
         assert_eq!(json["versions"], json!(["1", "2"]));
         assert_eq!(json["task"], Value::Null);
+        assert_eq!(json["batching"], json!({ "joining": "alone", "evidence": "a test" }));
     }
 
     #[test]

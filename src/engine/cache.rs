@@ -4,7 +4,7 @@
 //! flight only where the same input would bring it about again; a request's deadline is its own, whoever runs. A kept answer
 //! needs no place in a queue. Knows no form of a body: what is kept is typed.
 
-use super::request::{CacheOutcome, InferResponse, PredictResponse, Timing};
+use super::request::{CacheOutcome, InferResponse, PredictResponse, RunOptions, Timing};
 use super::{EngineError, ErrorKind, InferenceEngine, LoadedModel};
 use crate::batching::BatchError;
 use crate::cache::{Answer, Flights, Key, KeyMaker, Landing, Lead, Turn};
@@ -86,10 +86,10 @@ impl InferenceEngine {
             return Ok((make(&model.caches.keys, &request), request));
         }
         let model = model.clone();
-        Ok(self.0.pool.run(move || (make(&model.caches.keys, &request), request)).await?)
+        Ok(self.compute(move || (make(&model.caches.keys, &request), request)).await?)
     }
 
-    /// The answer kept under `key`, or that of an equal request in flight, or that of `run`, which is kept.
+    /// The answer kept under `key`, or that of an equal request of the same priority in flight, or that of `run`, which is kept.
     ///
     /// # Errors
     /// Those of `run`; `DeadlineExceeded` where the deadline passes while an equal request runs.
@@ -100,14 +100,14 @@ impl InferenceEngine {
         &self,
         model: &Arc<LoadedModel>,
         key: Key,
-        deadline: Instant,
+        options: &RunOptions,
         run: impl Future<Output = Result<R, EngineError>>,
     ) -> Result<R, EngineError> {
         let Some(store) = &model.caches.responses else { return run.await };
         let started = Instant::now();
         let mut waited = Duration::ZERO;
         let lead = loop {
-            let follow = match self.0.flights.join(key, store) {
+            let follow = match self.0.flights.join(key, options.priority, store) {
                 Turn::Kept(answer) => match hit(model, &answer, waited) {
                     Some(response) => return Ok(response),
                     None => break None,
@@ -115,7 +115,7 @@ impl InferenceEngine {
                 Turn::Lead(lead) => break Some(lead),
                 Turn::Follow(follow) => follow,
             };
-            let landing = tokio::time::timeout_at(deadline, follow.landing()).await;
+            let landing = tokio::time::timeout_at(options.deadline, follow.landing()).await;
             waited = started.elapsed();
             match landing {
                 Err(_) => return Err(EngineError::Batch(BatchError::Expired)),
@@ -158,7 +158,7 @@ impl InferenceEngine {
                 } else {
                     let (model, answer) = (model.clone(), answer.clone());
                     // Where the pool is too busy the answer is not kept; it is given all the same.
-                    let _ = self.0.pool.run(move || model.caches.keep_answer(key, &answer)).await;
+                    let _ = self.compute(move || model.caches.keep_answer(key, &answer)).await;
                 }
                 lead.land(Landing::Answered(answer));
             }
@@ -200,6 +200,7 @@ fn refusal(error: &EngineError) -> Option<EngineError> {
         | EngineError::Batch(_)
         | EngineError::Model(_)
         | EngineError::Pool(_)
+        | EngineError::Warmup { .. }
         | EngineError::Internal { .. } => None,
     }
 }
@@ -289,11 +290,15 @@ mod tests {
 
     impl House {
         fn ask(&self, number: f32, timeout: Duration) -> Answered {
+            self.ask_with(number, timeout, None)
+        }
+
+        fn ask_with(&self, number: f32, timeout: Duration, priority: Option<u64>) -> Answered {
             let (engine, model) = (self.engine.clone(), self.model.clone());
             let value = Tensor::from_vec(DType::Fp32, vec![1], vec![number]).unwrap();
             let inputs = vec![("x".to_owned(), Value::from(value))];
-            let request =
-                InferRequest { inputs, outputs: Vec::new(), options: RunOptions::until(Instant::now() + timeout) };
+            let options = RunOptions::until(Instant::now() + timeout).with_priority(priority);
+            let request = InferRequest { inputs, outputs: Vec::new(), options };
             self.tasks.spawn("ask", async move { engine.infer(&model, request).await })
         }
 
@@ -377,6 +382,29 @@ mod tests {
             assert_eq!(response.cache, None);
         }
         assert_eq!((house.runs(), house.counted()), (2, (0, 0)));
+    }
+
+    #[tokio::test]
+    async fn an_urgent_request_does_not_wait_for_a_patient_equal() {
+        let mut house = house(&answers());
+        // The one instance is busy, so that both of the others wait for it.
+        let busy = house.ask(0.0, LONG);
+        house.began.recv().await.unwrap();
+        let patient = house.ask_with(1.0, LONG, Some(9));
+        tokio::task::yield_now().await;
+        let between = house.ask_with(2.0, LONG, Some(5));
+        tokio::task::yield_now().await;
+        let urgent = house.ask_with(1.0, LONG, Some(1));
+        tokio::task::yield_now().await;
+        house.end(Ok(()));
+        house.end(Ok(()));
+        assert_eq!(outcome(busy).await.0, CacheOutcome::Miss);
+        assert_eq!(outcome(urgent).await, (CacheOutcome::Miss, vec![1.0]));
+        assert!(!between.is_finished() && !patient.is_finished());
+        house.end(Ok(()));
+        house.end(Ok(()));
+        assert_eq!(outcome(between).await.0, CacheOutcome::Miss);
+        assert_eq!(outcome(patient).await.0, CacheOutcome::Miss);
     }
 
     #[tokio::test]

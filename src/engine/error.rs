@@ -44,6 +44,9 @@ pub enum EngineError {
     /// The model has no task: it takes tensors.
     #[error("model '{model}' takes tensors, not {got}; its inputs are {inputs}")]
     TakesTensors { model: String, got: &'static str, inputs: String },
+    /// The model cannot be warmed up as asked.
+    #[error("{field}: {problem}")]
+    Warmup { field: String, problem: String },
     /// The run failed for a reason that is not the input's.
     #[error("an internal error; give the request id to whoever runs the server")]
     Internal { detail: String },
@@ -75,7 +78,9 @@ impl EngineError {
 
     pub fn kind(&self) -> ErrorKind {
         match self {
-            EngineError::Field { .. } | EngineError::TakesTensors { .. } => ErrorKind::InvalidInput,
+            EngineError::Field { .. } | EngineError::TakesTensors { .. } | EngineError::Warmup { .. } => {
+                ErrorKind::InvalidInput
+            }
             EngineError::Model(error) => model_kind(error),
             EngineError::Pipeline(error) => pipeline_kind(error),
             EngineError::Batch(error) => batch_kind(error),
@@ -94,6 +99,7 @@ impl EngineError {
             EngineError::Field { kind: FieldKind::Input, .. } => "invalid_input",
             EngineError::Field { kind: FieldKind::Output, .. } => "invalid_output",
             EngineError::TakesTensors { .. } => "model_takes_tensors",
+            EngineError::Warmup { .. } => "invalid_input",
             EngineError::Model(error) => model_code(error),
             EngineError::Pipeline(error) => match error {
                 PipelineError::Item { .. } => "invalid_input",
@@ -131,6 +137,9 @@ impl EngineError {
             ) => vec![FieldError { field: format!("inputs[{index}]"), problem: problem.clone() }],
             EngineError::Pipeline(PipelineError::Parameter { name, problem }) => {
                 vec![FieldError { field: format!("parameters.{name}"), problem: problem.clone() }]
+            }
+            EngineError::Warmup { field, problem } => {
+                vec![FieldError { field: field.clone(), problem: problem.clone() }]
             }
             EngineError::Pipeline(PipelineError::Setup(_) | PipelineError::Outputs(_))
             | EngineError::Model(_)

@@ -22,11 +22,11 @@ impl InferenceEngine {
         if model.caches.responses.is_none() {
             return self.run_tensors(model, request).await;
         }
-        let (deadline, size) =
-            (request.options.deadline, request.inputs.iter().map(|(_, value)| value_bytes(value)).sum());
+        let options = request.options.clone();
+        let size = request.inputs.iter().map(|(_, value)| value_bytes(value)).sum();
         let make = |keys: &KeyMaker, request: &InferRequest| keys.tensors(&request.inputs, &request.outputs);
         let (key, request) = self.key(model, size, request, make).await?;
-        self.answer_once(model, key, deadline, self.run_tensors(model, request)).await
+        self.answer_once(model, key, &options, self.run_tensors(model, request)).await
     }
 
     /// The run itself.

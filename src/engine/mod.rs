@@ -14,22 +14,24 @@ mod predict;
 mod request;
 #[cfg(test)]
 pub(crate) mod testing;
+mod warmup;
 
 pub use bare::BareSession;
 pub use cleanup::Cleaned;
 pub use error::{EngineError, ErrorKind, FieldError, FieldKind};
 pub use request::{CacheOutcome, InferRequest, InferResponse, PredictRequest, PredictResponse, RunOptions, Timing};
+pub use warmup::{Warmed, WarmupRequest};
 
-pub use crate::batching::LOWEST_PRIORITY;
+pub use crate::batching::{Joining, LOWEST_PRIORITY};
 
-pub use crate::cache::CachesUsage;
+pub use crate::cache::{CachesUsage, Usage as CacheUsage};
 pub use crate::models::{
     LoadOverrides, LoadedModel, MemoryTotals, ModelName, ModelState, ModelStatus, NameError, Version, VersionStatus,
 };
 pub use crate::pipelines::{ClassScore, Item, Parameters, Prediction};
 
 use crate::models::{ModelError, ModelManager};
-use crate::pipelines::Pool;
+use crate::pipelines::{Pool, PoolError};
 use crate::tasks::Tasks;
 use crate::telemetry::{ModelStats, Stats};
 use std::sync::Arc;
@@ -96,6 +98,12 @@ impl InferenceEngine {
         Ok(self.stats().model(name.as_str(), version.0))
     }
 
+    /// The version that is loaded under this name, where one is. Loads nothing.
+    pub fn loaded_version(&self, name: &str, version: u64) -> Option<Arc<LoadedModel>> {
+        let versions = self.status(&ModelName::parse(name).ok()?).ok()?.versions;
+        versions.into_iter().find(|known| known.version.0 == version)?.loaded
+    }
+
     /// Reads the model's folder again and loads the versions that its policy asks for; returns when they are ready.
     /// A version that is ready and unchanged stays; one that fails to load leaves the old one serving.
     ///
@@ -121,6 +129,16 @@ impl InferenceEngine {
         self.0.models.is_started() && !self.0.tasks.stopping().is_cancelled()
     }
 
+    /// Runs `work` on the pool. A panic in it is counted, also where its caller has left.
+    async fn compute<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, PoolError> {
+        let counted = self.stats().panic_guard();
+        let work = move || {
+            let _counted = counted;
+            work()
+        };
+        self.0.pool.run(work).await
+    }
+
     /// The memory of all loaded models together, and its bound.
     pub fn memory_totals(&self) -> MemoryTotals {
         self.0.models.memory_totals()
@@ -129,5 +147,32 @@ impl InferenceEngine {
     /// Name and version of the library that runs the graphs.
     pub fn runtime_version(&self) -> String {
         self.0.models.runtime_version()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_on_the_pool_is_counted_also_where_nobody_waits_for_it() {
+        let tasks = Tasks::new();
+        let engine = testing::engine(&tasks);
+        assert_eq!(engine.compute(|| panic!("as preprocessing might")).await, Err::<(), _>(PoolError::Panicked));
+        assert_eq!((engine.compute(|| 7).await, engine.stats().panics()), (Ok(7), 1));
+
+        let (go, gone) = std::sync::mpsc::channel::<()>();
+        let (began, beginning) = tokio::sync::oneshot::channel();
+        let mut left = Box::pin(engine.compute(move || {
+            began.send(()).ok();
+            gone.recv().ok();
+            panic!("later");
+        }));
+        tokio::select! { () = async { left.as_mut().await.unwrap_or(()) } => panic!("ended early"), _ = beginning => {} }
+        drop(left);
+        go.send(()).unwrap();
+        while engine.stats().panics() < 2 {
+            tokio::task::yield_now().await;
+        }
     }
 }

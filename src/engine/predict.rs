@@ -32,9 +32,9 @@ impl InferenceEngine {
         if model.caches.responses.is_none() {
             return self.run_predict(model, request).await;
         }
-        let deadline = request.options.deadline;
+        let options = request.options.clone();
         let (key, request) = self.items_key(model, request, Wanted::Predictions).await?;
-        self.answer_once(model, key, deadline, self.run_predict(model, request)).await
+        self.answer_once(model, key, &options, self.run_predict(model, request)).await
     }
 
     /// The prediction itself.
@@ -48,7 +48,7 @@ impl InferenceEngine {
         let (items, mut timing) = self.run_items(model, request).await?;
         let started = Instant::now();
         let read = move || items.iter().map(|outputs| pipeline.postprocess(outputs, &parameters)).collect();
-        let predictions: Result<Vec<Prediction>, PipelineError> = self.0.pool.run(read).await?;
+        let predictions: Result<Vec<Prediction>, PipelineError> = self.compute(read).await?;
         timing.postprocess = started.elapsed();
         model.stats.record_stage(Stage::Postprocess, timing.postprocess);
         Ok(PredictResponse { predictions: predictions.map_err(internal_outputs)?, timing, cache: None })
@@ -69,9 +69,9 @@ impl InferenceEngine {
         if model.caches.responses.is_none() {
             return self.run_raw(model, request).await;
         }
-        let deadline = request.options.deadline;
+        let options = request.options.clone();
         let (key, request) = self.items_key(model, request, Wanted::Outputs).await?;
-        self.answer_once(model, key, deadline, self.run_raw(model, request)).await
+        self.answer_once(model, key, &options, self.run_raw(model, request)).await
     }
 
     /// The run itself.
@@ -108,7 +108,7 @@ impl InferenceEngine {
             let (model, pipeline, parameters) = (model.clone(), pipeline.clone(), parameters.clone());
             async move {
                 let work = move || cache::prepare(&model, pipeline.as_ref(), &item, &parameters);
-                let inputs = self.0.pool.run(work).await?;
+                let inputs = self.compute(work).await?;
                 Ok::<_, EngineError>(inputs.map_err(|error| error.at(place))?)
             }
         }))

@@ -3,11 +3,13 @@
 use super::HttpState;
 use super::error::ApiError;
 use super::extract::negotiate;
-use crate::engine::{InferenceEngine, ModelState};
+use crate::engine::{InferenceEngine, ModelName, ModelState};
+use crate::telemetry::stats::CacheKind;
 use crate::telemetry::{Exposition, ExpositionFormat, metrics, resident_bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
+use std::collections::BTreeMap;
 
 /// The first is what those get who do not say, or ask for neither.
 const OFFERS: [(&str, ExpositionFormat); 2] =
@@ -31,6 +33,28 @@ pub(super) async fn serve(State(state): State<HttpState>, headers: HeaderMap) ->
     Ok(([(header::CONTENT_TYPE, format.content_type())], text).into_response())
 }
 
+/// Bytes of a series, by its two labels.
+type Held<B> = BTreeMap<(ModelName, B), u64>;
+
+/// What the loaded models hold, by device, and their caches, by kind: all versions of a model together.
+fn held(engine: &InferenceEngine) -> (Held<String>, Held<CacheKind>) {
+    let (mut memory, mut caches) = (Held::new(), Held::new());
+    for model in engine.models() {
+        for version in model.versions.iter().filter_map(|version| version.loaded.as_deref()) {
+            let bytes = memory.entry((model.name.clone(), version.facts.device.clone())).or_insert(0u64);
+            *bytes = bytes.saturating_add(version.memory.total_bytes());
+            let usage = version.caches.usage();
+            for (cache, usage) in [(CacheKind::Response, usage.responses), (CacheKind::Preprocess, usage.prepared)] {
+                if let Some(usage) = usage {
+                    let bytes = caches.entry((model.name.clone(), cache)).or_insert(0u64);
+                    *bytes = bytes.saturating_add(usage.bytes);
+                }
+            }
+        }
+    }
+    (memory, caches)
+}
+
 fn write(engine: &InferenceEngine, format: ExpositionFormat) -> String {
     let mut out = Exposition::new(format);
     metrics::write_stats(engine.stats(), &mut out);
@@ -43,6 +67,15 @@ fn write(engine: &InferenceEngine, format: ExpositionFormat) -> String {
                 samples.put(&labels, u64::from(version.state == state));
             }
         }
+    }
+    let (memory, caches) = held(engine);
+    let mut samples = out.family(&metrics::MODEL_MEMORY);
+    for ((model, device), bytes) in &memory {
+        samples.put(&[("model", model.as_str()), ("device", device)], *bytes);
+    }
+    let mut samples = out.family(&metrics::CACHE_BYTES);
+    for ((model, cache), bytes) in &caches {
+        samples.put(&[("model", model.as_str()), ("cache", cache.name())], *bytes);
     }
     if let Some(bytes) = resident_bytes() {
         out.family(&metrics::RESIDENT_MEMORY).put(&[], bytes);

@@ -21,6 +21,7 @@ pub(super) fn router(state: HttpState, listen: IpAddr) -> Router {
         .route("/v1/models/{name}/load", post(v1::models::load))
         .route("/v1/models/{name}/unload", post(v1::models::unload))
         .route("/v1/models/{name}/memory", get(v1::models::memory))
+        .route("/v1/models/{name}/warmup", post(v1::warmup::warm_up))
         .route("/v1/models/{name}/cleanup", post(v1::models::cleanup))
         .route("/v1/cleanup", post(v1::models::cleanup_all))
         .route("/v1/models/{name}/predict", post(v1::predict::predict))

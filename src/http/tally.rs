@@ -1,6 +1,6 @@
-//! Which requests are counted as meant for a model, and how each of them ended.
+//! Which requests are counted as meant for a model, and how each of them ended: predictions, and jobs where they are accepted.
 //!
-//! `middleware::observe` begins a tally for each request to a route that predicts, and ends it with the answer; dropped with
+//! `middleware::observe` begins a tally for each request to a route that predicts or takes a job, and ends it with the answer; dropped with
 //! the request's future it counts a client that went away. The handler says which model was reached. Knows no form of a
 //! body, and takes no label from a request.
 
@@ -19,7 +19,7 @@ use std::time::Instant;
 pub(super) struct Tally(Arc<Mutex<Option<RequestGuard>>>);
 
 impl Tally {
-    /// Begins where `route`, a route's template, is one that predicts; else counts nothing.
+    /// Begins where `route`, a route's template, is one that predicts or takes a job; else counts nothing.
     pub(super) fn begin(route: &str, stats: &Stats, arrival: Instant) -> Tally {
         let guard = protocol_of(route).map(|protocol| stats.begin(protocol, arrival));
         Tally(Arc::new(Mutex::new(guard)))
@@ -39,9 +39,14 @@ impl Tally {
         let found = engine.model(name, version).await;
         match &found {
             Ok(model) => self.reach(&model.stats),
-            Err(_) => engine.model_stats(name, version).into_iter().for_each(|stats| self.reach(&stats)),
+            Err(_) => self.aim(engine, name, version),
         }
         found
+    }
+
+    /// Counts the request as the model's where the store has it, loaded or not. Loads nothing.
+    pub(super) fn aim(&self, engine: &InferenceEngine, name: &ModelName, version: Option<Version>) {
+        engine.model_stats(name, version).into_iter().for_each(|stats| self.reach(&stats));
     }
 
     fn reach(&self, model: &Arc<ModelStats>) {
@@ -68,7 +73,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Tally {
 }
 
 fn protocol_of(route: &str) -> Option<Protocol> {
-    if route.starts_with("/v1/models/") && route.ends_with("/predict") {
+    if route.starts_with("/v1/models/") && (route.ends_with("/predict") || route.ends_with("/jobs")) {
         return Some(Protocol::V1);
     }
     (route.starts_with("/v2/models/") && route.ends_with("/infer")).then_some(Protocol::V2)
@@ -94,10 +99,13 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn only_routes_that_predict_are_counted() {
+    fn only_routes_that_predict_or_take_a_job_are_counted() {
         for (route, expected) in [
             ("/v1/models/{name}/predict", Some(Protocol::V1)),
             ("/v1/models/{name}/versions/{version}/predict", Some(Protocol::V1)),
+            ("/v1/models/{name}/jobs", Some(Protocol::V1)),
+            ("/v1/jobs/{id}", None),
+            ("/v1/models/{name}/warmup", None),
             ("/v2/models/{name}/infer", Some(Protocol::V2)),
             ("/v2/models/{name}/versions/{version}/infer", Some(Protocol::V2)),
             ("/v2/models/{name}/ready", None),

@@ -156,6 +156,7 @@ impl ModelManager {
             if let Some(gate) = gates.remove(&name) {
                 tracing::info!(model = %name, room_for = %job.name, "a model is evicted");
                 self.evict(&name, &gate).await;
+                self.stats().record_eviction(name.as_str());
             }
         }
         Ok(())

@@ -57,10 +57,11 @@ impl fmt::Debug for LoadedModel {
 }
 
 impl LoadedModel {
-    /// Values for the graph's inputs, made up from what it declares: `rows` in dimension 0 where that is free, sizes and token
-    /// ids as the model's files have them. The same ones each time; `None` where one would be too large.
-    pub fn made_up_inputs(&self, rows: usize) -> Option<Vec<Input>> {
-        let size = Size { rows: Some(rows), ..Size::default() };
+    /// Values for the graph's inputs, made up from what it declares: `rows` in dimension 0, `None` as the graph has it and 1
+    /// where that is free; sizes and token ids as the model's files have them. The same ones each time; `None` where one
+    /// would be too large. Takes long where they are large.
+    pub fn made_up_inputs(&self, rows: Option<usize>) -> Option<Vec<Input>> {
+        let size = Size { rows, ..Size::default() };
         made_up::inputs(&self.inputs, &size, 1, &self.hints)
     }
 }

@@ -20,7 +20,7 @@ const fn histogram(name: &'static str, help: &'static str) -> Family {
 
 const REQUESTS: Family = counter(
     "ortus_requests",
-    "Requests by HTTP status; 499 = the client went away. Model and version are empty where none was reached.",
+    "Requests by HTTP status; 202 = accepted as a job, 499 = the client went away. Model and version are empty where none was reached.",
 );
 const REQUEST_DURATION: Family = histogram(
     "ortus_request_duration_seconds",
@@ -34,12 +34,19 @@ const CANCELLED: Family =
 const CACHE_HITS: Family = counter("ortus_cache_hits", "Answers found in a cache.");
 const CACHE_MISSES: Family = counter("ortus_cache_misses", "Answers not found in a cache that was asked.");
 const LOADS: Family = counter("ortus_model_loads", "Loads of a version of a model, by result.");
+const EVICTIONS: Family =
+    counter("ortus_model_evictions", "Unloads of a model, all its versions, to make room for another.");
 const REJECTED: Family =
     counter("ortus_rejected", "Requests turned away for a reason other than what they ask, by reason.");
 const PANICS: Family = counter("ortus_panics", "Panics that were caught: faults of the server.");
 
 /// `model`, `version`, `state`: 1 for the state that a version is in, 0 for the others.
 pub const MODEL_STATE: Family = gauge("ortus_model_state", "1 for the state that a version of a model is in.");
+/// `model`, `device`: all loaded versions together.
+pub const MODEL_MEMORY: Family =
+    gauge("ortus_model_memory_bytes", "Memory that the loaded versions of a model hold, by device.");
+/// `model`, `cache`: all loaded versions together.
+pub const CACHE_BYTES: Family = gauge("ortus_cache_bytes", "Memory of the caches that are switched on.");
 /// No labels.
 pub const RESIDENT_MEMORY: Family =
     gauge("ortus_process_resident_memory_bytes", "Memory of the process that is in RAM.");
@@ -84,6 +91,8 @@ pub fn write_stats(stats: &Stats, out: &mut Exposition) {
         samples.put(&[("model", &model.name), ("result", "ok")], model.loads_done);
         samples.put(&[("model", &model.name), ("result", "failed")], model.loads_failed);
     }
+    let mut samples = out.family(&EVICTIONS);
+    models.iter().for_each(|model| samples.put(&[("model", &model.name)], model.evictions));
     let mut samples = out.family(&REJECTED);
     stats.rejected().for_each(|(reason, count)| samples.put(&[("reason", reason.name())], count));
     out.family(&PANICS).put(&[], stats.panics());

@@ -1,6 +1,7 @@
 //! Kept answers and prepared items: `X-Ortus-Cache`, whose answers they are, and how they are switched on.
 
 use crate::server::{Server, copy_folder, fixture, root, store_of};
+use crate::stats::Metrics;
 use serde_json::{Value, json};
 
 const ON: [(&str, &str); 1] = [("ORTUS_CACHE__RESPONSE_MB", "16")];
@@ -56,6 +57,27 @@ fn an_answer_is_given_again_with_the_same_bytes() {
     let (outcome, bytes) = ask_json(&server, path, &json!({"inputs": [0], "id": "mine"}));
     assert_eq!(outcome, hit());
     assert_eq!(serde_json::from_slice::<Value>(&bytes).unwrap()["id"], "mine");
+}
+
+#[test]
+fn what_is_kept_is_shown_and_cleaned_up() {
+    let server = Server::start(&["versions"], &ON);
+    let path = "/v1/models/versions/predict";
+    let kept = || server.get_json("/v1/models/versions/stats")["cache"].clone();
+    assert_eq!(outcome_of(&server, path, &version_body()), miss());
+    assert_eq!(outcome_of(&server, path, &version_body()), hit());
+    let cache = kept();
+    let bytes = cache["response"]["bytes"].as_u64().unwrap();
+    assert!(bytes > 0);
+    assert_eq!(cache["response"], json!({"hits": 1, "misses": 1, "entries": 1, "bytes": bytes}));
+    assert_eq!(cache["preprocess"], json!({"hits": 0, "misses": 0, "entries": 0, "bytes": 0}));
+    let held = || Metrics::of(&server).sum("ortus_cache_bytes", &[("model", "versions"), ("cache", "response")]);
+    assert_eq!(held(), bytes);
+    let (status, cleaned) = server.post_json("/v1/models/versions/cleanup", &json!({}));
+    assert_eq!((status, cleaned["cache_bytes_freed"].as_u64()), (200, Some(bytes)), "{cleaned}");
+    assert_eq!((held(), &kept()["response"]["entries"]), (0, &json!(0)));
+    assert_eq!(outcome_of(&server, path, &version_body()), miss());
+    assert_eq!(server.post_json("/v1/cleanup", &json!({})).1["cache_bytes_freed"], bytes);
 }
 
 #[test]

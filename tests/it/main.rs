@@ -39,3 +39,5 @@ mod store;
 mod text;
 /// The Open Inference Protocol.
 mod v2;
+/// Warming models up on request.
+mod warmup;

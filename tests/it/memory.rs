@@ -1,6 +1,7 @@
 //! Memory: what models take and give back, the budget, and cleaning up.
 
 use crate::server::{PATIENCE, Server, store_of};
+use crate::stats::Metrics;
 use prost::Message;
 use proto::tensor_shape_proto::{Dimension, dimension};
 use proto::{
@@ -170,6 +171,8 @@ fn a_models_memory_is_measured() {
 fn what_one_large_request_took_is_given_back() {
     let store = store_of(&[]);
     write_wide_model(&store.path().join("wide"), 32_000);
+    // Large requests are runs of their own: by default they are split.
+    std::fs::write(store.path().join("wide/model.toml"), "[batch]\nmax_batch_size = 1000\n").unwrap();
     let server = Server::on(store, &[]);
     for _ in 0..20 {
         assert_eq!(server.post_json("/v1/models/wide/predict", &rows(1)).0, 200);
@@ -214,6 +217,11 @@ fn models_beyond_the_budget_take_turns() {
     let ready = ["a", "b", "c"].iter().filter(|model| state(&server, model) == "ready").count();
     assert!((1..=2).contains(&ready), "{ready}");
     assert_eq!(state(&server, "c"), "ready");
+    let metrics = Metrics::of(&server);
+    assert!(metrics.sum("ortus_model_evictions_total", &[("model", "a")]) >= 1);
+    // What is not loaded holds nothing.
+    assert!(metrics.sum("ortus_model_memory_bytes", &[]) <= 50 << 20);
+    assert!(metrics.sum("ortus_model_memory_bytes", &[("model", "c"), ("device", "cpu")]) > 15 << 20);
     let memory = &server.get_json("/v1/system")["memory"];
     assert_eq!(memory["budget_mb"], 50.0);
     assert!(memory["models_mb"].as_f64().unwrap() <= 50.0, "{memory}");

@@ -11,13 +11,13 @@ use std::time::Instant;
 type Series = (String, BTreeMap<String, String>);
 
 /// An exposition, read by the rules that promtool checks.
-struct Metrics {
+pub struct Metrics {
     samples: BTreeMap<Series, f64>,
     kinds: BTreeMap<String, String>,
 }
 
 impl Metrics {
-    fn of(server: &Server) -> Metrics {
+    pub fn of(server: &Server) -> Metrics {
         let response = server.get("/metrics");
         assert_eq!(response.headers()["content-type"], "text/plain; version=0.0.4; charset=utf-8");
         Metrics::parse(&response.text().unwrap())
@@ -76,7 +76,7 @@ impl Metrics {
     }
 
     /// The sum of all series of `name` with these labels.
-    fn sum(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
+    pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> u64 {
         let has = |series: &Series| {
             series.0 == name && labels.iter().all(|(key, value)| series.1.get(*key).map(String::as_str) == Some(*value))
         };
@@ -192,6 +192,8 @@ fn every_request_is_counted_once_and_everywhere_alike() {
     assert_eq!(metrics.sum("ortus_model_state", &[mlp]), 1);
     assert_eq!(metrics.sum("ortus_build_info", &[("version", env!("CARGO_PKG_VERSION"))]), 1);
     assert_eq!(metrics.sum("ortus_panics_total", &[]), 0);
+    assert!(metrics.sum("ortus_model_memory_bytes", &[mlp, ("device", "cpu")]) > 1000);
+    assert_eq!((metrics.sum("ortus_model_evictions_total", &[]), metrics.sum("ortus_cache_bytes", &[])), (0, 0));
     assert!(metrics.sum("ortus_process_resident_memory_bytes", &[]) > 1 << 20);
 
     let stats = server.get_json("/v1/models/mlp/stats");
@@ -219,6 +221,9 @@ fn every_request_is_counted_once_and_everywhere_alike() {
         (&entry["inference_stats"]["success"]["count"], &entry["inference_stats"]["fail"]["count"]),
         (&json!(8), &json!(2))
     );
+    let usage = &entry["memory_usage"][0];
+    assert_eq!((&usage["type"], &usage["id"]), (&json!("CPU"), &json!(0)));
+    assert_eq!(usage["byte_size"], metrics.sum("ortus_model_memory_bytes", &[mlp]));
     assert_eq!(server.get_json("/v2/models/stats")["model_stats"].as_array().unwrap().len(), 2);
     server.assert_well();
 }
@@ -248,6 +253,38 @@ fn a_reset_counts_the_window_anew_and_metrics_go_on() {
     assert_eq!((reset("/v1/models/nope/stats"), reset("/v1/models/mlp/stats?version=9")), (404, 404));
     assert_eq!(server.get("/v1/models/mlp/stats?version=x").status(), 400);
     assert_eq!(server.get("/v1/models/mlp/stats?versoin=1").status(), 400);
+}
+
+#[test]
+fn a_job_is_one_request_and_what_it_runs_is_no_prediction() {
+    let server = Server::with(&["mlp"]);
+    let response = server.post("/v1/models/mlp/jobs").json(&mlp_rows(3)).send().unwrap();
+    assert_eq!(response.status(), 202);
+    let job: Value = response.json().unwrap();
+    let path = format!("/v1/jobs/{}", job["id"].as_str().unwrap());
+    let deadline = Instant::now() + PATIENCE;
+    while server.get_json(&path)["finished_at"].is_null() {
+        assert!(Instant::now() < deadline, "{}", server.get_json(&path));
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    assert_eq!(server.post_json("/v1/models/mlp/jobs", &json!({"inputs": {"z": [1]}})).0, 422);
+    assert_eq!(server.post_json("/v1/models/nope/jobs", &mlp_rows(1)).0, 404);
+
+    let metrics = Metrics::of(&server);
+    let requests = |labels: &[(&str, &str)]| metrics.sum("ortus_requests_total", labels);
+    let mlp = ("model", "mlp");
+    assert_eq!((requests(&[mlp, ("code", "202")]), requests(&[mlp, ("code", "422")]), requests(&[])), (1, 1, 3));
+    assert_eq!(metrics.sum("ortus_inflight", &[]), 0);
+    let stats = server.get_json("/v1/models/mlp/stats");
+    assert_eq!((&stats["predict_time"]["count"], &stats["forward_time"]["count"]), (&json!(0), &json!(1)));
+    assert_eq!(stats["batch_size"]["histogram"], json!({"3": 1}));
+    assert_eq!(stats["error_counts"], json!({"invalid_input": 1}));
+    let v2 = &server.get_json("/v2/models/mlp/stats")["model_stats"][0];
+    assert_eq!((&v2["inference_count"], &v2["execution_count"]), (&json!(3), &json!(1)));
+    assert_eq!(
+        (&v2["inference_stats"]["success"]["count"], &v2["inference_stats"]["fail"]["count"]),
+        (&json!(0), &json!(1))
+    );
 }
 
 #[test]

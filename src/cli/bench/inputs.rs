@@ -28,7 +28,9 @@ impl Inputs {
     /// Where the inputs are too large or not tensors, or dimension 0 is fixed and `batch` is given.
     pub(super) fn made_up(model: &LoadedModel, batch: Option<u32>) -> Result<Inputs, CliError> {
         let make = |rows| {
-            model.made_up_inputs(rows).ok_or(CliError::Bench("the inputs are too large to be made up; give --input"))
+            model
+                .made_up_inputs(Some(rows))
+                .ok_or(CliError::Bench("the inputs are too large to be made up; give --input"))
         };
         let is_free = is_free(&model.inputs);
         let rows = match batch {

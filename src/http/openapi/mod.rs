@@ -52,6 +52,7 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
         v1::models::load,
         v1::models::unload,
         v1::models::memory,
+        v1::warmup::warm_up,
         v1::models::cleanup,
         v1::models::cleanup_all,
         v1::models::system,
@@ -237,6 +238,18 @@ fn errors_of(path: &str) -> Errors {
         ),
         ("507", "The jobs' bound on bytes or the disk is full, or the store cannot be written."),
     ];
+    const WARMUP: Errors = &[
+        ("400", "Malformed."),
+        NOT_FOUND,
+        ("408", "The body did not arrive in time."),
+        ("413", "The body is larger than a limit."),
+        ("415", "The media type or content encoding is not served."),
+        ("422", "The model cannot be run so: `errors` names the field."),
+        INTERNAL,
+        BUSY,
+        ("504", "The runs did not end in time."),
+        MEMORY,
+    ];
     const NO_JOB: (&str, &str) = ("404", "No such job.");
     const JOB: Errors = &[NO_JOB, INTERNAL];
     const JOB_RESULT: Errors =
@@ -267,6 +280,7 @@ fn errors_of(path: &str) -> Errors {
     }
     match path {
         "/v1/models/{name}/jobs" => return CREATE_JOB,
+        "/v1/models/{name}/warmup" => return WARMUP,
         "/v1/jobs" => return &[("400", "Malformed.")],
         "/v1/jobs/{id}/result" => return JOB_RESULT,
         _ if path.starts_with("/v1/jobs/") => return JOB,

@@ -22,6 +22,7 @@ impl Executor for JobRunner {
     fn execute(&self, work: Work) -> BoxFuture<'static, Outcome> {
         let state = self.0.clone();
         Box::pin(async move {
+            let _counted = state.engine.stats().panic_guard();
             let (id, request) = (work.id, work.request.clone());
             match run(&state, work).await {
                 Ok((output, bytes)) => Outcome::Done(output, bytes),

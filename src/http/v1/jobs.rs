@@ -7,6 +7,7 @@ use super::predict::{Ask, PredictRequestBody, PredictResponseBody};
 use crate::engine::{EngineError, ErrorKind, ModelState};
 use crate::http::error::{ApiError, ProblemBody};
 use crate::http::extract::{ApiQuery, JobPath, ModelPath, RequestId, invalid_query};
+use crate::http::tally::Tally;
 use crate::http::timestamp::rfc3339;
 use crate::http::{HttpState, body};
 use crate::jobs::{Deleted, Filter, Job, JobError, JobRequest, Jobs, State as JobState, Status};
@@ -149,9 +150,11 @@ pub(in crate::http) async fn create(
     path: ModelPath,
     ApiQuery(query): ApiQuery<Vec<(String, String)>>,
     RequestId(request_id): RequestId,
+    tally: Tally,
     request: Request,
 ) -> Result<Response, ApiError> {
     let ask = Ask::read(&path, query.clone(), request.headers())?;
+    tally.aim(&state.engine, &path.name, ask.version());
     let (head, body) = request.into_parts();
     // The body comes first, as in predict.
     let body = body::read(body, &state.settings, 0).await?;

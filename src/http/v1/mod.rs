@@ -7,3 +7,4 @@ pub(super) mod models;
 mod parse;
 pub mod predict;
 pub(super) mod stats;
+pub(super) mod warmup;

@@ -64,6 +64,7 @@ pub(in crate::http) struct ModelInfo {
     /// The settings in force, by section.
     #[schema(value_type = Option<Object>)]
     config: Option<Value>,
+    batching: Option<Batching>,
     metadata: ModelMetadata,
     memory_usage: MemoryUsage,
     total_parameters: Option<u64>,
@@ -73,6 +74,18 @@ pub(in crate::http) struct ModelInfo {
     /// Why the last load failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     last_error: Option<String>,
+}
+
+/// How requests share runs.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct Batching {
+    /// `rows`: dimension 0 counts rows, and rows of several requests run together; `fixed`: the same, and each run has exactly
+    /// as many rows as the graph takes; `alone`: each request is a run.
+    #[schema(example = "rows")]
+    joining: &'static str,
+    /// What that was told from.
+    #[schema(example = "two trial rows gave the same alone and together")]
+    evidence: String,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -221,6 +234,9 @@ pub(in crate::http) struct CleanedUp {
     /// By how much the process shrank; requests that ran meanwhile may have taken some of it again.
     #[schema(example = 62914560)]
     bytes_freed: u64,
+    /// What the models' caches held.
+    #[schema(example = 12582912)]
+    cache_bytes_freed: u64,
     /// Working memory of the models' sessions.
     #[schema(example = 50331648)]
     arena_bytes_freed: u64,
@@ -384,6 +400,7 @@ impl From<Cleaned> for CleanedUp {
     fn from(cleaned: Cleaned) -> CleanedUp {
         CleanedUp {
             bytes_freed: cleaned.bytes_freed,
+            cache_bytes_freed: cleaned.cache_bytes_freed,
             arena_bytes_freed: cleaned.arena_bytes_freed,
             resident_bytes: cleaned.resident_bytes,
         }
@@ -449,6 +466,7 @@ impl From<&ModelStatus> for ModelInfo {
             precision: loaded.and_then(|model| model.facts.precision.clone()),
             providers: loaded.map_or_else(Vec::new, |model| model.facts.providers.clone()),
             config: loaded.map(config_of),
+            batching: loaded.map(batching_of),
             metadata,
             memory_usage: memory_of(status),
             total_parameters: parameters,
@@ -457,6 +475,11 @@ impl From<&ModelStatus> for ModelInfo {
             last_error: status.last_error.clone(),
         }
     }
+}
+
+fn batching_of(model: &LoadedModel) -> Batching {
+    let (joining, evidence) = model.handle.joining();
+    Batching { joining: joining.name(), evidence: evidence.to_owned() }
 }
 
 /// HuggingFace's name of the model's task; `raw` where it takes tensors.

@@ -1,22 +1,22 @@
 //! How models did within the last minutes.
 
-use crate::engine::Version;
+use crate::engine::{CacheUsage, InferenceEngine, Version};
 use crate::http::HttpState;
 use crate::http::error::ApiError;
 use crate::http::extract::{ApiQuery, ModelPath, invalid_query};
+use crate::telemetry::ModelStats;
 use crate::telemetry::stats::{BatchTotals, CacheKind, CancelReason, Stage, StageSummary, WindowSummary};
-use crate::telemetry::{ModelStats, Stats};
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 use utoipa::ToSchema;
 
 /// What a version of a model did within the window. Every request that reached it and ended is in `predict_time.count`
-/// (answered), in `error_counts` (refused) or in `cancelled.disconnected`.
+/// (answered), in `error_counts` (refused) or in `cancelled.disconnected`. An accepted job is in none of them; what it runs is
+/// in the times of the stages and in `batch_size`.
 #[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct ModelStatistics {
     #[schema(example = "resnet50")]
@@ -90,6 +90,12 @@ pub(in crate::http) struct Caches {
 pub(in crate::http) struct CacheUse {
     hits: u64,
     misses: u64,
+    /// Kept at this moment; 0 where the cache is off or the version not loaded.
+    #[schema(example = 120)]
+    entries: u64,
+    /// What they take, bounded by `[cache]`.
+    #[schema(example = 1048576)]
+    bytes: u64,
 }
 
 /// The statistics of all models.
@@ -106,7 +112,7 @@ pub(in crate::http) struct VersionQuery {
 }
 
 impl VersionQuery {
-    fn parse(self) -> Result<Option<Version>, ApiError> {
+    pub(super) fn parse(self) -> Result<Option<Version>, ApiError> {
         let Some(text) = self.version else { return Ok(None) };
         Version::parse(&text).map(Some).ok_or_else(|| invalid_query("version must be a number such as 1"))
     }
@@ -126,8 +132,8 @@ pub(in crate::http) async fn show(
     ApiQuery(query): ApiQuery<VersionQuery>,
 ) -> Result<Json<ModelStatistics>, ApiError> {
     let model = state.engine.model_stats(&path.name, query.parse()?)?;
-    let window = state.engine.stats().window();
-    Ok(Json(gather(&state, move || ModelStatistics::of(&model, window)).await?))
+    let engine = state.engine.clone();
+    Ok(Json(gather(&state, move || ModelStatistics::of(&engine, &model)).await?))
 }
 
 /// Resets the statistics of a model.
@@ -158,9 +164,9 @@ pub(in crate::http) async fn reset(
 #[utoipa::path(get, path = "/v1/stats", tag = "models", operation_id = "getStats",
     responses((status = 200, description = "One entry for each version.", body = AllStatistics)))]
 pub(in crate::http) async fn list(State(state): State<HttpState>) -> Result<Json<AllStatistics>, ApiError> {
-    let stats: Stats = state.engine.stats().clone();
+    let engine = state.engine.clone();
     let models = gather(&state, move || {
-        stats.all().iter().map(|model| ModelStatistics::of(model, stats.window())).collect::<Vec<_>>()
+        engine.stats().all().iter().map(|model| ModelStatistics::of(&engine, model)).collect::<Vec<_>>()
     });
     Ok(Json(AllStatistics { models: models.await? }))
 }
@@ -175,8 +181,10 @@ async fn gather<T: Send + 'static>(
 }
 
 impl ModelStatistics {
-    fn of(model: &Arc<ModelStats>, window: Duration) -> ModelStatistics {
+    fn of(engine: &InferenceEngine, model: &ModelStats) -> ModelStatistics {
         let summary = model.window();
+        let loaded = engine.loaded_version(model.name(), model.version());
+        let caches = loaded.map(|loaded| loaded.caches.usage()).unwrap_or_default();
         let stage = |stage: Stage| StageTime::from(summary.stage(stage));
         ModelStatistics {
             model: model.name().to_owned(),
@@ -193,10 +201,10 @@ impl ModelStatistics {
                 expired: summary.cancelled(CancelReason::Expired),
             },
             cache: Caches {
-                response: CacheUse::of(&summary, CacheKind::Response),
-                preprocess: CacheUse::of(&summary, CacheKind::Preprocess),
+                response: CacheUse::of(&summary, CacheKind::Response, caches.responses),
+                preprocess: CacheUse::of(&summary, CacheKind::Preprocess, caches.prepared),
             },
-            window_s: window.as_secs_f64(),
+            window_s: engine.stats().window().as_secs_f64(),
             since: summary.since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64(),
         }
     }
@@ -229,9 +237,10 @@ impl From<&BTreeMap<u64, BatchTotals>> for BatchSizes {
 }
 
 impl CacheUse {
-    fn of(summary: &WindowSummary, cache: CacheKind) -> CacheUse {
+    fn of(summary: &WindowSummary, cache: CacheKind, usage: Option<CacheUsage>) -> CacheUse {
         let (misses, hits) = summary.cache(cache);
-        CacheUse { hits, misses }
+        let usage = usage.unwrap_or_default();
+        CacheUse { hits, misses, entries: usage.entries as u64, bytes: usage.bytes }
     }
 }
 

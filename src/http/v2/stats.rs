@@ -1,8 +1,10 @@
 //! The statistics extension: counts since the start, as Triton gives them.
 //!
-//! Where a batch answers several requests, Triton counts its time once for each; here a run is counted once.
+//! Where a batch answers several requests, Triton counts its time once for each; here a run is counted once. `success` and
+//! `fail` count requests, rows and runs are those of the instances, whoever asked for them: jobs and warm-ups too.
 
 use super::error::V2Error;
+use crate::engine::InferenceEngine;
 use crate::http::HttpState;
 use crate::http::extract::ModelPath;
 use crate::telemetry::ModelStats;
@@ -11,7 +13,6 @@ use axum::Json;
 use axum::extract::State;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 #[derive(Debug, Serialize)]
@@ -72,7 +73,9 @@ struct MemoryUsage {
 
 /// `GET /v2/models/stats`: all models.
 pub(super) async fn all(State(state): State<HttpState>) -> Json<Statistics> {
-    Json(Statistics { model_stats: state.engine.stats().all().iter().map(describe).collect() })
+    Json(Statistics {
+        model_stats: state.engine.stats().all().iter().map(|model| describe_of(&state.engine, model)).collect(),
+    })
 }
 
 /// `GET /v2/models/{name}[/versions/{version}]/stats`: all versions of the model, or the one.
@@ -85,10 +88,17 @@ pub(super) async fn model(State(state): State<HttpState>, path: ModelPath) -> Re
             all.into_iter().filter(|model| model.name() == path.name.as_str()).collect()
         }
     };
-    Ok(Json(Statistics { model_stats: models.iter().map(describe).collect() }))
+    Ok(Json(Statistics { model_stats: models.iter().map(|model| describe_of(&state.engine, model)).collect() }))
 }
 
-fn describe(model: &Arc<ModelStats>) -> ModelStatistics {
+fn describe_of(engine: &InferenceEngine, model: &ModelStats) -> ModelStatistics {
+    let loaded = engine.loaded_version(model.name(), model.version());
+    let memory = loaded.map(|loaded| MemoryUsage::of(&loaded.facts.device, loaded.memory.total_bytes()));
+    describe(model, memory)
+}
+
+/// `memory`: what the version holds, where it is loaded.
+fn describe(model: &ModelStats, memory: Option<MemoryUsage>) -> ModelStatistics {
     let totals = model.totals();
     let VersionTotals { answered, refused, queue, cache_hits, cache_misses, batches, last_request, .. } = &totals;
     let since_epoch = last_request.and_then(|time| time.duration_since(UNIX_EPOCH).ok()).unwrap_or_default();
@@ -116,7 +126,16 @@ fn describe(model: &Arc<ModelStats>) -> ModelStatistics {
         },
         response_stats: BTreeMap::new(),
         batch_stats: batches.iter().map(|(size, runs)| BatchStatistics::of(*size, runs)).collect(),
-        memory_usage: Vec::new(),
+        memory_usage: memory.into_iter().collect(),
+    }
+}
+
+impl MemoryUsage {
+    /// `device` as `cpu` or `cuda:0`.
+    fn of(device: &str, byte_size: u64) -> MemoryUsage {
+        let (name, index) = device.split_once(':').unwrap_or((device, "0"));
+        let kind = if name == "cpu" { "CPU" } else { "GPU" };
+        MemoryUsage { kind, id: index.parse().unwrap_or(0), byte_size }
     }
 }
 
@@ -156,7 +175,7 @@ mod tests {
         model.record_batch(4, ns(1), ns(20), ns(3));
         model.record_batch(4, ns(1), ns(20), ns(3));
         model.record_batch(1, ns(5), ns(6), ns(7));
-        let json = serde_json::to_value(describe(&model)).unwrap();
+        let json = serde_json::to_value(describe(&model, Some(MemoryUsage::of("cuda:1", 5)))).unwrap();
         assert_eq!((&json["name"], &json["version"]), (&"m".into(), &"3".into()));
         assert_eq!((&json["inference_count"], &json["execution_count"]), (&9.into(), &3.into()));
         assert!(json["last_inference"].as_u64().unwrap() > 1_600_000_000_000);
@@ -168,6 +187,11 @@ mod tests {
         assert_eq!(stats["cache_hit"], serde_json::json!({"count": 1, "ns": 0}));
         assert_eq!(json["batch_stats"][0]["batch_size"], 1);
         assert_eq!(json["batch_stats"][1]["compute_output"], serde_json::json!({"count": 2, "ns": 6}));
-        assert_eq!((&json["response_stats"], &json["memory_usage"]), (&serde_json::json!({}), &serde_json::json!([])));
+        assert_eq!(json["response_stats"], serde_json::json!({}));
+        assert_eq!(json["memory_usage"], serde_json::json!([{"type": "GPU", "id": 1, "byte_size": 5}]));
+        let cpu = serde_json::to_value(describe(&model, Some(MemoryUsage::of("cpu", 7)))).unwrap();
+        assert_eq!(cpu["memory_usage"], serde_json::json!([{"type": "CPU", "id": 0, "byte_size": 7}]));
+        let unloaded = serde_json::to_value(describe(&model, None)).unwrap();
+        assert_eq!(unloaded["memory_usage"], serde_json::json!([]));
     }
 }

@@ -1,8 +1,9 @@
-//! One request from its arrival to its end.
+//! One request from its arrival to its end, and a panic on its way out.
 
 use super::{ModelStats, Protocol};
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 /// A request in flight. Ends in exactly one of three ways, and is counted then: [`RequestGuard::finish`] with success is
@@ -48,6 +49,19 @@ impl Drop for RequestGuard {
             stats.finished(self.protocol, 500, Some(Cow::Borrowed("internal_error")), self.arrival.elapsed());
         } else {
             stats.disconnected(self.protocol);
+        }
+    }
+}
+
+/// Counts a panic that passes through the scope where it lives; whoever catches it counts nothing.
+#[derive(Debug)]
+#[must_use = "dropped at once it sees no panic"]
+pub struct PanicGuard(pub(super) Arc<AtomicU64>);
+
+impl Drop for PanicGuard {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fetch_add(1, Ordering::Relaxed);
         }
     }
 }

@@ -10,6 +10,10 @@
 //! and allocates nothing but for a value of a kind not seen before; every request is counted exactly once, by its
 //! [`RequestGuard`]: answered, refused with a code, or cancelled. Names come from the model store alone, never from a
 //! request. Knows no protocol's form: see the doors.
+//!
+//! A job is one request: the one that brought it, accepted with 202 or refused. An accepted one is neither answered nor
+//! refused, and its time is no prediction's, so it is in no stage `total`. What the job runs later is no request any more:
+//! its stages, caches and runs are recorded like any other's.
 
 mod guard;
 mod histogram;
@@ -21,7 +25,7 @@ mod window;
 
 use std::time::Duration;
 
-pub use guard::RequestGuard;
+pub use guard::{PanicGuard, RequestGuard};
 pub use histogram::HistogramSnapshot;
 pub use model::{BatchTotals, ModelStats, TimeTotal, VersionTotals, WindowSummary};
 pub use registry::{ModelTotals, Rejected, Stats};
@@ -69,7 +73,7 @@ impl Stage {
 /// How a request came in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
-    /// The native API, jobs included.
+    /// The native API; a job is counted once, by the request that brought it.
     V1,
     /// The Open Inference Protocol over REST.
     V2,
@@ -112,7 +116,7 @@ impl CancelReason {
 }
 
 /// Which cache was asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum CacheKind {
     Response,
     Preprocess,

@@ -2,7 +2,7 @@
 
 use super::registry::Shared;
 use super::window::{Part, Ring, StageSummary, Times, summarize};
-use super::{CacheKind, CancelReason, Protocol, RequestGuard, Stage};
+use super::{CacheKind, CancelReason, PanicGuard, Protocol, RequestGuard, Stage};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,8 +34,11 @@ pub(super) static STAGE_BOUNDS_NS: [u64; 18] = [
 pub(super) static BATCH_BOUNDS: [u64; 11] = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024];
 
 /// Statuses that are counted apart. All others, which no route gives, are counted as the last.
-const STATUSES: [u16; 17] = [200, 400, 401, 403, 404, 405, 408, 409, 413, 415, 421, 422, 429, 499, 503, 504, 507];
+const STATUSES: [u16; 18] =
+    [200, ACCEPTED, 400, 401, 403, 404, 405, 408, 409, 413, 415, 421, 422, 429, 499, 503, 504, 507];
 const OTHER_STATUS: u16 = 500;
+/// Taken, to be answered later: a job.
+const ACCEPTED: u16 = 202;
 /// The client closed the connection before the answer.
 const CLIENT_CLOSED: u16 = 499;
 /// Codes that are counted apart; the set is closed and smaller.
@@ -239,6 +242,11 @@ impl ModelStats {
         self.shared.queued.fetch_add(by as i64, Ordering::Relaxed);
     }
 
+    /// Counts a panic that passes through where the guard lives, among those of all models.
+    pub fn panic_guard(&self) -> PanicGuard {
+        PanicGuard(self.shared.panics.clone())
+    }
+
     /// A request for this model came in now.
     pub fn begin(self: &Arc<Self>, protocol: Protocol) -> RequestGuard {
         RequestGuard::new(self.clone(), protocol, Instant::now())
@@ -322,6 +330,9 @@ impl ModelStats {
         time: Duration,
     ) {
         self.ended(protocol, status);
+        if status == ACCEPTED {
+            return;
+        }
         if (200..300).contains(&status) {
             self.answered.add(time);
             self.record_stage(Stage::Total, time);
@@ -346,8 +357,8 @@ impl ModelStats {
 
     fn ended(&self, protocol: Protocol, status: u16) {
         self.left();
-        // Every success is the same to who counts.
-        let status = if (200..300).contains(&status) { 200 } else { status };
+        // Every other success is the same to who counts.
+        let status = if (200..300).contains(&status) && status != ACCEPTED { 200 } else { status };
         let index = STATUSES.iter().position(|known| *known == status).unwrap_or(STATUSES.len());
         if let Some(count) = self.requests.get(protocol as usize).and_then(|counts| counts.get(index)) {
             count.fetch_add(1, Ordering::Relaxed);

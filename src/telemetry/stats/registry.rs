@@ -2,7 +2,9 @@
 
 use super::histogram::Cumulative;
 use super::model::{BATCH_BOUNDS, STAGE_BOUNDS_NS};
-use super::{CacheKind, CancelReason, HistogramSnapshot, ModelStats, Protocol, RequestGuard, Stage, StatsSettings};
+use super::{
+    CacheKind, CancelReason, HistogramSnapshot, ModelStats, PanicGuard, Protocol, RequestGuard, Stage, StatsSettings,
+};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,7 +21,7 @@ struct Registry {
     models: Mutex<BTreeMap<String, Entry>>,
     /// Requests that reached no model. Its name is empty.
     nowhere: Arc<ModelStats>,
-    panics: AtomicU64,
+    panics: Arc<AtomicU64>,
     rejected: [AtomicU64; Rejected::ALL.len()],
 }
 
@@ -78,10 +80,13 @@ pub(super) struct Shared {
     pub(super) cache: [[AtomicU64; 2]; CacheKind::ALL.len()],
     /// Failed, done.
     pub(super) loads: [AtomicU64; 2],
+    pub(super) evictions: AtomicU64,
+    /// Those of all models.
+    pub(super) panics: Arc<AtomicU64>,
 }
 
 impl Shared {
-    fn new() -> Shared {
+    fn new(panics: Arc<AtomicU64>) -> Shared {
         Shared {
             stages: std::array::from_fn(|_| Cumulative::new(&STAGE_BOUNDS_NS)),
             batches: Cumulative::new(&BATCH_BOUNDS),
@@ -90,6 +95,8 @@ impl Shared {
             cancelled: Default::default(),
             cache: Default::default(),
             loads: Default::default(),
+            evictions: AtomicU64::new(0),
+            panics,
         }
     }
 }
@@ -111,6 +118,8 @@ pub struct ModelTotals {
     pub cache: [[u64; 2]; CacheKind::ALL.len()],
     pub loads_failed: u64,
     pub loads_done: u64,
+    /// How often it made room for others.
+    pub evictions: u64,
 }
 
 impl Default for Stats {
@@ -122,11 +131,12 @@ impl Default for Stats {
 impl Stats {
     /// A registry whose window is `window` long, at least 6 ms.
     pub fn new(window: Duration) -> Stats {
+        let panics = Arc::new(AtomicU64::new(0));
         Stats(Arc::new(Registry {
             window,
             models: Mutex::default(),
-            nowhere: Arc::new(ModelStats::new("", 0, Arc::new(Shared::new()), window)),
-            panics: AtomicU64::new(0),
+            nowhere: Arc::new(ModelStats::new("", 0, Arc::new(Shared::new(panics.clone())), window)),
+            panics,
             rejected: Default::default(),
         }))
     }
@@ -136,9 +146,10 @@ impl Stats {
         let mut models = self.lock();
         let entry = match models.get_mut(name) {
             Some(entry) => entry,
-            None => models
-                .entry(name.to_owned())
-                .or_insert_with(|| Entry { shared: Arc::new(Shared::new()), versions: BTreeMap::new() }),
+            None => models.entry(name.to_owned()).or_insert_with(|| Entry {
+                shared: Arc::new(Shared::new(self.0.panics.clone())),
+                versions: BTreeMap::new(),
+            }),
         };
         let (shared, window) = (&entry.shared, self.0.window);
         let make = || Arc::new(ModelStats::new(name, version, shared.clone(), window));
@@ -198,6 +209,18 @@ impl Stats {
         self.0.panics.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Counts a panic that passes through where the guard lives.
+    pub fn panic_guard(&self) -> PanicGuard {
+        PanicGuard(self.0.panics.clone())
+    }
+
+    /// A model was unloaded to make room for another.
+    pub fn record_eviction(&self, name: &str) {
+        if let Some(entry) = self.lock().get(name) {
+            entry.shared.evictions.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// Panics since the start.
     pub fn panics(&self) -> u64 {
         self.0.panics.load(Ordering::Relaxed)
@@ -232,5 +255,6 @@ fn totals(name: String, shared: &Shared) -> ModelTotals {
         cache: shared.cache.each_ref().map(|counts| counts.each_ref().map(read)),
         loads_failed: read(failed),
         loads_done: read(done),
+        evictions: read(&shared.evictions),
     }
 }

@@ -51,6 +51,34 @@ fn a_panic_while_a_request_runs_is_a_refusal_of_ours() {
 }
 
 #[test]
+fn a_panic_is_counted_once_however_often_it_is_seen() {
+    let (stats, model) = model();
+    let catch = |work: &dyn Fn()| std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).is_err();
+    assert!(catch(&|| {
+        let _guard = model.panic_guard();
+        panic!("as a run might");
+    }));
+    assert!(catch(&|| {
+        let _guard = stats.panic_guard();
+        panic!("as preprocessing might");
+    }));
+    drop((model.panic_guard(), stats.panic_guard()));
+    assert_eq!(stats.panics(), 2);
+}
+
+#[test]
+fn an_accepted_job_is_a_request_and_no_prediction() {
+    let (stats, model) = model();
+    model.begin(Protocol::V1).finish(202, None);
+    model.begin(Protocol::V1).finish(503, Some(Cow::Borrowed("queue_full")));
+    let totals = model.totals();
+    assert_eq!(totals.requests, [(Protocol::V1, 202, 1), (Protocol::V1, 503, 1)]);
+    assert_eq!((totals.answered.count, totals.refused.count), (0, 1));
+    assert_eq!(model.window().stage(Stage::Total).count, 0);
+    assert_eq!(stats.totals()[0].in_flight, 0);
+}
+
+#[test]
 fn a_reset_empties_the_window_and_nothing_else() {
     let (stats, model) = model();
     model.begin(Protocol::V1).finish(200, None);
@@ -80,6 +108,8 @@ fn versions_are_counted_apart_and_the_model_together() {
     two.begin(Protocol::V1).finish(200, None);
     two.record_load(true);
     two.record_load(false);
+    stats.record_eviction("m");
+    stats.record_eviction("unknown");
     two.queue_changed(3);
     one.queue_changed(-1);
     assert_eq!(stats.all().iter().map(|model| model.version()).collect::<Vec<_>>(), [1, 2]);
@@ -88,6 +118,7 @@ fn versions_are_counted_apart_and_the_model_together() {
     assert_eq!(stats.all().len(), 1);
     let totals = &stats.totals()[0];
     assert_eq!((totals.stages[0].count, totals.queued, totals.loads_done, totals.loads_failed), (2, 2, 1, 1));
+    assert_eq!(totals.evictions, 1);
     stats.forget("m");
     assert!(stats.all().is_empty() && stats.totals().is_empty());
     // What is still running counts into nothing.
