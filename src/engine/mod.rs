@@ -24,7 +24,8 @@ pub use crate::batching::LOWEST_PRIORITY;
 
 pub use crate::cache::CachesUsage;
 pub use crate::models::{
-    LoadOverrides, LoadedModel, MemoryTotals, ModelName, ModelState, ModelStatus, NameError, Version, VersionStatus,
+    LoadOverrides, LoadedModel, Measured, MemoryTotals, ModelName, ModelState, ModelStatus, NameError, Tuned, Version,
+    VersionStatus,
 };
 pub use crate::pipelines::{ClassScore, Item, Parameters, Prediction};
 
