@@ -160,7 +160,7 @@ fn bench_measures_a_model_beside_a_bare_loop() {
 
 #[test]
 fn bench_tunes_a_model_and_prints_what_to_write_down() {
-    let store = store_of(&["mlp", "zipmap"]);
+    let store = store_of(&["mlp"]);
     let common = ["--models", store.path().to_str().unwrap()];
     // What the command asks for counts, not what the model's file says of it; what is set there is not varied.
     let file = store.path().join("mlp/model.toml");
