@@ -282,11 +282,11 @@ pub(super) const KEYS: &[Key] = &[
     Key {
         section: "batch",
         name: "max_batch_tokens",
-        doc: "Most tokens of one run, padding counted, for models whose requests are padded to one length.",
-        kind: Kind::Integer {
+        doc: "Most tokens of one run, padding counted, for models whose requests are padded to one length; not set: 16384, or what [performance] tune finds.",
+        kind: Kind::Chosen {
             min: 1,
             max: 1 << 32,
-            get: |config| config.overrides.apply(&ModelSettings::default()).batch.max_batch_tokens as u64,
+            get: |config| config.overrides.batch.max_batch_tokens.map(|value| value as u64),
             set: |config, value| config.overrides.batch.max_batch_tokens = Some(size(value)),
         },
     },
@@ -337,7 +337,7 @@ pub(super) const KEYS: &[Key] = &[
     Key {
         section: "performance",
         name: "tune",
-        doc: "Measure at load, for a few seconds, which instances, intra_threads and max_batch_size of those not set give the most rows a second.",
+        doc: "Measure at load, for a few seconds, which instances, intra_threads and largest batch give the most rows a second; what is set stays.",
         kind: Kind::Boolean {
             get: |config| config.overrides.performance.tune.unwrap_or(false),
             set: |config, value| config.overrides.performance.tune = Some(value),

@@ -82,11 +82,14 @@ pub(super) fn candidates(settings: &ModelSettings, cores: usize) -> Vec<Layout> 
 }
 
 /// The rows of a run worth measuring, ascending; never empty. `None`: the graph's own number, or what one request brings.
-pub(super) fn batches(joining: Joining, settings: &ModelSettings) -> Vec<Option<usize>> {
-    let most = settings.batch.max_batch_size.max(1);
+/// `row_tokens` are those of a row that is measured, where rows are padded to one length.
+pub(super) fn batches(joining: Joining, settings: &ModelSettings, row_tokens: Option<usize>) -> Vec<Option<usize>> {
+    let by_tokens = row_tokens.map_or(usize::MAX, |tokens| settings.batch.max_batch_tokens / tokens.max(1));
+    let most = settings.batch.max_batch_size.min(by_tokens).max(1);
+    let is_set = settings.max_batch_size_is_set || (row_tokens.is_some() && settings.max_batch_tokens_is_set);
     match joining {
         Joining::Alone | Joining::Fixed(_) => vec![None],
-        Joining::Rows if settings.max_batch_size_is_set => vec![Some(most)],
+        Joining::Rows if is_set => vec![Some(most)],
         Joining::Rows => {
             let doubled = std::iter::successors(Some(1usize), |rows| rows.checked_mul(2));
             doubled.take_while(|rows| *rows < most).chain([most]).map(Some).collect()
@@ -170,15 +173,21 @@ mod tests {
         let of = |most, is_set| {
             let mut settings = ModelSettings { max_batch_size_is_set: is_set, ..ModelSettings::default() };
             settings.batch.max_batch_size = most;
-            batches(Joining::Rows, &settings)
+            batches(Joining::Rows, &settings, None)
         };
         assert_eq!(of(16, false), [1, 2, 4, 8, 16].map(Some));
         assert_eq!(of(12, false), [1, 2, 4, 8, 12].map(Some));
         assert_eq!(of(1, false), [Some(1)]);
         assert_eq!(of(12, true), [Some(12)]);
         for joining in [Joining::Alone, Joining::Fixed(4)] {
-            assert_eq!(batches(joining, &ModelSettings::default()), [None]);
+            assert_eq!(batches(joining, &ModelSettings::default(), None), [None]);
         }
+        let mut settings = ModelSettings::default();
+        settings.batch.max_batch_tokens = 300;
+        assert_eq!(batches(Joining::Rows, &settings, Some(64)), [1, 2, 4].map(Some));
+        settings.max_batch_tokens_is_set = true;
+        assert_eq!(batches(Joining::Rows, &settings, Some(64)), [Some(4)]);
+        assert_eq!(batches(Joining::Rows, &settings, Some(640)), [Some(1)]);
     }
 
     proptest! {

@@ -130,9 +130,11 @@ pub(super) fn load(
             sessions.clear();
             sessions = build(wanted)?;
         }
-        if let Some(rows) = outcome.as_ref().and_then(|tuned| tuned.chosen.batch_size) {
-            settings.batch.max_batch_size = rows;
-        }
+        let batch = &mut settings.batch;
+        let bounds = outcome.as_ref().map(|tuned| (tuned.max_batch_size, tuned.max_batch_tokens));
+        let (rows, tokens) = bounds.unwrap_or_default();
+        batch.max_batch_size = rows.unwrap_or(batch.max_batch_size);
+        batch.max_batch_tokens = tokens.unwrap_or(batch.max_batch_tokens);
         measuring.expect(resident_estimate(job.size_bytes).saturating_mul(copies_of(wanted, job.size_bytes) as u64));
         (layout, tuned, plan) = (wanted, outcome, Some(found));
     }
@@ -277,20 +279,22 @@ fn tuned_sessions(
         tracing::info!(model = %job.name, version = %job.version, "not tuned: no input could be made up that runs");
         return (None, layout, sessions);
     };
+    let row_tokens = plan.padding.as_ref().map(|_| length);
     // Threads and copies mean something else, or nothing, elsewhere.
     let on_cpu = first.facts().device == "cpu";
     let space = Space {
         layouts: if on_cpu { tried(&job.settings, job.size_bytes) } else { vec![layout] },
-        batches: layout::batches(plan.joining, &job.settings),
+        batches: layout::batches(plan.joining, &job.settings, row_tokens),
+        row_tokens,
         target_p99: job.settings.tuning.target_p99,
     };
     let means = Means { tasks, interrupt, load: build, make: &|rows| of_length(rows, length) };
     let (tuned, layout, sessions) = tune::tune(&space, &means, layout, sessions);
-    if let Some(Tuned { chosen, measured, target_reached, target_p99 }) = &tuned {
+    if let Some(Tuned { chosen, measured, target_reached, target_p99, .. }) = &tuned {
         let millis = |time: Duration| time.as_secs_f64() * 1e3;
         tracing::info!(
             model = %job.name, version = %job.version, instances = chosen.layout.instances,
-            intra_threads = chosen.layout.intra_threads, max_batch_size = chosen.batch_size,
+            intra_threads = chosen.layout.intra_threads, batch_size = chosen.batch_size,
             rows_per_second = chosen.rows_per_second, p99_ms = millis(chosen.p99), measured = measured.len(),
             "a model is tuned by measurement"
         );

@@ -33,6 +33,8 @@ pub struct ModelSettings {
     pub batch: BatchSettings,
     /// Whether `batch.max_batch_size` is somebody's wish, which no measurement changes.
     pub max_batch_size_is_set: bool,
+    /// The same of `batch.max_batch_tokens`.
+    pub max_batch_tokens_is_set: bool,
     /// Runs with made-up input before a version is ready.
     pub warmup_iterations: usize,
     pub tuning: TuningSettings,
@@ -65,6 +67,7 @@ impl Default for ModelSettings {
             intra_threads: None,
             batch: BatchSettings::default(),
             max_batch_size_is_set: false,
+            max_batch_tokens_is_set: false,
             warmup_iterations: 1,
             tuning: TuningSettings::default(),
             cache: CacheSettings::default(),
@@ -184,6 +187,7 @@ impl ModelOverrides {
                 max_queue: self.batch.max_queue.unwrap_or(base.batch.max_queue),
             },
             max_batch_size_is_set: self.batch.max_batch_size.is_some() || base.max_batch_size_is_set,
+            max_batch_tokens_is_set: self.batch.max_batch_tokens.is_some() || base.max_batch_tokens_is_set,
             warmup_iterations: self.performance.warmup_iterations.unwrap_or(base.warmup_iterations),
             tuning: self.performance.tuning(&base.tuning),
             cache: self.cache.apply(&base.cache),

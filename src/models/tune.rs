@@ -47,6 +47,11 @@ pub struct Tuned {
     pub target_p99: Option<Duration>,
     /// `false`: nothing reached it, and the candidate with the least latency was taken.
     pub target_reached: bool,
+    /// Tokens of each row that was measured, where rows are padded to one length.
+    pub row_tokens: Option<usize>,
+    /// The bounds of a batch that follow; `None`: as the settings have it.
+    pub max_batch_size: Option<usize>,
+    pub max_batch_tokens: Option<usize>,
 }
 
 /// What is tried.
@@ -55,6 +60,7 @@ pub(super) struct Space {
     pub(super) layouts: Vec<Layout>,
     /// Ascending.
     pub(super) batches: Vec<Option<usize>>,
+    pub(super) row_tokens: Option<usize>,
     pub(super) target_p99: Option<Duration>,
 }
 
@@ -115,7 +121,18 @@ pub(super) fn tune(
     }
     let tuned = choose(&measured, space.target_p99).and_then(|(place, target_reached)| {
         let chosen = *measured.get(place)?;
-        Some(Tuned { chosen, target_p99: space.target_p99, target_reached, measured })
+        // A run's time follows its tokens, not its rows: short rows may be more at the same latency. A single batch was no
+        // choice, and says nothing of others.
+        let tokens = space.row_tokens.filter(|_| space.batches.len() > 1).zip(chosen.batch_size);
+        Some(Tuned {
+            chosen,
+            target_p99: space.target_p99,
+            target_reached,
+            row_tokens: space.row_tokens,
+            max_batch_size: chosen.batch_size.filter(|_| space.row_tokens.is_none()),
+            max_batch_tokens: tokens.map(|(tokens, rows)| tokens.saturating_mul(rows)),
+            measured,
+        })
     });
     (tuned, layout, sessions)
 }
@@ -436,7 +453,18 @@ mod tests {
         }
 
         fn tune(&self, layouts: &[Layout], batches: &[usize], target_ms: Option<u64>) -> (Option<Tuned>, usize) {
+            self.tune_rows_of(None, layouts, batches, target_ms)
+        }
+
+        fn tune_rows_of(
+            &self,
+            row_tokens: Option<usize>,
+            layouts: &[Layout],
+            batches: &[usize],
+            target_ms: Option<u64>,
+        ) -> (Option<Tuned>, usize) {
             let space = Space {
+                row_tokens,
                 layouts: layouts.to_vec(),
                 batches: batches.iter().copied().map(Some).collect(),
                 target_p99: target_ms.map(Duration::from_millis),
@@ -479,6 +507,18 @@ mod tests {
         assert_eq!((tuned.chosen.batch_size, tuned.target_reached), (Some(1), true), "{tuned:?}");
         let (tuned, _) = House::new(time).tune(&[layout(1, 1)], &[1000], Some(1));
         assert!(!tuned.unwrap().target_reached);
+    }
+
+    #[test]
+    fn batches_of_padded_rows_are_bounded_in_tokens() {
+        let time = |_: Layout, rows: usize| Ok(if rows > 4 { 300 } else { 2 });
+        let bounds = |row_tokens, batches: &[usize]| {
+            let tuned = House::new(time).tune_rows_of(row_tokens, &[layout(1, 1)], batches, None).0.unwrap();
+            (tuned.max_batch_size, tuned.max_batch_tokens)
+        };
+        assert_eq!(bounds(None, &[1, 4, 8]), (Some(4), None));
+        assert_eq!(bounds(Some(64), &[1, 4, 8]), (None, Some(256)));
+        assert_eq!(bounds(Some(64), &[4]), (None, None));
     }
 
     #[test]

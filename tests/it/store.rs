@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 #[test]
 fn a_model_that_asks_for_it_is_tuned_and_says_what_was_measured() {
-    let store = store_of(&["mlp", "fixed-batch"]);
+    let store = store_of(&["mlp"]);
     std::fs::write(store.path().join("mlp/model.toml"), "[performance]\ntune = true\n").unwrap();
     let server = Server::on(store, &[]);
     let info = server.get_json("/v1/models/mlp");
@@ -30,10 +30,16 @@ fn a_model_that_asks_for_it_is_tuned_and_says_what_was_measured() {
 
     // Of the server's settings; a graph with its own number of rows has no batch size to choose.
     let environment = [("ORTUS_PERFORMANCE__TARGET_P99_MS", "60000"), ("ORTUS_BATCH__INSTANCES", "1")];
-    let server = Server::start(&["fixed-batch"], &environment);
+    let server = Server::start(&["fixed-batch", "embedder"], &environment);
     let tuned = &server.get_json("/v1/models/fixed-batch")["tuned"];
     assert_eq!((&tuned["target_p99_ms"], &tuned["target_reached"]), (&json!(60000.0), &json!(true)));
     assert_eq!((&tuned["chosen"]["instances"], &tuned["chosen"]["batch_size"]), (&json!(1), &Value::Null));
+    // Batches of texts are bounded in tokens.
+    let info = server.get_json("/v1/models/embedder");
+    let (tuned, batch) = (&info["tuned"], &info["config"]["batch"]);
+    let tokens = tuned["tokens_per_row"].as_u64().unwrap() * tuned["chosen"]["batch_size"].as_u64().unwrap();
+    assert_eq!((&tuned["max_batch_tokens"], &batch["max_batch_tokens"]), (&json!(tokens), &json!(tokens)));
+    assert_eq!((&tuned["max_batch_size"], &batch["max_batch_size"]), (&Value::Null, &json!(16)));
 }
 
 #[test]

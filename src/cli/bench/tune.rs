@@ -49,13 +49,14 @@ fn as_text(model: &LoadedModel, tuned: &Tuned) -> String {
             format!("nothing reaches a p99 of {} ms; this has the least latency", millis(target))
         }
     };
+    let tokens = tuned.row_tokens.map_or_else(String::new, |tokens| format!("; rows of {tokens} tokens"));
     format!(
-        "{} version {} on {}: {found}\n\n{}\n\nFor its model.toml:\n\n{}",
+        "{} version {} on {}: {found}{tokens}\n\n{}\n\nFor its model.toml:\n\n{}",
         model.name,
         model.version,
         model.facts.device,
         table.finish(),
-        snippet(&tuned.chosen)
+        snippet(tuned)
     )
 }
 
@@ -78,14 +79,19 @@ fn as_json(model: &LoadedModel, tuned: &Tuned) -> Json {
         "chosen": one(&tuned.chosen),
         "target_p99_ms": tuned.target_p99.map(millis),
         "target_reached": tuned.target_reached,
-        "model_toml": snippet(&tuned.chosen),
+        "tokens_per_row": tuned.row_tokens,
+        "max_batch_size": tuned.max_batch_size,
+        "max_batch_tokens": tuned.max_batch_tokens,
+        "model_toml": snippet(tuned),
     })
 }
 
 /// What makes a model load like this without measuring.
-fn snippet(chosen: &Measured) -> String {
-    let rows = chosen.batch_size.map_or_else(String::new, |rows| format!("max_batch_size = {rows}\n"));
-    format!("[batch]\ninstances = {}\nintra_threads = {}\n{rows}", chosen.layout.instances, chosen.layout.intra_threads)
+fn snippet(tuned: &Tuned) -> String {
+    let (instances, intra_threads) = (tuned.chosen.layout.instances, tuned.chosen.layout.intra_threads);
+    let bounds = [("max_batch_size", tuned.max_batch_size), ("max_batch_tokens", tuned.max_batch_tokens)];
+    let bounds: String = bounds.iter().filter_map(|(key, most)| Some(format!("{key} = {}\n", (*most)?))).collect();
+    format!("[batch]\ninstances = {instances}\nintra_threads = {intra_threads}\n{bounds}")
 }
 
 fn millis(time: Duration) -> f64 {

@@ -146,6 +146,15 @@ pub(in crate::http) struct Tuned {
     target_p99_ms: Option<f64>,
     /// `false`: nothing reached the target, and the candidate with the least latency was taken.
     target_reached: bool,
+    /// Tokens of each row that was measured; `null` where rows are not padded to one length.
+    #[schema(example = json!(null))]
+    tokens_per_row: Option<usize>,
+    /// The bound of a batch that follows; `null`: as it is set, or in tokens.
+    #[schema(example = 4)]
+    max_batch_size: Option<usize>,
+    /// The same where rows are padded to one length.
+    #[schema(example = json!(null))]
+    max_batch_tokens: Option<usize>,
 }
 
 /// All instances running at once.
@@ -504,6 +513,9 @@ impl From<&engine::Tuned> for Tuned {
             chosen: (&tuned.chosen).into(),
             target_p99_ms: tuned.target_p99.map(milliseconds),
             target_reached: tuned.target_reached,
+            tokens_per_row: tuned.row_tokens,
+            max_batch_size: tuned.max_batch_size,
+            max_batch_tokens: tuned.max_batch_tokens,
         }
     }
 }
