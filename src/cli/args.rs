@@ -34,7 +34,8 @@ pub(super) enum Command {
     Predict(PredictArgs),
     /// Measure a model in this process and over HTTP, beside a bare ONNX Runtime loop
     #[command(after_help = "Examples: ortus bench resnet50 --concurrency 1,8,32 --plot resnet50.svg\n          \
-        ortus bench ./downloads/model.onnx --seconds 2 --rounds 3 --json\n\n\
+        ortus bench ./downloads/model.onnx --seconds 2 --rounds 3 --json\n          \
+        ortus bench resnet50 --tune --target-p99-ms 100\n\n\
         The bare loop, the engine and a server on a free loopback port run in this process, by turns, with the settings \
         that `ortus serve` would use. Printed are medians of the rounds, and beside them the share of the bare loop's best batch.")]
     Bench(BenchArgs),
@@ -145,6 +146,12 @@ pub(super) struct BenchArgs {
     /// Rows of each request that is made up [default: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(super) batch: Option<u32>,
+    /// Measure instead which instances, intra_threads and max_batch_size suit the model, as `[performance] tune` does at load
+    #[arg(long, conflicts_with_all = ["concurrency", "seconds", "rounds", "input", "batch", "plot"])]
+    pub(super) tune: bool,
+    /// Take the highest throughput whose requests take at most this, all but one in a hundred
+    #[arg(long, value_name = "MS", requires = "tune", value_parser = clap::value_parser!(u64).range(1..=86_400_000))]
+    pub(super) target_p99_ms: Option<u64>,
     /// Draw throughput and latency into an SVG file
     #[arg(long, value_name = "FILE.svg")]
     pub(super) plot: Option<PathBuf>,

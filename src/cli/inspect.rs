@@ -223,6 +223,7 @@ mod tests {
             settings: ModelSettings::default(),
             instances: 1,
             intra_threads: 2,
+            tuned: None,
             output_labels: BTreeMap::new(),
             max_batch_size: 0,
             config_json: Value::Null,

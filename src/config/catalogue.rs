@@ -63,7 +63,7 @@ pub(super) const SECTIONS: &[(&str, &str)] = &[
     ("device", "Where models run. This section and the next four can be overridden for a model in its model.toml."),
     ("optimization", "What ONNX Runtime does to a graph before it runs."),
     ("batch", "Which requests share a run, how many runs there are at once, and how many requests may wait."),
-    ("performance", "Work before the first request."),
+    ("performance", "Work before the first request: warm-up, and measuring what suits the model and the machine."),
     ("cache", "What of a model's work is kept and given again; each model has its own, of this size."),
     ("limits", "Bounds on what a request or a model file may be. Sizes are bytes unless the name says otherwise."),
     ("telemetry", "What the server says of itself."),
@@ -260,11 +260,11 @@ pub(super) const KEYS: &[Key] = &[
     Key {
         section: "batch",
         name: "max_batch_size",
-        doc: "Most rows of one run; a request with more is split.",
-        kind: Kind::Integer {
+        doc: "Most rows of one run; a request with more is split; not set: 16, or what [performance] tune finds.",
+        kind: Kind::Chosen {
             min: 1,
             max: 65_536,
-            get: |config| config.overrides.apply(&ModelSettings::default()).batch.max_batch_size as u64,
+            get: |config| config.overrides.batch.max_batch_size.map(|value| value as u64),
             set: |config, value| config.overrides.batch.max_batch_size = Some(size(value)),
         },
     },
@@ -282,11 +282,11 @@ pub(super) const KEYS: &[Key] = &[
     Key {
         section: "batch",
         name: "max_batch_tokens",
-        doc: "Most tokens of one run, padding counted, for models whose requests are padded to one length.",
-        kind: Kind::Integer {
+        doc: "Most tokens of one run, padding counted, for models whose requests are padded to one length; not set: 16384, or what [performance] tune finds.",
+        kind: Kind::Chosen {
             min: 1,
             max: 1 << 32,
-            get: |config| config.overrides.apply(&ModelSettings::default()).batch.max_batch_tokens as u64,
+            get: |config| config.overrides.batch.max_batch_tokens.map(|value| value as u64),
             set: |config, value| config.overrides.batch.max_batch_tokens = Some(size(value)),
         },
     },
@@ -332,6 +332,26 @@ pub(super) const KEYS: &[Key] = &[
             max: 10_000,
             get: |config| config.overrides.apply(&ModelSettings::default()).warmup_iterations as u64,
             set: |config, value| config.overrides.performance.warmup_iterations = Some(size(value)),
+        },
+    },
+    Key {
+        section: "performance",
+        name: "tune",
+        doc: "Measure at load, for a few seconds, which instances, intra_threads and largest batch give the most rows a second; what is set stays.",
+        kind: Kind::Boolean {
+            get: |config| config.overrides.performance.tune.unwrap_or(false),
+            set: |config, value| config.overrides.performance.tune = Some(value),
+        },
+    },
+    Key {
+        section: "performance",
+        name: "target_p99_ms",
+        doc: "The same among those whose requests take at most this at full load, all but one in a hundred; 0 = no such target.",
+        kind: Kind::Integer {
+            min: 0,
+            max: DAY_MS,
+            get: |config| config.overrides.performance.target_p99_ms.unwrap_or(0),
+            set: |config, value| config.overrides.performance.target_p99_ms = Some(value),
         },
     },
     Key {

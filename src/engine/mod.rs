@@ -26,7 +26,8 @@ pub use crate::batching::{Joining, LOWEST_PRIORITY};
 
 pub use crate::cache::{CachesUsage, Usage as CacheUsage};
 pub use crate::models::{
-    LoadOverrides, LoadedModel, MemoryTotals, ModelName, ModelState, ModelStatus, NameError, Version, VersionStatus,
+    LoadOverrides, LoadedModel, Measured, MemoryTotals, ModelName, ModelState, ModelStatus, NameError, Tuned, Version,
+    VersionStatus,
 };
 pub use crate::pipelines::{ClassScore, Item, Parameters, Prediction};
 

@@ -75,6 +75,7 @@ pub(crate) fn caching_model(
         settings: ModelSettings::default(),
         instances: 1,
         intra_threads: 1,
+        tuned: None,
         output_labels: BTreeMap::new(),
         max_batch_size: 0,
         config_json: serde_json::Value::Null,

@@ -4,9 +4,11 @@
 //! Knows no registry: who may be replaced by the result is decided elsewhere.
 
 use super::config_pbtxt::{GivenConfig, InForce, effective};
+use super::layout::{self, Layout};
 use super::made_up::{self, InputHints, Size};
-use super::memory::Measuring;
+use super::memory::{Measuring, resident_estimate};
 use super::repository::{VersionFolder, companion, graph_file, read_bounded};
+use super::tune::{self, Means, Space, Tuned};
 use super::{LoadError, LoadedModel, Manifest, ModelMemory, ModelName, ModelSettings, Version, VersionPolicy, warmup};
 use crate::batching::{Handle, Inline, Joining, PaddedInput, Plan, Start, probe};
 use crate::cache::Caches;
@@ -27,6 +29,12 @@ const LABELS_BYTES_MAX: u64 = 16 << 20;
 /// instances of a 100 MB matrix that is 110 MB instead of 220. Below, the memory is not worth the lock in the session that
 /// instances then meet at: with a run of 6 µs it took a third of their runs, with ResNet-18 (45 MB) nothing.
 const SHARED_FROM_BYTES: u64 = 16 << 20;
+
+/// What the instances of a layout that is only tried out may hold together, where they do not share their weights.
+const TRIED_BYTES_MAX: u64 = 256 << 20;
+
+/// Tokens of a sequence while measuring: an ordinary sentence or two. Models that take less get what warm-ups give.
+const TUNING_LENGTH: usize = 64;
 
 /// All that is needed to load one version.
 pub(super) struct Job {
@@ -53,9 +61,29 @@ pub(super) fn source(job: &Job) -> Result<GraphSource, LoadError> {
     Ok(GraphSource { file, folder: job.folder.folder.clone(), max_file_bytes: job.max_model_bytes })
 }
 
-/// How many copies of the weights a version of this size takes.
+/// How many copies of the weights the load of a version of this size holds at most.
 pub(super) fn copies(settings: &ModelSettings, size_bytes: u64) -> usize {
-    if size_bytes >= SHARED_FROM_BYTES { 1 } else { threads(settings).0 }
+    let chosen = layout::chosen(settings, cores(), layout::may_be_tiny(size_bytes));
+    let tried = if settings.tuning.is_asked() { tried(settings, size_bytes) } else { Vec::new() };
+    tried.iter().chain([&chosen]).map(|layout| copies_of(*layout, size_bytes)).max().unwrap_or(1)
+}
+
+fn copies_of(layout: Layout, size_bytes: u64) -> usize {
+    if size_bytes >= SHARED_FROM_BYTES { 1 } else { layout.instances }
+}
+
+/// The layouts that tuning measures.
+fn tried(settings: &ModelSettings, size_bytes: u64) -> Vec<Layout> {
+    let mut layouts = layout::candidates(settings, cores());
+    let least = layouts.iter().map(|layout| layout.instances).min().unwrap_or(1);
+    let held = |layout: &Layout| resident_estimate(size_bytes).saturating_mul(copies_of(*layout, size_bytes) as u64);
+    layouts.retain(|layout| layout.instances == least || held(layout) <= TRIED_BYTES_MAX);
+    layouts
+}
+
+/// Respects the process's CPU affinity and the container's quota.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Loads a version and measures what it takes. `warming` is called when the warm-up begins, which `interrupt` stops.
@@ -66,7 +94,7 @@ pub(super) fn load(
     job: &Job,
     runtime: &Arc<dyn Runtime>,
     tasks: &Tasks,
-    measuring: Measuring<'_>,
+    mut measuring: Measuring<'_>,
     interrupt: &Interrupt,
     warming: impl FnOnce(),
 ) -> Result<LoadedModel, LoadError> {
@@ -77,25 +105,8 @@ pub(super) fn load(
         .file
         .strip_prefix(&job.folder.folder)
         .map_or_else(|_| String::new(), |file| file.to_string_lossy().into_owned());
-    let (instances, intra_threads) = threads(&job.settings);
-    let shares = instances > 1 && copies(&job.settings, job.size_bytes) == 1;
-    // A session's own threads help whoever runs it: those who share it need the helpers of all of them.
-    let session_settings = SessionSettings {
-        device: job.settings.device.clone(),
-        optimization_level: job.settings.optimization_level,
-        intra_threads: if shares { instances * (intra_threads - 1) + 1 } else { intra_threads },
-    };
-    let mut sessions: Vec<Box<dyn Session>> = Vec::with_capacity(instances);
-    for _ in 0..instances {
-        if tasks.stopping().is_cancelled() {
-            return Err(LoadError::Stopping);
-        }
-        let shared = sessions.first().filter(|_| shares).and_then(|first| first.share());
-        sessions.push(match shared {
-            Some(session) => session,
-            None => runtime.load(&source, &session_settings)?,
-        });
-    }
+    let build = |layout: Layout| sessions(job, runtime.as_ref(), tasks, &source, layout);
+    let (mut layout, mut sessions) = first_sessions(job, &build)?;
     let Some(first) = sessions.first() else { return Err(LoadError::Panicked) };
     let (mut inputs, mut outputs, facts) = (first.inputs().to_vec(), first.outputs().to_vec(), first.facts().clone());
     if let Some(config) = config {
@@ -105,21 +116,40 @@ pub(super) fn load(
     let output_labels = output_labels(job, &outputs, pipeline.as_deref())?;
 
     warming();
+    let hints = InputHints::read(task_folder(job));
+    let mut settings = job.settings.clone();
+    let (mut tuned, mut plan) = (None, None);
+    if settings.tuning.is_asked() {
+        let found = joining_plan(job, &mut sessions, &hints, &inputs, pipeline.as_deref(), interrupt);
+        let (outcome, standing, left) =
+            tuned_sessions(job, (layout, sessions), &found, &hints, &build, tasks, interrupt);
+        let wanted = outcome.as_ref().map_or(layout, |tuned| tuned.chosen.layout);
+        sessions = left;
+        if wanted != standing || sessions.len() != wanted.instances {
+            // Before the next are loaded: never two layouts at a time.
+            sessions.clear();
+            sessions = build(wanted)?;
+        }
+        let batch = &mut settings.batch;
+        let bounds = outcome.as_ref().map(|tuned| (tuned.max_batch_size, tuned.max_batch_tokens));
+        let (rows, tokens) = bounds.unwrap_or_default();
+        batch.max_batch_size = rows.unwrap_or(batch.max_batch_size);
+        batch.max_batch_tokens = tokens.unwrap_or(batch.max_batch_tokens);
+        measuring.expect(resident_estimate(job.size_bytes).saturating_mul(copies_of(wanted, job.size_bytes) as u64));
+        (layout, tuned, plan) = (wanted, outcome, Some(found));
+    }
+    let Layout { instances, intra_threads } = layout;
     for sample in config.map(|config| config.warmup.as_slice()).unwrap_or_default() {
         warmup::configured(&mut sessions, sample, &job.folder, interrupt)?;
     }
     warmup::samples(&mut sessions, pipeline.as_deref(), &job.manifest, &job.folder, interrupt)?;
-    let hints = InputHints::read(task_folder(job));
     warmup::made_up(&mut sessions, &hints, job.settings.warmup_iterations, interrupt);
-    let plan = if job.settings.batch.dynamic_batching {
-        let padding = padded_inputs(job, &inputs, pipeline.as_deref());
-        batch_plan(&mut sessions, &hints, &padding, interrupt)
-    } else {
-        Plan::alone("dynamic_batching is off")
-    };
+    let plan =
+        plan.unwrap_or_else(|| joining_plan(job, &mut sessions, &hints, &inputs, pipeline.as_deref(), interrupt));
     tracing::info!(model = %job.name, version = %job.version, joining = ?plan.joining, evidence = plan.evidence, "how requests share runs");
 
-    let inline = inline_sessions(&sessions, &plan, &hints, interrupt, || runtime.load(&source, &session_settings));
+    let alone = session_settings(job, Layout { instances: 1, intra_threads: 1 });
+    let inline = inline_sessions(&sessions, &plan, &hints, interrupt, || runtime.load(&source, &alone));
     let working = WorkingMemories::new(sessions.iter().filter_map(|session| session.working_memory()));
     let arena = working.read().map_or(0, |memory| memory.arena_bytes);
     let memory = ModelMemory::new(facts.size_bytes, measuring.expected(), measuring.finish(arena), working);
@@ -138,11 +168,12 @@ pub(super) fn load(
         // Any number of rows is taken: they are filled up or split.
         inputs.iter_mut().filter(|spec| !spec.optional).chain(&mut outputs).for_each(free_rows);
     }
-    let (spare_runtime, kept_source) = (runtime.clone(), source.clone());
+    let (spare_runtime, kept_source, session_settings) =
+        (runtime.clone(), source.clone(), session_settings(job, layout));
     let start = Start {
         model: job.name.to_string(),
         sessions,
-        settings: job.settings.batch.clone(),
+        settings: settings.batch.clone(),
         plan,
         stats: job.stats.clone(),
         inline,
@@ -157,9 +188,10 @@ pub(super) fn load(
         facts,
         pipeline,
         task_evidence,
-        settings: job.settings.clone(),
+        settings,
         instances,
         intra_threads,
+        tuned,
         output_labels,
         max_batch_size: config.map_or(0, |config| config.max_batch_size),
         config_json,
@@ -177,9 +209,10 @@ pub(super) fn load(
 /// Longest run, in the best of some trials, that is made where the request is.
 const INLINE_RUN_MAX: Duration = Duration::from_micros(50);
 const INLINE_TRIALS: u64 = 20;
+const INLINE_SESSIONS_MAX: usize = 8;
 
 /// Sessions for runs without a hop, where a run's time is short and follows from shapes that are all fixed but for the rows.
-/// One for two cores, as there are async threads.
+/// One for each async thread.
 fn inline_sessions(
     sessions: &[Box<dyn Session>],
     plan: &Plan,
@@ -215,11 +248,130 @@ fn inline_sessions(
     if best > INLINE_RUN_MAX {
         return Inline::default();
     }
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut inline = vec![session];
-    inline.extend((1..(cores / 2).clamp(1, 8)).map_while(|_| load().ok()));
+    inline.extend((1..cores().clamp(1, INLINE_SESSIONS_MAX)).map_while(|_| load().ok()));
     let rows = INLINE_RUN_MAX.as_nanos() / best.as_nanos().max(1);
     Inline::new(inline, usize::try_from(rows).unwrap_or(1).clamp(1, 64))
+}
+
+/// How the sessions of a layout are built.
+fn session_settings(job: &Job, layout: Layout) -> SessionSettings {
+    let Layout { instances, intra_threads } = layout;
+    let shares = instances > 1 && copies_of(layout, job.size_bytes) == 1;
+    SessionSettings {
+        device: job.settings.device.clone(),
+        optimization_level: job.settings.optimization_level,
+        // A session's own threads help whoever runs it: those who share it need the helpers of all of them.
+        intra_threads: if shares { instances * (intra_threads - 1) + 1 } else { intra_threads },
+    }
+}
+
+/// A session for each instance.
+fn sessions(
+    job: &Job,
+    runtime: &dyn Runtime,
+    tasks: &Tasks,
+    source: &GraphSource,
+    layout: Layout,
+) -> Result<Vec<Box<dyn Session>>, LoadError> {
+    let settings = session_settings(job, layout);
+    let shares = layout.instances > 1 && copies_of(layout, job.size_bytes) == 1;
+    let mut sessions: Vec<Box<dyn Session>> = Vec::with_capacity(layout.instances);
+    for _ in 0..layout.instances {
+        if tasks.stopping().is_cancelled() {
+            return Err(LoadError::Stopping);
+        }
+        let shared = sessions.first().filter(|_| shares).and_then(|first| first.share());
+        sessions.push(match shared {
+            Some(session) => session,
+            None => runtime.load(source, &settings)?,
+        });
+    }
+    Ok(sessions)
+}
+
+type Sessions = Vec<Box<dyn Session>>;
+
+/// The sessions of the layout that is chosen without measuring. Whether a model is tiny is known when it is read; where its
+/// size promised it and its graph does not hold it, it is built again, which takes milliseconds with so small a file.
+fn first_sessions(
+    job: &Job,
+    build: &dyn Fn(Layout) -> Result<Sessions, LoadError>,
+) -> Result<(Layout, Sessions), LoadError> {
+    let chosen = |tiny| layout::chosen(&job.settings, cores(), tiny);
+    let expected = chosen(layout::may_be_tiny(job.size_bytes));
+    let sessions = build(expected)?;
+    let found = chosen(sessions.first().is_some_and(|session| layout::is_tiny(session.facts())));
+    if found == expected {
+        return Ok((expected, sessions));
+    }
+    drop(sessions);
+    Ok((found, build(found)?))
+}
+
+/// Measures what suits the model, and gives the layout and the sessions that stand at the end.
+fn tuned_sessions(
+    job: &Job,
+    (layout, mut sessions): (Layout, Sessions),
+    plan: &Plan,
+    hints: &InputHints,
+    build: &dyn Fn(Layout) -> Result<Sessions, LoadError>,
+    tasks: &Tasks,
+    interrupt: &Interrupt,
+) -> (Option<Tuned>, Layout, Sessions) {
+    let Some(first) = sessions.first_mut() else { return (None, layout, sessions) };
+    let specs = first.inputs().to_vec();
+    let of_length = |rows, length| made_up::inputs(&specs, &Size { rows, length }, 1, hints);
+    let lengths = [TUNING_LENGTH, Size::default().length];
+    let all: Vec<usize> = (0..first.outputs().len()).collect();
+    let mut runs =
+        |length: &usize| of_length(None, *length).is_some_and(|inputs| first.run(&inputs, &all, interrupt).is_ok());
+    let Some(length) = lengths.into_iter().find(|length| runs(length)) else {
+        tracing::info!(model = %job.name, version = %job.version, "not tuned: no input could be made up that runs");
+        return (None, layout, sessions);
+    };
+    let row_tokens = plan.padding.as_ref().map(|_| length);
+    // Threads and copies mean something else, or nothing, elsewhere.
+    let on_cpu = first.facts().device == "cpu";
+    let space = Space {
+        layouts: if on_cpu { tried(&job.settings, job.size_bytes) } else { vec![layout] },
+        batches: layout::batches(plan.joining, &job.settings, row_tokens),
+        row_tokens,
+        target_p99: job.settings.tuning.target_p99,
+    };
+    let means = Means { tasks, interrupt, load: build, make: &|rows| of_length(rows, length) };
+    let (tuned, layout, sessions) = tune::tune(&space, &means, layout, sessions);
+    if let Some(Tuned { chosen, measured, target_reached, target_p99, .. }) = &tuned {
+        let millis = |time: Duration| time.as_secs_f64() * 1e3;
+        tracing::info!(
+            model = %job.name, version = %job.version, instances = chosen.layout.instances,
+            intra_threads = chosen.layout.intra_threads, batch_size = chosen.batch_size,
+            rows_per_second = chosen.rows_per_second, p99_ms = millis(chosen.p99), measured = measured.len(),
+            "a model is tuned by measurement"
+        );
+        if let (false, Some(target)) = (target_reached, target_p99) {
+            tracing::warn!(
+                model = %job.name, version = %job.version, target_p99_ms = millis(*target), p99_ms = millis(chosen.p99),
+                "no candidate reaches the target; the one with the least latency is taken"
+            );
+        }
+    }
+    (tuned, layout, sessions)
+}
+
+/// How requests share runs.
+fn joining_plan(
+    job: &Job,
+    sessions: &mut [Box<dyn Session>],
+    hints: &InputHints,
+    inputs: &[Spec],
+    pipeline: Option<&dyn Pipeline>,
+    interrupt: &Interrupt,
+) -> Plan {
+    if !job.settings.batch.dynamic_batching {
+        return Plan::alone("dynamic_batching is off");
+    }
+    batch_plan(sessions, hints, &padded_inputs(job, inputs, pipeline), interrupt)
 }
 
 /// Tries out with the first session how requests may share runs.
@@ -254,14 +406,6 @@ fn free_rows(spec: &mut Spec) {
     {
         *first = Dim::Dynamic(None);
     }
-}
-
-/// Instances and the threads of each. What the settings leave open is chosen so that together they fill the machine.
-fn threads(settings: &ModelSettings) -> (usize, usize) {
-    // Respects the process's CPU affinity and the container's quota.
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let instances = settings.instances.unwrap_or(1).clamp(1, super::manifest::INSTANCES_MAX);
-    (instances, settings.intra_threads.unwrap_or(cores / instances).max(1))
 }
 
 /// The model's task from the manifest and the files beside the graph, and what it was told from.

@@ -281,6 +281,8 @@ fn describe(text: &str, error: &toml::de::Error) -> ManifestError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::models::{ModelSettings, TuningSettings};
+    use std::time::Duration;
 
     #[test]
     fn a_full_manifest_is_read() {
@@ -306,6 +308,8 @@ mod tests {
             max_queue = 7
             [performance]
             warmup_iterations = 3
+            tune = true
+            target_p99_ms = 0
             [[warmup]]
             file = "samples/cat.jpg"
             "#,
@@ -314,6 +318,14 @@ mod tests {
         assert_eq!(manifest.version_policy, Some(VersionPolicy::Specific([Version(1), Version(4)].into())));
         assert_eq!(manifest.overrides.batch.instances, Some(2));
         assert_eq!(manifest.overrides.performance.warmup_iterations, Some(3));
+        let base = ModelSettings {
+            tuning: TuningSettings { target_p99: Some(Duration::from_millis(5)), ..TuningSettings::default() },
+            ..ModelSettings::default()
+        };
+        let tuning = TuningSettings { tune: true, target_p99: None, insists: false };
+        assert_eq!(manifest.overrides.apply(&base).tuning, tuning);
+        let base = ModelSettings { tuning: TuningSettings { insists: true, ..base.tuning.clone() }, ..base };
+        assert_eq!(manifest.overrides.apply(&base).tuning, base.tuning);
         assert_eq!(manifest.warmup, [WarmupSample { file: "samples/cat.jpg".into() }]);
         assert_eq!(Manifest::parse("").unwrap(), Manifest::default());
     }

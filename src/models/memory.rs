@@ -126,6 +126,11 @@ impl Measuring<'_> {
         self.expected
     }
 
+    /// What the load is to take is known better than at its begin.
+    pub(super) fn expect(&mut self, bytes: u64) {
+        self.expected = bytes;
+    }
+
     /// The bytes that the load took, where they could be told; `working` is what of them is known to be working memory.
     pub(super) fn finish(self, working: u64) -> Option<u64> {
         // Building leaves about half of its peak free, but with the allocator.

@@ -1,12 +1,13 @@
 //! Which models exist, in which version and state, and the loading and unloading of them (`ModelManager`).
 //!
 //! Knows the store's layout (`repository`, `manifest`, `config_pbtxt`), decides what is loaded (`lifecycle`, pure) and
-//! does it (`loader`, `manager`), within the memory there is (`memory`, `eviction`, `admission`). Knows no protocol.
+//! does it (`loader`, `manager`), on as many threads as suit the model (`layout`, `tune`), within the memory there is (`memory`, `eviction`, `admission`). Knows no protocol.
 
 mod admission;
 mod config_pbtxt;
 mod error;
 mod eviction;
+mod layout;
 mod lifecycle;
 mod loader;
 mod made_up;
@@ -19,6 +20,7 @@ mod registry;
 mod repository;
 mod settings;
 mod status;
+mod tune;
 mod warmup;
 
 #[cfg(test)]
@@ -27,6 +29,7 @@ mod tests;
 pub use admission::MemoryTotals;
 pub use config_pbtxt::ConfigError;
 pub use error::{LoadError, ModelError};
+pub use layout::Layout;
 pub use made_up::InputHints;
 pub use manager::ModelManager;
 pub use manifest::{Manifest, ManifestError, VersionPolicy, WarmupSample};
@@ -34,5 +37,6 @@ pub use memory::ModelMemory;
 pub use name::{ModelName, NameError, Version};
 pub use overrides::{StoreError, StoreLock};
 pub use repository::FolderError;
-pub use settings::{ModelOverrides, ModelSettings, StoreSettings};
+pub use settings::{ModelOverrides, ModelSettings, StoreSettings, TuningSettings};
 pub use status::{LoadOverrides, LoadedModel, ModelState, ModelStatus, VersionStatus};
+pub use tune::{Measured, Tuned};

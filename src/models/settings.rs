@@ -31,10 +31,31 @@ pub struct ModelSettings {
     /// Threads of one run; `None` = chosen for the machine.
     pub intra_threads: Option<usize>,
     pub batch: BatchSettings,
+    /// Whether `batch.max_batch_size` is somebody's wish, which no measurement changes.
+    pub max_batch_size_is_set: bool,
+    /// The same of `batch.max_batch_tokens`.
+    pub max_batch_tokens_is_set: bool,
     /// Runs with made-up input before a version is ready.
     pub warmup_iterations: usize,
+    pub tuning: TuningSettings,
     /// What is kept of the model's work.
     pub cache: CacheSettings,
+}
+
+/// Whether instances, threads and batch size are chosen by measuring at load.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TuningSettings {
+    pub tune: bool,
+    /// What a request may take at full load in all but one of a hundred cases; asks for measuring by itself.
+    pub target_p99: Option<Duration>,
+    /// These two stand whatever the model's own file says of them: for whoever measures.
+    pub insists: bool,
+}
+
+impl TuningSettings {
+    pub fn is_asked(&self) -> bool {
+        self.tune || self.target_p99.is_some()
+    }
 }
 
 impl Default for ModelSettings {
@@ -45,7 +66,10 @@ impl Default for ModelSettings {
             instances: None,
             intra_threads: None,
             batch: BatchSettings::default(),
+            max_batch_size_is_set: false,
+            max_batch_tokens_is_set: false,
             warmup_iterations: 1,
+            tuning: TuningSettings::default(),
             cache: CacheSettings::default(),
         }
     }
@@ -95,6 +119,23 @@ pub struct BatchOverrides {
 #[serde(deny_unknown_fields, default)]
 pub struct PerformanceOverrides {
     pub warmup_iterations: Option<usize>,
+    pub tune: Option<bool>,
+    /// 0 = none.
+    pub target_p99_ms: Option<u64>,
+}
+
+impl PerformanceOverrides {
+    fn tuning(&self, base: &TuningSettings) -> TuningSettings {
+        if base.insists {
+            return base.clone();
+        }
+        let target = |millis: u64| (millis > 0).then(|| Duration::from_millis(millis));
+        TuningSettings {
+            tune: self.tune.unwrap_or(base.tune),
+            target_p99: self.target_p99_ms.map_or(base.target_p99, target),
+            insists: false,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -145,7 +186,10 @@ impl ModelOverrides {
                 max_batch_tokens: self.batch.max_batch_tokens.unwrap_or(base.batch.max_batch_tokens),
                 max_queue: self.batch.max_queue.unwrap_or(base.batch.max_queue),
             },
+            max_batch_size_is_set: self.batch.max_batch_size.is_some() || base.max_batch_size_is_set,
+            max_batch_tokens_is_set: self.batch.max_batch_tokens.is_some() || base.max_batch_tokens_is_set,
             warmup_iterations: self.performance.warmup_iterations.unwrap_or(base.warmup_iterations),
+            tuning: self.performance.tuning(&base.tuning),
             cache: self.cache.apply(&base.cache),
         }
     }

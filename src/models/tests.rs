@@ -496,6 +496,57 @@ async fn a_warm_up_that_the_model_brings_must_run() {
 }
 
 #[tokio::test]
+async fn a_tuned_model_serves_with_what_was_measured_and_keeps_what_is_set() {
+    let house = House::new(
+        true,
+        &[
+            ("plain/model.onnx", "a"),
+            ("tuned/model.onnx", "a"),
+            ("tuned/model.toml", "[performance]\ntune = true\n[batch]\ndynamic_batching = true"),
+            ("set/model.onnx", "a"),
+            (
+                "set/model.toml",
+                "[performance]\ntarget_p99_ms = 60000\n[batch]\ndynamic_batching = true\ninstances = 3\n\
+                 intra_threads = 2\nmax_batch_size = 6",
+            ),
+            ("refuses/model.onnx", "refuses"),
+            ("refuses/model.toml", "[performance]\ntune = true"),
+        ],
+    );
+    house.manager.start().await;
+    assert_eq!(house.get("plain").await.unwrap().tuned, None);
+    let model = house.get("tuned").await.unwrap();
+    let tuned = model.tuned.as_ref().unwrap();
+    assert_eq!(
+        (model.instances, model.intra_threads),
+        (tuned.chosen.layout.instances, tuned.chosen.layout.intra_threads)
+    );
+    assert_eq!(Some(model.settings.batch.max_batch_size), tuned.chosen.batch_size);
+    assert!(tuned.measured.len() > 1 && run(&model).await);
+    let model = house.get("set").await.unwrap();
+    let tuned = model.tuned.as_ref().unwrap();
+    assert_eq!((model.instances, model.intra_threads, model.settings.batch.max_batch_size), (3, 2, 6));
+    assert_eq!((tuned.measured.len(), tuned.target_p99), (1, Some(Duration::from_secs(60))));
+    // Nothing runs, so nothing is measured; the model is served all the same.
+    assert_eq!(house.get("refuses").await.unwrap().tuned, None);
+}
+
+#[tokio::test]
+async fn a_stop_ends_tuning() {
+    let house = House::new(
+        true,
+        &[("m/1/model.onnx", "waits"), ("m/model.toml", "[performance]\ntune = true\n[batch]\ninstances = 2")],
+    );
+    let manager = house.manager.clone();
+    let start = house.tasks.spawn("start", async move { manager.start().await });
+    house.until(|| house.runs.load(Ordering::SeqCst) == 1).await;
+    house.tasks.stop();
+    start.await.unwrap();
+    house.manager.close().await;
+    assert!(house.tasks.close(Duration::from_secs(20)).await);
+}
+
+#[tokio::test]
 async fn a_stop_ends_a_warm_up_and_refuses_loads() {
     let warmup = "model_warmup { inputs { key: \"x\" value { data_type: TYPE_FP32 dims: [1, 2] } } }";
     let house = House::new(true, &[("m/1/model.onnx", "waits"), ("m/config.pbtxt", warmup)]);

@@ -67,6 +67,8 @@ pub struct GraphFacts {
     pub custom: BTreeMap<String, String>,
     /// Elements of all floating-point and integer initialisers; `None` where they cannot be counted (`.ort`).
     pub num_parameters: Option<u64>,
+    /// Whether an operator is known that uses its weights many times for one row: a convolution, a recurrence or a loop.
+    pub repeats_weights: bool,
     /// Bytes of the graph file and its external data.
     pub size_bytes: u64,
     /// Execution providers registered for the session, the preferred one first.

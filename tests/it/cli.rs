@@ -159,6 +159,34 @@ fn bench_measures_a_model_beside_a_bare_loop() {
 }
 
 #[test]
+fn bench_tunes_a_model_and_prints_what_to_write_down() {
+    let store = store_of(&["mlp"]);
+    let common = ["--models", store.path().to_str().unwrap()];
+    // What the command asks for counts, not what the model's file says of it; what is set there is not varied.
+    let file = store.path().join("mlp/model.toml");
+    std::fs::write(&file, "[performance]\ntune = false\ntarget_p99_ms = 1\n[batch]\ninstances = 1\n").unwrap();
+    let tune = ["bench", "mlp", "--tune", "--target-p99-ms", "60000"];
+    let json: Value = serde_json::from_str(&stdout(&run(&[&tune[..], &common, &["--json"]].concat()))).unwrap();
+    assert_eq!((&json["model"], &json["target_p99_ms"]), (&"mlp".into(), &60000.0.into()));
+    let measurements = json["measurements"].as_array().unwrap();
+    assert!(measurements.contains(&json["chosen"]), "{json}");
+    assert!(measurements.iter().all(|one| one["instances"] == 1 && one["rows_per_second"].as_f64().unwrap() > 0.0));
+    let rows = &json["chosen"]["batch_size"];
+    let snippet = json["model_toml"].as_str().unwrap();
+    assert!(snippet.starts_with("[batch]\ninstances = 1\nintra_threads = "), "{snippet}");
+    assert!(snippet.ends_with(&format!("max_batch_size = {rows}\n")), "{snippet}");
+
+    // What is printed can be written down: then there is nothing left to vary.
+    std::fs::write(&file, snippet).unwrap();
+    let text = stdout(&run(&[&["bench", "mlp", "--tune"][..], &common].concat()));
+    assert!(text.contains("the highest throughput") && text.contains(snippet.trim()), "{text}");
+    assert_eq!(text.matches("chosen").count(), 1, "{text}");
+
+    assert_fails(&run(&[&["bench", "mlp", "--target-p99-ms", "5"][..], &common].concat()), "--tune");
+    assert_fails(&run(&[&["bench", "mlp", "--tune", "--seconds", "1"][..], &common].concat()), "--seconds");
+}
+
+#[test]
 fn an_interrupted_bench_says_so_and_ends() {
     let store = store_of(&["mlp"]);
     let child = command()

@@ -4,6 +4,56 @@ use crate::server::{Server, fixture, store_of};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
+#[test]
+fn a_model_that_asks_for_it_is_tuned_and_says_what_was_measured() {
+    let store = store_of(&["mlp"]);
+    std::fs::write(store.path().join("mlp/model.toml"), "[performance]\ntune = true\n").unwrap();
+    let server = Server::on(store, &[]);
+    let info = server.get_json("/v1/models/mlp");
+    let (tuned, batch) = (&info["tuned"], &info["config"]["batch"]);
+    assert_eq!(info["config"]["performance"]["tune"], true);
+    assert_eq!((&tuned["target_p99_ms"], &tuned["target_reached"]), (&Value::Null, &json!(true)));
+    let measurements = tuned["measurements"].as_array().unwrap();
+    assert!(measurements.contains(&tuned["chosen"]), "{tuned}");
+    for one in measurements {
+        assert!(one["rows_per_second"].as_f64().unwrap() > 0.0, "{one}");
+        assert!(one["run_ms"].as_f64().unwrap() <= one["p99_ms"].as_f64().unwrap(), "{one}");
+    }
+    assert_eq!(measurements[0]["batch_size"], 1);
+    for (key, chosen) in
+        [("instances", "instances"), ("intra_threads", "intra_threads"), ("max_batch_size", "batch_size")]
+    {
+        assert_eq!(batch[key], tuned["chosen"][chosen], "{key}");
+    }
+    let (status, answer) = server.post_json("/v1/models/mlp/predict", &json!({"inputs": [vec![0.5; 32]]}));
+    assert_eq!(status, 200, "{answer}");
+
+    // Of the server's settings; a graph with its own number of rows has no batch size to choose.
+    let environment = [("ORTUS_PERFORMANCE__TARGET_P99_MS", "60000"), ("ORTUS_BATCH__INSTANCES", "1")];
+    let server = Server::start(&["fixed-batch", "embedder"], &environment);
+    let tuned = &server.get_json("/v1/models/fixed-batch")["tuned"];
+    assert_eq!((&tuned["target_p99_ms"], &tuned["target_reached"]), (&json!(60000.0), &json!(true)));
+    assert_eq!((&tuned["chosen"]["instances"], &tuned["chosen"]["batch_size"]), (&json!(1), &Value::Null));
+    // Batches of texts are bounded in tokens.
+    let info = server.get_json("/v1/models/embedder");
+    let (tuned, batch) = (&info["tuned"], &info["config"]["batch"]);
+    let tokens = tuned["tokens_per_row"].as_u64().unwrap() * tuned["chosen"]["batch_size"].as_u64().unwrap();
+    assert_eq!((&tuned["max_batch_tokens"], &batch["max_batch_tokens"]), (&json!(tokens), &json!(tokens)));
+    assert_eq!((&tuned["max_batch_size"], &batch["max_batch_size"]), (&Value::Null, &json!(16)));
+}
+
+#[test]
+fn a_model_that_does_not_ask_is_not_measured_and_a_tiny_one_has_one_thread() {
+    let server = Server::with(&["mlp"]);
+    let info = server.get_json("/v1/models/mlp");
+    assert_eq!(info.get("tuned"), None);
+    let batch = &info["config"]["batch"];
+    assert_eq!(
+        (&batch["instances"], &batch["intra_threads"], &batch["max_batch_size"]),
+        (&json!(1), &json!(1), &json!(16))
+    );
+}
+
 fn value(server: &Server, path: &str) -> (u16, Value) {
     let (status, answer) = server.post_json(&format!("/v1/models/{path}"), &json!({"inputs": [0]}));
     let output = answer["outputs"]["y"].clone();

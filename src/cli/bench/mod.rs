@@ -1,5 +1,7 @@
 //! `ortus bench`: a closed loop of requests in this process and over HTTP, beside a bare session loop, by turns.
 //!
+//! With `--tune` the measurements of a load in their place (`tune`).
+//!
 //! `inputs` makes what is sent, `measure` runs the rounds, `report` and `plot` show the result. Invariants: what is compared was
 //! measured in the same rounds on the same inputs with the same settings; an interrupt ends it without a result and leaves
 //! nothing behind.
@@ -8,6 +10,7 @@ mod inputs;
 mod measure;
 mod plot;
 mod report;
+mod tune;
 
 use super::args::BenchArgs;
 use super::configuration::pretty;
@@ -28,6 +31,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(super) fn bench(args: BenchArgs) -> Result<String, CliError> {
+    if args.tune {
+        return tune::tune(args);
+    }
     check_plot(args.plot.as_deref())?;
     let mut config = offline_config(args.store.clone())?;
     let target = lone_model::resolve(&args.model, &mut config)?;

@@ -1,6 +1,6 @@
 //! Which models there are, their loading and unloading, and the system they run on.
 
-use crate::engine::{Cleaned, InferenceEngine, LoadOverrides, LoadedModel, ModelState, ModelStatus};
+use crate::engine::{self, Cleaned, InferenceEngine, LoadOverrides, LoadedModel, ModelState, ModelStatus};
 use crate::http::HttpState;
 use crate::http::error::ApiError;
 use crate::http::extract::{ApiQuery, ModelPath};
@@ -65,6 +65,9 @@ pub(in crate::http) struct ModelInfo {
     #[schema(value_type = Option<Object>)]
     config: Option<Value>,
     batching: Option<Batching>,
+    /// What instances, threads and batch size were chosen by; left out where that was not measured at load.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tuned: Option<Tuned>,
     metadata: ModelMetadata,
     memory_usage: MemoryUsage,
     total_parameters: Option<u64>,
@@ -143,6 +146,49 @@ pub(in crate::http) struct TensorInfo {
     shape: Option<Vec<i64>>,
     /// Whether a request may leave it out.
     optional: bool,
+}
+
+/// What was measured at load, and what was chosen.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct Tuned {
+    /// In the order in which it was measured.
+    measurements: Vec<TunedMeasurement>,
+    chosen: TunedMeasurement,
+    /// `null` where the highest throughput was asked for, whatever the latency.
+    #[schema(example = 50.0)]
+    target_p99_ms: Option<f64>,
+    /// `false`: nothing reached the target, and the candidate with the least latency was taken.
+    target_reached: bool,
+    /// Tokens of each row that was measured; `null` where rows are not padded to one length.
+    #[schema(example = json!(null))]
+    tokens_per_row: Option<usize>,
+    /// The bound of a batch that follows; `null`: as it is set, or in tokens.
+    #[schema(example = 4)]
+    max_batch_size: Option<usize>,
+    /// The same where rows are padded to one length.
+    #[schema(example = json!(null))]
+    max_batch_tokens: Option<usize>,
+}
+
+/// All instances running at once.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct TunedMeasurement {
+    #[schema(example = 2)]
+    instances: usize,
+    #[schema(example = 1)]
+    intra_threads: usize,
+    /// Rows of each run; `null` where rows of requests do not join.
+    #[schema(example = 4)]
+    batch_size: Option<usize>,
+    /// Of all instances together; runs, where `batch_size` is `null`.
+    #[schema(example = 43.9)]
+    rows_per_second: f64,
+    /// The median of a run.
+    #[schema(example = 183.2)]
+    run_ms: f64,
+    /// What a request may take at full load: a run that it waits for, and one of the slowest as its own.
+    #[schema(example = 374.0)]
+    p99_ms: f64,
 }
 
 /// In MiB; `null` where it is not measured.
@@ -467,6 +513,7 @@ impl From<&ModelStatus> for ModelInfo {
             providers: loaded.map_or_else(Vec::new, |model| model.facts.providers.clone()),
             config: loaded.map(config_of),
             batching: loaded.map(batching_of),
+            tuned: loaded.and_then(|model| model.tuned.as_ref()).map(Tuned::from),
             metadata,
             memory_usage: memory_of(status),
             total_parameters: parameters,
@@ -480,6 +527,37 @@ impl From<&ModelStatus> for ModelInfo {
 fn batching_of(model: &LoadedModel) -> Batching {
     let (joining, evidence) = model.handle.joining();
     Batching { joining: joining.name(), evidence: evidence.to_owned() }
+}
+
+impl From<&engine::Tuned> for Tuned {
+    fn from(tuned: &engine::Tuned) -> Tuned {
+        Tuned {
+            measurements: tuned.measured.iter().map(TunedMeasurement::from).collect(),
+            chosen: (&tuned.chosen).into(),
+            target_p99_ms: tuned.target_p99.map(milliseconds),
+            target_reached: tuned.target_reached,
+            tokens_per_row: tuned.row_tokens,
+            max_batch_size: tuned.max_batch_size,
+            max_batch_tokens: tuned.max_batch_tokens,
+        }
+    }
+}
+
+impl From<&engine::Measured> for TunedMeasurement {
+    fn from(measured: &engine::Measured) -> TunedMeasurement {
+        TunedMeasurement {
+            instances: measured.layout.instances,
+            intra_threads: measured.layout.intra_threads,
+            batch_size: measured.batch_size,
+            rows_per_second: measured.rows_per_second,
+            run_ms: milliseconds(measured.run),
+            p99_ms: milliseconds(measured.p99),
+        }
+    }
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
 }
 
 /// HuggingFace's name of the model's task; `raw` where it takes tensors.
@@ -528,7 +606,11 @@ fn config_of(model: &LoadedModel) -> Value {
             "max_batch_tokens": settings.batch.max_batch_tokens,
             "max_queue": settings.batch.max_queue,
         },
-        "performance": { "warmup_iterations": settings.warmup_iterations },
+        "performance": {
+            "warmup_iterations": settings.warmup_iterations,
+            "tune": settings.tuning.tune,
+            "target_p99_ms": settings.tuning.target_p99.map_or(0, |target| target.as_millis()),
+        },
         "cache": {
             "preprocess_mb": settings.cache.preprocess_bytes >> 20,
             "response_mb": settings.cache.response_bytes >> 20,

@@ -102,6 +102,7 @@ fn collect(model: &ModelProto, folder: &Path, file_bytes: u64) -> Result<Graph, 
         description: text(&model.doc_string),
         custom: model.metadata_props.iter().map(|entry| (entry.key().to_owned(), entry.value().to_owned())).collect(),
         num_parameters: Some(tensors.initializers.iter().map(|tensor| elements(tensor)).sum()),
+        repeats_weights: tensors.repeats_weights,
         size_bytes: file_bytes.saturating_add(external.values().sum()),
         precision: precision(&tensors.initializers),
         bounded: model.functions.is_empty() && graph.node.iter().all(is_bounded),
@@ -200,7 +201,12 @@ fn has_no_shape(value: &ValueInfoProto) -> bool {
 struct Tensors<'a> {
     all: Vec<&'a TensorProto>,
     initializers: Vec<&'a TensorProto>,
+    /// Whether one of the nodes is of [`REPEATING`].
+    repeats_weights: bool,
 }
+
+/// Operators that use the same weights many times for one row; those of other domains have names made of these.
+const REPEATING: [&str; 7] = ["Conv", "RNN", "LSTM", "GRU", "Loop", "Scan", "Attention"];
 
 impl<'a> Tensors<'a> {
     // Recursion is bounded: the decoder refuses messages nested deeper than 100.
@@ -212,8 +218,9 @@ impl<'a> Tensors<'a> {
     }
 
     fn nodes(&mut self, nodes: &'a [NodeProto]) {
-        for attribute in nodes.iter().flat_map(|node| &node.attribute) {
-            self.attribute(attribute);
+        for node in nodes {
+            self.repeats_weights |= REPEATING.iter().any(|operator| node.op_type().contains(operator));
+            node.attribute.iter().for_each(|attribute| self.attribute(attribute));
         }
     }
 
@@ -427,6 +434,24 @@ mod tests {
         let read = read(&source(folder.path(), &bytes)).ok().unwrap();
         assert_eq!(read.facts.num_parameters, Some(12));
         assert_eq!(read.facts.precision.as_deref(), Some("fp32"));
-        assert!(read.unshaped.contains("x"));
+        assert!(read.unshaped.contains("x") && !read.facts.repeats_weights);
+    }
+
+    #[test]
+    fn operators_that_use_their_weights_often_are_found_at_any_depth() {
+        let node = |op: &str| NodeProto { op_type: Some(op.into()), ..NodeProto::default() };
+        let check = |node: NodeProto, expected: bool| {
+            let graph = GraphProto { node: vec![node], ..GraphProto::default() };
+            let bytes = ModelProto { graph: Some(graph), ..ModelProto::default() }.encode_to_vec();
+            let folder = tempfile::tempdir().unwrap();
+            assert_eq!(read(&source(folder.path(), &bytes)).ok().unwrap().facts.repeats_weights, expected);
+        };
+        for operator in ["Conv", "ConvTranspose", "QLinearConv", "LSTM", "Loop", "MultiHeadAttention"] {
+            check(node(operator), true);
+        }
+        check(node("Gemm"), false);
+        let branch = GraphProto { node: vec![node("Conv")], ..GraphProto::default() };
+        let attribute = AttributeProto { g: Some(branch), ..AttributeProto::default() };
+        check(NodeProto { attribute: vec![attribute], ..node("If") }, true);
     }
 }

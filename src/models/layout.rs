@@ -1,0 +1,213 @@
+//! How many instances a model gets and how many threads a run of each, and how large its batches may be: what is chosen
+//! without measuring, and what there is to measure.
+//!
+//! Invariants: what the user set stays; what is chosen beside it never makes instances × threads exceed the cores. Pure:
+//! knows no session, clock or file.
+
+use super::ModelSettings;
+use super::manifest::INSTANCES_MAX;
+use crate::batching::Joining;
+use crate::runtime::GraphFacts;
+
+/// Instances that run at the same time, each with this many threads a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout {
+    pub instances: usize,
+    pub intra_threads: usize,
+}
+
+/// Layouts that are measured at most: each is a load of its own.
+const LAYOUTS_MAX: usize = 6;
+
+/// Below this many weights, used once for each row, a run is a few microseconds: a second thread would take longer to wake
+/// than it has to do. A net of 32-64-64-8 runs in 5 to 8 µs with one thread as with two.
+const TINY_PARAMETERS: u64 = 64 << 10;
+
+/// No file with less than [`TINY_PARAMETERS`] as 32-bit floats need be larger: twice what the weights take.
+const TINY_BYTES: u64 = 8 * TINY_PARAMETERS;
+
+/// Whether a file of this size may hold a tiny model. What it does hold is known when it has been read.
+pub(super) fn may_be_tiny(size_bytes: u64) -> bool {
+    size_bytes < TINY_BYTES
+}
+
+/// Whether one thread does a run of it best: a small file, few weights, and no operator that is known to use them more than
+/// once for a row, as convolutions and loops do. Where a format does not tell, the size of the file decides.
+pub(super) fn is_tiny(facts: &GraphFacts) -> bool {
+    may_be_tiny(facts.size_bytes)
+        && facts.num_parameters.is_none_or(|parameters| parameters < TINY_PARAMETERS)
+        && !facts.repeats_weights
+}
+
+/// The layout without measuring: one instance with all cores, for the least latency at the same throughput; a tiny model has
+/// one thread a run. What the settings name is kept, and the rest fills the cores.
+pub(super) fn chosen(settings: &ModelSettings, cores: usize, tiny: bool) -> Layout {
+    let cores = cores.max(1);
+    let threads = |instances: usize| if tiny { 1 } else { (cores / instances).max(1) };
+    match (settings.instances.map(bounded), settings.intra_threads) {
+        (Some(instances), Some(threads)) => Layout { instances, intra_threads: threads.max(1) },
+        (Some(instances), None) => Layout { instances, intra_threads: threads(instances) },
+        // One thread of a tiny model answers more than the doors bring.
+        (None, Some(threads)) if tiny => Layout { instances: 1, intra_threads: threads.max(1) },
+        (None, Some(threads)) => Layout { instances: filling(cores, threads), intra_threads: threads.max(1) },
+        (None, None) => Layout { instances: 1, intra_threads: threads(1) },
+    }
+}
+
+/// The layouts worth measuring, with fewer instances first: those that fill the cores evenly. What the settings name is not
+/// varied. Never empty.
+pub(super) fn candidates(settings: &ModelSettings, cores: usize) -> Vec<Layout> {
+    let cores = cores.max(1);
+    let all: Vec<Layout> = match (settings.instances.map(bounded), settings.intra_threads.map(|threads| threads.max(1)))
+    {
+        (Some(instances), Some(intra_threads)) => vec![Layout { instances, intra_threads }],
+        (Some(instances), None) => {
+            let threads = divisors((cores / instances).max(1)).rev();
+            threads.map(|intra_threads| Layout { instances, intra_threads }).collect()
+        }
+        (None, Some(intra_threads)) => {
+            divisors(filling(cores, intra_threads)).map(|instances| Layout { instances, intra_threads }).collect()
+        }
+        (None, None) => {
+            let layout = |instances| Layout { instances, intra_threads: cores / instances };
+            divisors(cores).filter(|instances| *instances <= INSTANCES_MAX).map(layout).collect()
+        }
+    };
+    let last = all.len() - 1;
+    if last < LAYOUTS_MAX {
+        return all;
+    }
+    // Both ends and what lies evenly between them.
+    (0..LAYOUTS_MAX).filter_map(|place| all.get(place * last / (LAYOUTS_MAX - 1)).copied()).collect()
+}
+
+/// The rows of a run worth measuring, ascending; never empty. `None`: the graph's own number, or what one request brings.
+/// `row_tokens` are those of a row that is measured, where rows are padded to one length.
+pub(super) fn batches(joining: Joining, settings: &ModelSettings, row_tokens: Option<usize>) -> Vec<Option<usize>> {
+    let by_tokens = row_tokens.map_or(usize::MAX, |tokens| settings.batch.max_batch_tokens / tokens.max(1));
+    let most = settings.batch.max_batch_size.min(by_tokens).max(1);
+    let is_set = settings.max_batch_size_is_set || (row_tokens.is_some() && settings.max_batch_tokens_is_set);
+    match joining {
+        Joining::Alone | Joining::Fixed(_) => vec![None],
+        Joining::Rows if is_set => vec![Some(most)],
+        Joining::Rows => {
+            let doubled = std::iter::successors(Some(1usize), |rows| rows.checked_mul(2));
+            doubled.take_while(|rows| *rows < most).chain([most]).map(Some).collect()
+        }
+    }
+}
+
+fn bounded(instances: usize) -> usize {
+    instances.clamp(1, INSTANCES_MAX)
+}
+
+fn filling(cores: usize, threads: usize) -> usize {
+    bounded(cores / threads.max(1))
+}
+
+fn divisors(number: usize) -> impl DoubleEndedIterator<Item = usize> {
+    (1..=number).filter(move |divisor| number.is_multiple_of(*divisor))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn settings(instances: Option<usize>, intra_threads: Option<usize>) -> ModelSettings {
+        ModelSettings { instances, intra_threads, ..ModelSettings::default() }
+    }
+
+    fn pair(layout: Layout) -> (usize, usize) {
+        (layout.instances, layout.intra_threads)
+    }
+
+    #[test]
+    fn without_measuring_the_cores_are_filled_but_for_tiny_models() {
+        #[track_caller]
+        fn check(instances: Option<usize>, threads: Option<usize>, large: (usize, usize), tiny: (usize, usize)) {
+            let settings = settings(instances, threads);
+            assert_eq!((pair(chosen(&settings, 8, false)), pair(chosen(&settings, 8, true))), (large, tiny));
+        }
+        check(None, None, (1, 8), (1, 1));
+        check(Some(2), None, (2, 4), (2, 1));
+        check(Some(3), None, (3, 2), (3, 1));
+        check(Some(20), None, (20, 1), (20, 1));
+        check(None, Some(1), (8, 1), (1, 1));
+        check(None, Some(3), (2, 3), (1, 3));
+        check(None, Some(16), (1, 16), (1, 16));
+        check(Some(4), Some(4), (4, 4), (4, 4));
+    }
+
+    #[test]
+    fn a_model_is_tiny_by_its_weights_and_what_is_done_with_them() {
+        let facts = |size_bytes, num_parameters, repeats_weights| GraphFacts {
+            size_bytes,
+            num_parameters,
+            repeats_weights,
+            ..GraphFacts::default()
+        };
+        assert!(is_tiny(&facts(30_000, Some(7_000), false)));
+        assert!(is_tiny(&facts(30_000, None, false)));
+        assert!(!is_tiny(&facts(30_000, Some(7_000), true)));
+        assert!(!is_tiny(&facts(90_000, Some(80_000), false)));
+        assert!(!is_tiny(&facts(900_000, None, false)));
+    }
+
+    #[test]
+    fn candidates_are_the_even_ways_to_fill_the_cores() {
+        let pairs = |instances, threads, cores| -> Vec<(usize, usize)> {
+            candidates(&settings(instances, threads), cores).into_iter().map(pair).collect()
+        };
+        assert_eq!(pairs(None, None, 2), [(1, 2), (2, 1)]);
+        assert_eq!(pairs(None, None, 1), [(1, 1)]);
+        assert_eq!(pairs(None, None, 6), [(1, 6), (2, 3), (3, 2), (6, 1)]);
+        assert_eq!(pairs(None, None, 64), [(1, 64), (2, 32), (4, 16), (8, 8), (16, 4), (64, 1)]);
+        assert_eq!(pairs(Some(2), None, 8), [(2, 4), (2, 2), (2, 1)]);
+        assert_eq!(pairs(None, Some(2), 8), [(1, 2), (2, 2), (4, 2)]);
+        assert_eq!(pairs(Some(3), Some(7), 8), [(3, 7)]);
+    }
+
+    #[test]
+    fn batches_double_up_to_the_most_where_rows_join() {
+        let of = |most, is_set| {
+            let mut settings = ModelSettings { max_batch_size_is_set: is_set, ..ModelSettings::default() };
+            settings.batch.max_batch_size = most;
+            batches(Joining::Rows, &settings, None)
+        };
+        assert_eq!(of(16, false), [1, 2, 4, 8, 16].map(Some));
+        assert_eq!(of(12, false), [1, 2, 4, 8, 12].map(Some));
+        assert_eq!(of(1, false), [Some(1)]);
+        assert_eq!(of(12, true), [Some(12)]);
+        for joining in [Joining::Alone, Joining::Fixed(4)] {
+            assert_eq!(batches(joining, &ModelSettings::default(), None), [None]);
+        }
+        let mut settings = ModelSettings::default();
+        settings.batch.max_batch_tokens = 300;
+        assert_eq!(batches(Joining::Rows, &settings, Some(64)), [1, 2, 4].map(Some));
+        settings.max_batch_tokens_is_set = true;
+        assert_eq!(batches(Joining::Rows, &settings, Some(64)), [Some(4)]);
+        assert_eq!(batches(Joining::Rows, &settings, Some(640)), [Some(1)]);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_set_stays_and_what_is_chosen_fits_the_cores(
+            instances in proptest::option::of(1usize..300), threads in proptest::option::of(1usize..300),
+            cores in 1usize..300, tiny: bool,
+        ) {
+            let settings = settings(instances, threads);
+            let all = candidates(&settings, cores);
+            prop_assert!((1..=LAYOUTS_MAX).contains(&all.len()));
+            for layout in all.into_iter().chain([chosen(&settings, cores, tiny)]) {
+                let (count, each) = pair(layout);
+                prop_assert!(count >= 1 && each >= 1);
+                prop_assert!(instances.is_none_or(|instances| count == instances.min(INSTANCES_MAX)));
+                prop_assert!(threads.is_none_or(|threads| each == threads));
+                // Only what was set can exceed the cores, and then nothing is added to it.
+                let least = instances.map_or(1, |instances| instances.min(INSTANCES_MAX)) * threads.unwrap_or(1);
+                prop_assert!(count * each <= cores.max(least), "{count} x {each}");
+            }
+        }
+    }
+}
