@@ -127,7 +127,9 @@ impl ModelManager {
         let size = self.blocking(move || manager.runtime().size_bytes(&source)).await;
         let size = size.ok_or(LoadError::Panicked)??;
         let copies = loader::copies(&job.settings, size) as u64;
-        let resident = measured.unwrap_or_else(|| resident_estimate(size).saturating_mul(copies));
+        let estimate = resident_estimate(size).saturating_mul(copies);
+        // A reading that was spoilt must not keep a model out for ever.
+        let resident = measured.map_or(estimate, |measured| measured.min(estimate.saturating_add(estimate / 2)));
         // Copies are built one after another.
         let built = resident_estimate(size).saturating_mul(copies.saturating_sub(1));
         Ok((Need { resident, peak: peak_estimate(size).saturating_add(built).max(resident) }, size))

@@ -20,7 +20,7 @@ pub(super) fn make(element_type: i32) -> Result<DynValue, RuntimeError> {
     let runtime = OnnxRuntime::open().map_err(|error| RuntimeError::Library(error.to_string()))?;
     let session = session(runtime.environment(), &graph(element_type)).map_err(failed)?;
     let options = RunOptions::new().map_err(failed)?;
-    let mut outputs = raw::run(&session, &[], &["s"], &options).map_err(failed)?;
+    let mut outputs = raw::run(&session, &[], &[c"s"], &options).map_err(failed)?;
     outputs.pop().flatten().ok_or_else(|| RuntimeError::Run("an empty sequence could not be made".to_owned()))
 }
 

@@ -12,17 +12,12 @@ use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, Memory
 use ort::session::{RunOptions, SelectedOutputMarker, Session, SessionInputValue, SharedSessionInner};
 use ort::value::{DynTensor, DynValue, TensorElementType};
 use ort::{AsPointer, sys};
-use std::borrow::Cow;
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::ptr::{self, NonNull};
 
 fn check(status: sys::OrtStatusPtr) -> ort::Result<()> {
     // SAFETY: every status given here comes straight from a call of the interface and is consumed once.
     unsafe { ort::Error::result_from_status(status) }
-}
-
-fn c_string(name: &str) -> ort::Result<CString> {
-    CString::new(name).map_err(|_| ort::Error::new("a name holds a NUL character"))
 }
 
 /// Runs the graph and gives the outputs named, `None` for one that holds nothing.
@@ -31,14 +26,12 @@ fn c_string(name: &str) -> ort::Result<CString> {
 /// than the CPU, so only sessions on the CPU are run by several (see [`super::session`]).
 pub(super) fn run<O: SelectedOutputMarker>(
     session: &Session,
-    inputs: &[(Cow<'_, str>, SessionInputValue<'_>)],
-    outputs: &[&str],
+    inputs: &[(&CStr, SessionInputValue<'_>)],
+    outputs: &[&CStr],
     options: &RunOptions<O>,
 ) -> ort::Result<Vec<Option<DynValue>>> {
-    let input_names = inputs.iter().map(|(name, _)| c_string(name)).collect::<ort::Result<Vec<_>>>()?;
-    let output_names = outputs.iter().map(|name| c_string(name)).collect::<ort::Result<Vec<_>>>()?;
-    let input_name_pointers: Vec<_> = input_names.iter().map(|name| name.as_ptr()).collect();
-    let output_name_pointers: Vec<_> = output_names.iter().map(|name| name.as_ptr()).collect();
+    let input_name_pointers: Vec<_> = inputs.iter().map(|(name, _)| name.as_ptr()).collect();
+    let output_name_pointers: Vec<_> = outputs.iter().map(|name| name.as_ptr()).collect();
     let input_pointers: Vec<*const sys::OrtValue> = inputs.iter().map(|(_, value)| value.ptr()).collect();
     let mut results = Outputs(vec![ptr::null_mut(); outputs.len()]);
     // SAFETY: session and options live through the call, the arrays are as long as the counts say, the inputs are borrowed

@@ -9,8 +9,8 @@ use crate::runtime::{
 use crate::tensor::{Spec, Value, ValueType};
 use ort::environment::Environment;
 use ort::session::builder::GraphOptimizationLevel;
-use ort::session::{HasSelectedOutputs, OutputSelector, RunOptions, SessionInputValue};
-use std::borrow::Cow;
+use ort::session::{RunOptions, SessionInputValue};
+use std::ffi::{CStr, CString};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -95,6 +95,9 @@ struct OnnxSession {
 struct Shared {
     /// `None` only while being dropped, so that the memory is given back after the session is gone.
     session: Option<ort::session::Session>,
+    /// As ONNX Runtime takes them at every run.
+    input_names: Vec<CString>,
+    output_names: Vec<CString>,
     /// `None` where the session does not run on the CPU.
     arena: Option<Arc<Arena>>,
 }
@@ -128,17 +131,19 @@ impl OnnxSession {
             ..graph.facts.clone()
         };
         let arena = if facts.device == "cpu" { Arena::of(&session).map(Arc::new) } else { None };
-        Ok(OnnxSession { shared: Arc::new(Shared { session: Some(session), arena }), inputs, outputs, facts })
+        let shared =
+            Shared { session: Some(session), input_names: c_names(&inputs)?, output_names: c_names(&outputs)?, arena };
+        Ok(OnnxSession { shared: Arc::new(shared), inputs, outputs, facts })
     }
 }
 
-/// Run options that another thread may terminate.
-struct SharedOptions(RunOptions<HasSelectedOutputs>);
-
-#[expect(unsafe_code, reason = "terminate() is the only call from another thread")]
-// SAFETY: the crate withholds Sync because of pre-allocated outputs, which are never used here; ONNX Runtime documents
-// setting the terminate flag as safe while a run uses the options.
-unsafe impl Sync for SharedOptions {}
+fn c_names(specs: &[Spec]) -> Result<Vec<CString>, RuntimeError> {
+    let name = |spec: &Spec| {
+        CString::new(spec.name.as_str())
+            .map_err(|_| RuntimeError::Graph("the name of an input or output holds a NUL character".to_owned()))
+    };
+    specs.iter().map(name).collect()
+}
 
 impl Session for OnnxSession {
     fn inputs(&self) -> &[Spec] {
@@ -161,38 +166,35 @@ impl Session for OnnxSession {
             tracing::debug!(%error, "a run failed");
             RuntimeError::Run(message::clean(&error.to_string()))
         };
-        let mut values: Vec<(Cow<'_, str>, SessionInputValue<'_>)> = Vec::with_capacity(inputs.len());
+        let mut values: Vec<(&CStr, SessionInputValue<'_>)> = Vec::with_capacity(inputs.len());
         for (index, value) in inputs {
             // An absent optional is an input that is not given.
             if matches!(value, Value::None) {
                 continue;
             }
-            let Some(spec) = self.inputs.get(*index) else {
+            let (Some(spec), Some(name)) = (self.inputs.get(*index), self.shared.input_names.get(*index)) else {
                 return Err(RuntimeError::Run(format!("there is no input {index}")));
             };
-            values.push((Cow::Borrowed(&spec.name), convert::to_input(value, &spec.ty)?));
+            values.push((name, convert::to_input(value, &spec.ty)?));
         }
-        let mut selector = OutputSelector::no_default();
-        let mut names = Vec::with_capacity(outputs.len());
+        let mut names: Vec<&CStr> = Vec::with_capacity(outputs.len());
         for &index in outputs {
-            let Some(spec) = self.outputs.get(index) else {
+            let Some(name) = self.shared.output_names.get(index) else {
                 return Err(RuntimeError::Run(format!("there is no output {index}")));
             };
-            selector = selector.with(&*spec.name);
-            names.push(&*spec.name);
+            names.push(name);
         }
-        let options = RunOptions::new().map_err(failed)?.with_outputs(selector);
-        let options = Arc::new(SharedOptions(options));
+        let options = Arc::new(RunOptions::new().map_err(failed)?);
         let terminate = options.clone();
         let _hook = interrupt.on_fire(move || {
-            if let Err(error) = terminate.0.terminate() {
+            if let Err(error) = terminate.terminate() {
                 tracing::warn!(%error, "a run could not be stopped");
             }
         });
         let Some(session) = self.shared.session.as_ref() else {
             return Err(RuntimeError::Run("the session is closed".to_owned()));
         };
-        let results = raw::run(session, &values, &names, &options.0).map_err(failed)?;
+        let results = raw::run(session, &values, &names, &options).map_err(failed)?;
         let values = results.into_iter().map(|value| value.map_or(Ok(Value::None), convert::from_output));
         let results: Vec<Value> = values.collect::<Result<_, _>>()?;
         if let Some(arena) = &self.shared.arena {
