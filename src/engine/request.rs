@@ -37,7 +37,7 @@ pub struct PredictRequest {
 pub struct RunOptions {
     /// When the answer is worthless.
     pub deadline: Instant,
-    /// 1 (first) to [`LOWEST_PRIORITY`](crate::batching::LOWEST_PRIORITY).
+    /// 1 (first) to [`LOWEST_PRIORITY`].
     pub priority: u8,
     /// Counts the rows that are answered.
     pub progress: Option<Progress>,
