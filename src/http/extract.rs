@@ -11,7 +11,7 @@ use crate::engine::{ModelName, Version};
 use crate::jobs::JobError;
 use axum::extract::{FromRequestParts, Query, RawPathParams};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
 use serde::de::DeserializeOwned;
 use std::convert::Infallible;
 use std::time::Duration;
@@ -82,7 +82,13 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequestParts<S> for ApiQuery<T> {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<ApiQuery<T>, ApiError> {
-        match Query::<T>::try_from_uri(&parts.uri) {
+        ApiQuery::of(&parts.uri)
+    }
+}
+
+impl<T: DeserializeOwned> ApiQuery<T> {
+    pub(super) fn of(uri: &Uri) -> Result<ApiQuery<T>, ApiError> {
+        match Query::<T>::try_from_uri(uri) {
             Ok(Query(value)) => Ok(ApiQuery(value)),
             Err(error) => Err(invalid_query(format!("the query cannot be read: {}", error.body_text()))),
         }

@@ -42,68 +42,138 @@ pub(super) struct Arrival(pub(super) Instant);
 #[derive(Debug, Clone)]
 pub(super) struct RequestId(pub(super) Arc<str>);
 
-/// The routes with everything around them. `listen` is the address that clients may name in `Host`.
+/// What is known of a request before its handler is called.
+#[derive(Debug, Clone)]
+pub(super) struct Visit {
+    pub(super) arrival: Arrival,
+    pub(super) id: RequestId,
+    pub(super) tally: Tally,
+}
+
+/// The routes with everything around them, in one order.
 ///
 /// From the outside in: name, measure, count and log; catch panics; security headers; `Host`; CORS; origin; bounds on the
 /// body; decompression. All of it is one layer, since each layer of the router copies and boxes the rest for every request.
-pub(super) fn wrap(routes: Router<HttpState>, state: &HttpState, listen: IpAddr) -> Router<HttpState> {
-    let settings = &state.settings;
-    let around = Arc::new(Around {
-        stats: state.engine.stats().clone(),
-        hosts: HostRule::new(settings, listen),
-        origins: settings.cors_origins.clone(),
-        max_body_bytes: settings.max_body_bytes,
-    });
-    if around.origins.is_empty() {
+pub(super) fn wrap(routes: Router<HttpState>, around: Arc<Around>) -> Router<HttpState> {
+    if !around.has_cors() {
         return routes.layer(from_fn_with_state(around, all));
     }
     // CORS stands between the two halves: refusals behind it carry its headers, and a foreign `Host` gets none.
     routes
         .layer(from_fn_with_state(around.clone(), admit))
-        .layer(cors(settings))
+        .layer(cors(&around.origins))
         .layer(from_fn_with_state(around, observe))
 }
 
-/// What the layers need.
-struct Around {
+/// What stands around every request, the same for all.
+pub(super) struct Around {
     stats: Stats,
     hosts: HostRule,
     origins: Vec<String>,
     max_body_bytes: usize,
 }
 
+impl Around {
+    /// `listen` is the address that clients may name in `Host`.
+    pub(super) fn new(state: &HttpState, listen: IpAddr) -> Around {
+        let settings = &state.settings;
+        Around {
+            stats: state.engine.stats().clone(),
+            hosts: HostRule::new(settings, listen),
+            origins: settings.cors_origins.clone(),
+            max_body_bytes: settings.max_body_bytes,
+        }
+    }
+
+    /// Whether pages of other origins may call, so that answers carry headers for them.
+    pub(super) fn has_cors(&self) -> bool {
+        !self.origins.is_empty()
+    }
+
+    /// What `wrap` does, around a handler that is known without the route table: `route` is its template.
+    ///
+    /// For an answer that does not depend on CORS, of a body that is not compressed.
+    pub(super) async fn direct<F: Future<Output = Response>>(
+        &self,
+        route: &'static str,
+        request: Request,
+        handler: impl FnOnce(Request, Visit) -> F,
+    ) -> Response {
+        observed(self, Route::Known(route), request, |request, visit| async move {
+            match refusal(self, &request) {
+                Some(error) => error.into_response(),
+                None => handler(bounded(self, request), visit).await,
+            }
+        })
+        .await
+    }
+}
+
 async fn all(State(around): State<Arc<Around>>, request: Request, next: Next) -> Response {
-    observed(&around, request, |request| admitted(&around, request, next)).await
+    let route = Route::of(&request);
+    observed(&around, route, request, |request, visit| admitted(&around, visit.inserted(request), next)).await
 }
 
 async fn observe(State(around): State<Arc<Around>>, request: Request, next: Next) -> Response {
-    observed(&around, request, |request| next.run(request)).await
+    let route = Route::of(&request);
+    observed(&around, route, request, |request, visit| next.run(visit.inserted(request))).await
 }
 
 async fn admit(State(around): State<Arc<Around>>, request: Request, next: Next) -> Response {
     admitted(&around, request, next).await
 }
 
+impl Visit {
+    /// The request with this in its extensions, where handlers of the route table find it.
+    fn inserted(self, mut request: Request) -> Request {
+        let Visit { arrival, id, tally } = self;
+        let extensions = request.extensions_mut();
+        extensions.insert(arrival);
+        extensions.insert(id);
+        extensions.insert(tally);
+        request
+    }
+}
+
+/// A route's template, such as `/v1/models/{name}`: a path would be text from outside.
+enum Route {
+    Known(&'static str),
+    Matched(MatchedPath),
+    Unmatched,
+}
+
+impl Route {
+    fn of(request: &Request) -> Route {
+        request.extensions().get::<MatchedPath>().cloned().map_or(Route::Unmatched, Route::Matched)
+    }
+
+    fn as_str(&self) -> &str {
+        match self {
+            Route::Known(route) => route,
+            Route::Matched(path) => path.as_str(),
+            Route::Unmatched => "unmatched",
+        }
+    }
+}
+
 /// Names the request, measures and counts it, checks its `Host`, writes error bodies, and logs one line.
 async fn observed<F: Future<Output = Response>>(
     around: &Around,
-    mut request: Request,
-    next: impl FnOnce(Request) -> F,
+    route: Route,
+    request: Request,
+    next: impl FnOnce(Request, Visit) -> F,
 ) -> Response {
     let stats = &around.stats;
     let id = request_id(request.headers());
-    let route = request.extensions().get::<MatchedPath>().cloned();
     let mut line =
         AccessLine { method: request.method().clone(), route, id: id.clone(), started: Instant::now(), outcome: None };
     let uri = request.uri().clone();
-    request.extensions_mut().insert(Arrival(line.started));
-    request.extensions_mut().insert(RequestId(id.clone()));
-    let tally = Tally::begin(line.route(), stats, line.started.into_std());
-    request.extensions_mut().insert(tally.clone());
+    let tally = Tally::begin(line.route.as_str(), stats, line.started.into_std());
+    let visit = Visit { arrival: Arrival(line.started), id: RequestId(id.clone()), tally: tally.clone() };
     let closes = request.version() < Version::HTTP_2;
     let response = match host_problem(&around.hosts, &request) {
         Some(error) => error.into_response(),
-        None => AssertUnwindSafe(next(request)).catch_unwind().await.unwrap_or_else(|payload| {
+        None => AssertUnwindSafe(next(request, visit)).catch_unwind().await.unwrap_or_else(|payload| {
             stats.record_panic();
             panicked(payload)
         }),
@@ -127,25 +197,10 @@ async fn observed<F: Future<Output = Response>>(
 
 /// Refuses what a foreign page sends, bounds the body, and decompresses it where it is compressed.
 async fn admitted(around: &Around, request: Request, next: Next) -> Response {
-    let is_own =
-        request.method().is_safe() || is_own_origin(&around.origins, request.headers(), request.uri().authority());
-    if !is_own {
-        return ApiError::new(
-            StatusCode::FORBIDDEN,
-            "origin_not_allowed",
-            "a page of another origin may not call this server; add the origin to server.cors_origins",
-        )
-        .into_response();
+    if let Some(error) = refusal(around, &request) {
+        return error.into_response();
     }
-    // Bounds the bytes on the wire; `body::read` bounds them again after decompression. A declared length over the limit is
-    // refused from the head alone, before `100 Continue` is sent.
-    let (limit, size) = (around.max_body_bytes, request.body().size_hint());
-    if size.lower() > limit as u64 {
-        return ApiError::from(super::body::BodyError::TooLarge { limit }).into_response();
-    }
-    // A declared length is kept by the HTTP library.
-    let request =
-        if size.exact().is_some() { request } else { request.map(|body| Body::new(Limited::new(body, limit))) };
+    let request = bounded(around, request);
     if !request.headers().contains_key(header::CONTENT_ENCODING) {
         return next.run(request).await;
     }
@@ -156,10 +211,39 @@ async fn admitted(around: &Around, request: Request, next: Next) -> Response {
     }
 }
 
+/// Why a request is not let in, as far as its head tells: it is a foreign page's, or its body is too large. A declared
+/// length over the limit is refused before `100 Continue` is sent.
+fn refusal(around: &Around, request: &Request) -> Option<ApiError> {
+    let is_own =
+        request.method().is_safe() || is_own_origin(&around.origins, request.headers(), request.uri().authority());
+    if !is_own {
+        return Some(ApiError::new(
+            StatusCode::FORBIDDEN,
+            "origin_not_allowed",
+            "a page of another origin may not call this server; add the origin to server.cors_origins",
+        ));
+    }
+    let limit = around.max_body_bytes;
+    (request.body().size_hint().lower() > limit as u64)
+        .then(|| ApiError::from(super::body::BodyError::TooLarge { limit }))
+}
+
+/// Bounds the bytes on the wire; `body::read` bounds them again after decompression.
+fn bounded(around: &Around, request: Request) -> Request {
+    // A declared length is kept by the HTTP library.
+    if request.body().size_hint().exact().is_some() {
+        return request;
+    }
+    request.map(|body| Body::new(Limited::new(body, around.max_body_bytes)))
+}
+
 /// The client's own id where it is clean (1 to 128 characters of `[A-Za-z0-9._-]`), else a new one.
 fn request_id(headers: &HeaderMap) -> Arc<str> {
     let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok()).filter(|id| is_clean_id(id));
-    given.map_or_else(|| uuid::Uuid::new_v4().to_string().into(), Arc::from)
+    given.map_or_else(
+        || (&*uuid::Uuid::new_v4().as_hyphenated().encode_lower(&mut uuid::Uuid::encode_buffer())).into(),
+        Arc::from,
+    )
 }
 
 fn is_clean_id(id: &str) -> bool {
@@ -169,18 +253,11 @@ fn is_clean_id(id: &str) -> bool {
 /// One line of the access log, written when dropped: also for a client that did not wait for its answer.
 struct AccessLine {
     method: Method,
-    route: Option<MatchedPath>,
+    route: Route,
     id: Arc<str>,
     started: Instant,
     /// Status and bytes of the answer.
     outcome: Option<(u16, u64)>,
-}
-
-impl AccessLine {
-    /// The route's template: a path would be text from outside.
-    fn route(&self) -> &str {
-        self.route.as_ref().map_or("unmatched", MatchedPath::as_str)
-    }
 }
 
 impl Drop for AccessLine {
@@ -189,7 +266,7 @@ impl Drop for AccessLine {
         let duration_ms = self.started.elapsed().as_secs_f64() * 1000.0;
         // A method is any token, of any length.
         let method = if is_known(&self.method) { self.method.as_str() } else { "other" };
-        let (route, request_id) = (self.route(), &*self.id);
+        let (route, request_id) = (self.route.as_str(), &*self.id);
         if matches!(route, "/livez" | "/readyz" | "/healthz" | "/metrics") || route.starts_with("/v2/health/") {
             tracing::debug!(method, route, status, duration_ms, bytes, request_id, "{method} {route} {status}");
         } else {
@@ -286,6 +363,11 @@ impl HostRule {
     }
 
     fn allows(&self, authority: &str) -> bool {
+        // What nearly all clients say is told without parsing.
+        let (name, port) = authority.split_once(':').unwrap_or((authority, ""));
+        if matches!(name, "localhost" | "127.0.0.1") && port.bytes().all(|byte| byte.is_ascii_digit()) {
+            return true;
+        }
         let Ok(authority) = authority.parse::<Authority>() else { return false };
         if authority.as_str().contains('@') {
             return false;
@@ -354,11 +436,11 @@ fn is_own_origin(origins: &[String], headers: &HeaderMap, target: Option<&Author
 }
 
 /// Browsers of these origins may call every route and read the headers that tell of the request.
-fn cors(settings: &HttpSettings) -> CorsLayer {
-    let origins = if settings.cors_origins.iter().any(|origin| origin == "*") {
+fn cors(origins: &[String]) -> CorsLayer {
+    let origins = if origins.iter().any(|origin| origin == "*") {
         AllowOrigin::any()
     } else {
-        AllowOrigin::list(settings.cors_origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()))
+        AllowOrigin::list(origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()))
     };
     CorsLayer::new()
         .allow_origin(origins)

@@ -1,16 +1,17 @@
 //! The route table. What happens around every route is in `middleware`.
 
 use super::error::ApiError;
+use super::middleware::Around;
 use super::{HttpState, health, metrics, middleware, openapi, v1, v2};
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse};
 use axum::routing::{get, post};
-use std::net::IpAddr;
+use std::sync::Arc;
 
-/// All routes with everything around them. `listen` is the address that clients may name in `Host`.
-pub(super) fn router(state: HttpState, listen: IpAddr) -> Router {
+/// All routes with what stands around them.
+pub(super) fn router(state: HttpState, around: Arc<Around>) -> Router {
     let routes = Router::new()
         .route("/", get(index))
         .route("/livez", get(health::livez))
@@ -42,7 +43,7 @@ pub(super) fn router(state: HttpState, listen: IpAddr) -> Router {
         .fallback(not_found)
         // `body::read` bounds bodies; axum's own limit would refuse what the settings allow.
         .layer(DefaultBodyLimit::disable());
-    middleware::wrap(routes, &state, listen).with_state(state)
+    middleware::wrap(routes, around).with_state(state)
 }
 
 async fn not_found() -> ApiError {

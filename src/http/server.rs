@@ -2,14 +2,14 @@
 //!
 //! Invariants: never more than `max_connections` at a time; every connection has a time for its first bytes, for each
 //! head, for each body, and for taking an answer; a full file table slows accepting down and ends nothing; a drain ends
-//! within `shutdown_grace`, whatever clients do. Knows no route: see `router`.
+//! within `shutdown_grace`, whatever clients do. Knows no route: see `door`.
 
+use super::door::Door;
 use super::v1::job_runner::JobRunner;
-use super::{HttpSettings, HttpState, router};
+use super::{HttpSettings, HttpState};
 use crate::engine::InferenceEngine;
 use crate::jobs::Jobs;
 use crate::tasks::Tasks;
-use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
 use bytes::Bytes;
@@ -32,7 +32,6 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::CancellationToken;
-use tower::ServiceExt;
 
 /// Connections that the system may hold ready for us.
 const BACKLOG: u32 = 1024;
@@ -52,7 +51,7 @@ pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     settings: Arc<HttpSettings>,
-    router: Router,
+    door: Door,
     state: HttpState,
     tasks: Tasks,
 }
@@ -71,8 +70,8 @@ impl Server {
         let address = listener.local_addr()?;
         let settings = Arc::new(settings);
         let state = HttpState { engine, jobs, settings: settings.clone(), tasks: tasks.clone() };
-        let router = router::router(state.clone(), address.ip());
-        Ok(Server { listener, address, router, state, settings, tasks })
+        let door = Door::new(state.clone(), address.ip());
+        Ok(Server { listener, address, door, state, settings, tasks })
     }
 
     /// The address in use: with the port that the system chose where the settings say 0.
@@ -88,7 +87,7 @@ impl Server {
         let permits = Arc::new(Semaphore::new(self.settings.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
         let connections = Arc::new(Connections {
             builder: builder(&self.settings, &self.tasks),
-            router: self.router,
+            door: self.door,
             head_timeout: self.settings.limits.header_read_timeout,
             drain: CancellationToken::new(),
             cut: CancellationToken::new(),
@@ -124,7 +123,7 @@ impl Server {
 /// What all connections share.
 struct Connections {
     builder: Builder<StreamExecutor>,
-    router: Router,
+    door: Door,
     head_timeout: Duration,
     /// Finish what you have.
     drain: CancellationToken,
@@ -208,11 +207,11 @@ async fn serve_connection(stream: TcpStream, shared: Arc<Connections>, permit: O
     let _ = stream.set_nodelay(true);
     let in_flight = Arc::new(AtomicUsize::new(0));
     let service = hyper::service::service_fn({
-        let (router, in_flight) = (shared.router.clone(), in_flight.clone());
+        let (door, in_flight) = (shared.door.clone(), in_flight.clone());
         move |request: Request<Incoming>| {
-            let (router, guard) = (router.clone(), InFlight::new(&in_flight));
+            let (door, guard) = (door.clone(), InFlight::new(&in_flight));
             async move {
-                let response = router.oneshot(request.map(Body::new)).await?;
+                let response = door.call(request.map(Body::new)).await;
                 Ok::<_, Infallible>(response.map(|body| CountedBody { body, _guard: guard }))
             }
         }

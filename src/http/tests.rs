@@ -1,6 +1,8 @@
 //! The whole door without models: what surrounds every route, over `oneshot` and over real sockets.
 
-use super::{HttpSettings, HttpState, Server, router};
+use super::door::Door;
+use super::middleware::Around;
+use super::{HttpSettings, HttpState, Server};
 use crate::engine::testing;
 use crate::jobs::{JobSettings, Jobs};
 use crate::tasks::Tasks;
@@ -31,10 +33,15 @@ fn state(settings: HttpSettings, tasks: Tasks) -> HttpState {
     HttpState { engine: testing::engine(&tasks), jobs, settings: Arc::new(settings), tasks }
 }
 
-fn routes(settings: HttpSettings) -> axum::Router {
-    let tasks = Tasks::new();
-    let state = state(settings, tasks);
-    router::router(state, [127, 0, 0, 1].into())
+fn door(settings: HttpSettings) -> Door {
+    Door::new(state(settings, Tasks::new()), [127, 0, 0, 1].into())
+}
+
+/// Routes of a test with everything around them.
+fn wrapped(routes: axum::Router<HttpState>) -> axum::Router {
+    let state = state(settings(), Tasks::new());
+    let around = Arc::new(Around::new(&state, [127, 0, 0, 1].into()));
+    super::middleware::wrap(routes, around).with_state(state)
 }
 
 struct Answer {
@@ -54,6 +61,10 @@ impl Answer {
 }
 
 async fn send(method: &str, path: &str, headers: &[(&str, &str)], body: impl Into<Body>) -> Answer {
+    send_to(settings(), method, path, headers, body.into()).await
+}
+
+async fn send_to(settings: HttpSettings, method: &str, path: &str, headers: &[(&str, &str)], body: Body) -> Answer {
     let mut request = Request::builder().method(method).uri(path);
     if !headers.iter().any(|(name, _)| *name == "host") {
         request = request.header("host", "localhost");
@@ -61,7 +72,7 @@ async fn send(method: &str, path: &str, headers: &[(&str, &str)], body: impl Int
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    let response = routes(settings()).oneshot(request.body(body.into()).unwrap()).await.unwrap();
+    let response = door(settings).call(request.body(body).unwrap()).await;
     let (parts, body) = response.into_parts();
     Answer {
         status: parts.status.as_u16(),
@@ -101,18 +112,23 @@ async fn every_refusal_is_a_problem_with_the_request_id() {
             "unsupported_content_encoding",
         ),
     ] {
-        let answer = send(method, path, &[headers, &[("x-request-id", "me-1")]].concat(), Body::empty()).await;
-        assert_eq!(answer.status, status, "{method} {path} {headers:?}");
-        assert_eq!(answer.header("content-type"), "application/problem+json", "{path}");
-        assert_eq!(answer.header("x-request-id"), "me-1");
-        let problem = answer.json();
-        assert_eq!(
-            (&problem["code"], &problem["status"]),
-            (&code.into(), &status.into()),
-            "{method} {path} {headers:?}"
-        );
-        assert_eq!(problem["request_id"], "me-1");
-        assert!(!problem["detail"].as_str().unwrap().is_empty());
+        let headers = [headers, &[("x-request-id", "me-1")]].concat();
+        // With and without CORS: through the route table alone, and straight to the handler where that is possible.
+        for cors_origins in [settings().cors_origins, Vec::new()] {
+            let settings = HttpSettings { cors_origins, ..settings() };
+            let answer = send_to(settings, method, path, &headers, Body::empty()).await;
+            assert_eq!(answer.status, status, "{method} {path} {headers:?}");
+            assert_eq!(answer.header("content-type"), "application/problem+json", "{path}");
+            assert_eq!(answer.header("x-request-id"), "me-1");
+            let problem = answer.json();
+            assert_eq!(
+                (&problem["code"], &problem["status"]),
+                (&code.into(), &status.into()),
+                "{method} {path} {headers:?}"
+            );
+            assert_eq!(problem["request_id"], "me-1");
+            assert!(!problem["detail"].as_str().unwrap().is_empty());
+        }
     }
 }
 
@@ -149,10 +165,7 @@ async fn read_compressed(encoding: &str, body: Vec<u8>) -> (u16, String) {
         let bytes = super::body::read(request.into_body(), &state.settings, 0).await?;
         Ok::<_, super::error::ApiError>(bytes.len().to_string())
     };
-    let tasks = Tasks::new();
-    let state = state(settings(), tasks);
-    let routes = axum::Router::new().route("/read", axum::routing::post(read));
-    let routes = super::middleware::wrap(routes, &state, [127, 0, 0, 1].into()).with_state(state);
+    let routes = wrapped(axum::Router::new().route("/read", axum::routing::post(read)));
     let request = Request::post("/read").header("host", "localhost").header("content-encoding", encoding);
     let response = routes.oneshot(request.body(Body::from(body)).unwrap()).await.unwrap();
     let status = response.status().as_u16();
@@ -243,10 +256,7 @@ async fn only_the_origins_of_the_settings_get_cors_headers() {
 
 #[tokio::test]
 async fn a_panic_is_a_500_of_its_own_request() {
-    let tasks = Tasks::new();
-    let state = state(settings(), tasks);
-    let routes = axum::Router::new().route("/boom", axum::routing::get(boom));
-    let routes = super::middleware::wrap(routes, &state, [127, 0, 0, 1].into()).with_state(state);
+    let routes = wrapped(axum::Router::new().route("/boom", axum::routing::get(boom)));
     let request = Request::builder().uri("/boom").header("host", "localhost").body(Body::empty()).unwrap();
     let response = routes.oneshot(request).await.unwrap();
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);

@@ -10,6 +10,7 @@ use axum::body::Body;
 use axum::http::header::{self, HeaderName, HeaderValue};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
+use std::fmt::Write as _;
 use std::io::Write;
 
 /// What the answer is written as.
@@ -243,14 +244,16 @@ pub(super) fn response(format: Format, bytes: Vec<u8>, timing: &Timing) -> Respo
 }
 
 fn server_timing(timing: &Timing) -> String {
-    let millis = |stage: std::time::Duration| stage.as_secs_f64() * 1000.0;
-    format!(
-        "queue;dur={:.3}, preprocess;dur={:.3}, inference;dur={:.3}, postprocess;dur={:.3}",
-        millis(timing.queue),
-        millis(timing.preprocess),
-        millis(timing.inference),
-        millis(timing.postprocess)
-    )
+    let Timing { queue, preprocess, inference, postprocess } = timing;
+    let mut text = String::with_capacity(100);
+    for (name, stage) in
+        [("queue", queue), (", preprocess", preprocess), (", inference", inference), (", postprocess", postprocess)]
+    {
+        let micros = stage.as_micros();
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{name};dur={}.{:03}", micros / 1000, micros % 1000);
+    }
+    text
 }
 
 #[cfg(test)]

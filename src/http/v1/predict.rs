@@ -143,18 +143,29 @@ pub(in crate::http) struct ScoredLabel {
 pub(in crate::http) async fn predict(
     State(state): State<HttpState>,
     path: ModelPath,
-    ApiQuery(query): ApiQuery<Vec<(String, String)>>,
     arrival: Arrival,
     tally: Tally,
     request: Request,
 ) -> Result<Response, ApiError> {
+    respond(&state, path, arrival, tally, request).await
+}
+
+/// The handler itself, for who has what it needs at hand.
+pub(in crate::http) async fn respond(
+    state: &HttpState,
+    path: ModelPath,
+    arrival: Arrival,
+    tally: Tally,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let ApiQuery(query) = ApiQuery::of(request.uri())?;
     let ask = Ask::read(&path, query, request.headers())?;
     let (head, body) = request.into_parts();
     // The body is read before the model is looked for: a refusal in the middle of an upload reaches few clients.
     let body = body::read(body, &state.settings, 0).await?;
     let model = tally.model(&state.engine, &path.name, ask.version()).await?;
     let due = |timeout_ms| deadline(arrival, timeout_ms, &state.settings);
-    let answered = answer(&state, &model, ask, &head.headers, body, due, None).await?;
+    let answered = answer(state, &model, ask, &head.headers, body, due, None).await?;
     let response = encode::response(answered.format, answered.bytes, &answered.timing);
     Ok(with_outcome(response, answered.cache))
 }

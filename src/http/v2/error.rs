@@ -16,7 +16,7 @@ use std::time::Duration;
 
 /// An answer other than success.
 #[derive(Debug, PartialEq)]
-pub(super) struct V2Error(pub(super) ApiError);
+pub(in crate::http) struct V2Error(pub(super) ApiError);
 
 impl V2Error {
     /// The request is wrong.

@@ -31,6 +31,17 @@ pub(super) async fn infer(
     tally: Tally,
     request: Request,
 ) -> Result<Response, V2Error> {
+    respond(&state, path, arrival, tally, request).await
+}
+
+/// The handler itself, for who has what it needs at hand.
+pub(in crate::http) async fn respond(
+    state: &HttpState,
+    path: ModelPath,
+    arrival: Arrival,
+    tally: Tally,
+    request: Request,
+) -> Result<Response, V2Error> {
     let json_length = json_length(request.headers(), state.settings.max_body_bytes);
     // The first binary tensor follows the JSON part, and is aligned there. The body is read before anything is refused:
     // a client that is still sending would find a closed connection instead of the reason.

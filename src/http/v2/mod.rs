@@ -4,9 +4,9 @@
 //! Handlers of three steps: parse, call, encode; the forms of bodies are in `codec::json`. Errors are `{"error": text}`
 //! with Triton's statuses (`error`). Knows the engine and nothing below it.
 
-mod error;
+pub(in crate::http) mod error;
 mod frames;
-mod infer;
+pub(in crate::http) mod infer;
 mod model;
 mod repository;
 mod server;
