@@ -152,42 +152,59 @@ impl Handle {
     /// # Cancel safety
     /// Dropping the future cancels the request: what waits is skipped and a run that nobody else waits for is stopped.
     pub async fn run(&self, request: Request) -> Result<Completed, PartError> {
-        let request = match self.run_inline(request) {
-            Ok(answered) => return answered,
-            Err(request) => request,
-        };
+        let in_flight = InFlight::new(&self.0.in_flight);
+        let short = self.short_run(&request);
+        if let Some(measure) = &short
+            && (in_flight.is_only || !self.0.shared.inline.gathers(measure))
+            && let Some(answered) = self.run_here(&request, measure)
+        {
+            return answered;
+        }
+        let shared = &*self.0.shared;
         let Request { parts, outputs, deadline, priority, progress } = request;
-        let _in_flight = InFlight::new(&self.0.in_flight);
         let outputs: Arc<[usize]> = outputs.into();
         let queued_at = Instant::now();
-        let mut pieces = Vec::with_capacity(parts.len());
         let mut answers = Vec::with_capacity(parts.len());
         // Fires on any exit: after an answer it stops nothing, after a drop or a timeout it stops the run.
         let mut stop_on_drop = FireOnDrop(Vec::with_capacity(parts.len()));
-        for (part, inputs) in parts.into_iter().enumerate() {
-            for (inputs, measure) in self.pieces(inputs) {
-                if let Some(progress) = &progress {
-                    progress.add_total(measure.rows as u64);
-                }
-                let (reply, answer) = oneshot::channel();
-                let interrupt = Interrupt::new();
-                stop_on_drop.0.push(interrupt.clone());
-                answers.push((part, answer));
-                let (outputs, progress) = (outputs.clone(), progress.clone());
-                pieces.push(Pending {
-                    inputs,
-                    outputs,
-                    measure,
-                    priority: priority.clamp(1, LOWEST_PRIORITY),
-                    queued_at,
-                    deadline,
-                    interrupt,
-                    progress,
-                    reply,
-                });
+        let mut pending = |part: usize, inputs: Vec<Input>, measure: Measure| {
+            if let Some(progress) = &progress {
+                progress.add_total(measure.rows as u64);
             }
+            let (reply, answer) = oneshot::channel();
+            let interrupt = Interrupt::new();
+            stop_on_drop.0.push(interrupt.clone());
+            answers.push((part, answer));
+            Pending {
+                inputs,
+                outputs: outputs.clone(),
+                measure,
+                priority: priority.clamp(1, LOWEST_PRIORITY),
+                queued_at,
+                deadline,
+                interrupt,
+                progress: progress.clone(),
+                reply,
+            }
+        };
+        // Where every session for runs in place is taken, others gather and this one queues.
+        if let Some(measure) = short.filter(|measure| shared.inline.gathers(measure)) {
+            let gathering =
+                parts.into_iter().next().and_then(|inputs| Inline::join(shared, pending(0, inputs, measure)));
+            if let Some(gathering) = gathering {
+                // Requests that are ready on this thread come now.
+                tokio::task::yield_now().await;
+                drop(gathering);
+            }
+        } else {
+            let mut pieces = Vec::with_capacity(parts.len());
+            for (part, inputs) in parts.into_iter().enumerate() {
+                for (inputs, measure) in self.pieces(inputs) {
+                    pieces.push(pending(part, inputs, measure));
+                }
+            }
+            shared.queue.push(pieces).map_err(|error| PartError { part: 0, error })?;
         }
-        self.0.shared.queue.push(pieces).map_err(|error| PartError { part: 0, error })?;
         let mut completed = Completed { parts: Vec::new(), queue: Duration::ZERO, inference: Duration::ZERO };
         let mut part_of = Vec::with_capacity(answers.len());
         for (part, answer) in answers {
@@ -208,25 +225,27 @@ impl Handle {
         Ok(completed)
     }
 
-    /// Runs a request of a tiny model right here, where nobody waits before it; gives it back where that cannot be.
-    fn run_inline(&self, request: Request) -> Result<Result<Completed, PartError>, Request> {
+    /// The measure of a request of a tiny model, which runs on this thread where nobody waits for an instance.
+    fn short_run(&self, request: &Request) -> Option<Measure> {
         let shared = &self.0.shared;
-        let [inputs] = request.parts.as_slice() else { return Err(request) };
+        let [inputs] = request.parts.as_slice() else { return None };
         if shared.inline.is_empty() || !shared.queue.is_idle() || request.deadline <= Instant::now() {
-            return Err(request);
+            return None;
         }
         let measure = shared.plan.measure(inputs);
-        if measure.rows > self.0.max_rows.unwrap_or(1) {
-            return Err(request);
-        }
-        let Some((outcome, inference)) = shared.inline.run(inputs, &request.outputs, measure.rows) else {
-            return Err(request);
-        };
+        (measure.rows <= self.0.max_rows.unwrap_or(1) && shared.inline.takes(&measure)).then_some(measure)
+    }
+
+    /// Runs a request right here; `None` where every session for that is taken.
+    fn run_here(&self, request: &Request, measure: &Measure) -> Option<Result<Completed, PartError>> {
+        let shared = &self.0.shared;
+        let [inputs] = request.parts.as_slice() else { return None };
+        let (outcome, inference) = shared.inline.run(inputs, &request.outputs)?;
         if let Some(progress) = &request.progress {
             progress.add_total(measure.rows as u64);
             progress.add_done(measure.rows as u64);
         }
-        Ok(match outcome {
+        Some(match outcome {
             Ok(outputs) => {
                 shared.stats.record_batch(measure.rows, Duration::ZERO, inference, Duration::ZERO);
                 Ok(Completed { parts: vec![outputs], queue: Duration::ZERO, inference })
@@ -417,17 +436,21 @@ impl Drop for FireOnDrop {
     }
 }
 
-struct InFlight<'a>(&'a AtomicUsize);
+struct InFlight<'a> {
+    count: &'a AtomicUsize,
+    /// There was no other when it began.
+    is_only: bool,
+}
 
 impl<'a> InFlight<'a> {
     fn new(count: &'a AtomicUsize) -> InFlight<'a> {
-        count.fetch_add(1, Ordering::Relaxed);
-        InFlight(count)
+        let is_only = count.fetch_add(1, Ordering::Relaxed) == 0;
+        InFlight { count, is_only }
     }
 }
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.count.fetch_sub(1, Ordering::Relaxed);
     }
 }

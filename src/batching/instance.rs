@@ -35,11 +35,13 @@ pub(super) fn work(mut session: Box<dyn Session>, shared: &Shared, slot: &Arc<Sl
     let _counted = shared.stats.panic_guard();
     while !slot.is_replaced() {
         let Some(requests) = shared.queue.take() else { return };
-        run_batch(session.as_mut(), shared, slot, requests);
+        run_batch(session.as_mut(), shared, Some(slot), requests);
     }
 }
 
-fn run_batch(session: &mut dyn Session, shared: &Shared, slot: &Arc<Slot>, requests: Vec<Pending>) {
+/// Runs requests that the policy put together, and answers each. `slot` is the instance's own; without one the runs are too
+/// short to be stopped.
+pub(super) fn run_batch(session: &mut dyn Session, shared: &Shared, slot: Option<&Arc<Slot>>, requests: Vec<Pending>) {
     let started = Instant::now();
     if requests.len() > 1 {
         match run_together(session, shared, slot, &requests, started) {
@@ -75,7 +77,7 @@ enum Together {
 fn run_together(
     session: &mut dyn Session,
     shared: &Shared,
-    slot: &Arc<Slot>,
+    slot: Option<&Arc<Slot>>,
     requests: &[Pending],
     started: Instant,
 ) -> Together {
@@ -128,7 +130,7 @@ fn chosen(share: &[Value], outputs: &[(usize, Value)], wanted: &[usize]) -> Vec<
         .collect()
 }
 
-fn run_alone(session: &mut dyn Session, shared: &Shared, slot: &Arc<Slot>, request: Pending) {
+fn run_alone(session: &mut dyn Session, shared: &Shared, slot: Option<&Arc<Slot>>, request: Pending) {
     // It may have left, or its time may have passed, while its mates ran.
     let started = Instant::now();
     if request.is_abandoned() || request.deadline <= started {
@@ -153,6 +155,9 @@ fn run_alone(session: &mut dyn Session, shared: &Shared, slot: &Arc<Slot>, reque
     });
     if outcome.is_ok() {
         shared.stats.record_batch(request.measure.rows, ready - started, inference, ready.elapsed() - inference);
+        if slot.is_some() {
+            shared.inline.ran(&request.measure, inference);
+        }
     }
     drop(stacked);
     answer(request, started, inference, outcome);
@@ -175,34 +180,43 @@ fn extent(request: &Pending) -> Extent {
 /// Runs the graph; stops it when the last of `requests` has left.
 fn run(
     session: &mut dyn Session,
-    slot: &Arc<Slot>,
+    slot: Option<&Arc<Slot>>,
     shared: &Shared,
     inputs: &[Input],
     outputs: &[usize],
     requests: &[Pending],
 ) -> Result<Vec<Value>, BatchError> {
     let stop = Interrupt::new();
-    let run = slot.begin();
-    let left = Arc::new(AtomicUsize::new(requests.len()));
-    let hooks: Vec<_> = requests
-        .iter()
-        .map(|request| {
-            let (left, stop, watch, slot) = (left.clone(), stop.clone(), shared.watch.clone(), slot.clone());
-            request.interrupt.on_fire(move || {
-                if left.fetch_sub(1, Ordering::AcqRel) == 1 {
-                    stop.fire();
-                    watch.stopped(slot, run);
-                }
-            })
-        })
-        .collect();
     // A panic in the run is the fault of its requests alone; the thread goes on.
-    let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| {
-        let _counted = shared.stats.panic_guard();
-        session.run(inputs, outputs, &stop)
-    }));
-    drop(hooks);
-    slot.end();
+    let mut caught = || {
+        std::panic::catch_unwind(AssertUnwindSafe(|| {
+            let _counted = shared.stats.panic_guard();
+            session.run(inputs, outputs, &stop)
+        }))
+    };
+    let outcome = match slot {
+        None => caught(),
+        Some(slot) => {
+            let run = slot.begin();
+            let left = Arc::new(AtomicUsize::new(requests.len()));
+            let hooks: Vec<_> = requests
+                .iter()
+                .map(|request| {
+                    let (left, stop, watch, slot) = (left.clone(), stop.clone(), shared.watch.clone(), slot.clone());
+                    request.interrupt.on_fire(move || {
+                        if left.fetch_sub(1, Ordering::AcqRel) == 1 {
+                            stop.fire();
+                            watch.stopped(slot, run);
+                        }
+                    })
+                })
+                .collect();
+            let outcome = caught();
+            drop(hooks);
+            slot.end();
+            outcome
+        }
+    };
     match outcome {
         Ok(Ok(outputs)) => Ok(outputs),
         Ok(Err(RuntimeError::Interrupted)) => Err(BatchError::TimedOut),

@@ -21,7 +21,7 @@ mod watch;
 pub use error::{BatchError, PartError};
 use handle::Answered;
 pub use handle::{Completed, DEFAULT_PRIORITY, Handle, LOWEST_PRIORITY, Request, Spare, Start};
-pub use inline::Inline;
+pub use inline::{Inline, Learned, SHORT_RUN, Short};
 pub use plan::{Joining, PaddedInput, Padding, Plan};
 pub use probe::{MakeInputs, probe};
 pub use settings::BatchSettings;

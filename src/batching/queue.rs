@@ -191,7 +191,8 @@ impl Queue {
     }
 }
 
-fn expire(pending: Pending) {
+/// Answers a request whose time has passed.
+pub(super) fn expire(pending: Pending) {
     // The receiver may be gone; then nobody waits for the answer.
     let _ = pending.reply.send(Err(BatchError::Expired));
 }

@@ -47,24 +47,27 @@ fn start(
     plan: Plan,
     run: impl Fn(&[Input], &[usize], &Interrupt) -> Outcome + Send + Sync + 'static,
 ) -> House {
+    start_short(settings, plan, None, run)
+}
+
+/// With two sessions for runs in place where `short` says of which requests.
+fn start_short(
+    settings: BatchSettings,
+    plan: Plan,
+    short: Option<Short>,
+    run: impl Fn(&[Input], &[usize], &Interrupt) -> Outcome + Send + Sync + 'static,
+) -> House {
     let run = Arc::new(run);
     let make = move || {
         let run = run.clone();
         session(move |inputs, outputs, interrupt| run(inputs, outputs, interrupt))
     };
+    let inline = short.map_or_else(Inline::default, |short| Inline::new(vec![make(), make()], short));
     let (tasks, counts) = (Tasks::new(), Stats::new(Duration::from_secs(60)));
     let stats = counts.model("test", 1);
     let sessions = vec![make()];
     let spare: Spare = Arc::new(move || Ok(make()));
-    let start = Start {
-        model: "test".into(),
-        sessions,
-        settings,
-        plan,
-        stats: stats.clone(),
-        spare,
-        inline: Inline::default(),
-    };
+    let start = Start { model: "test".into(), sessions, settings, plan, stats: stats.clone(), spare, inline };
     House { handle: Handle::start(start, &tasks).unwrap(), tasks, counts, stats }
 }
 
@@ -155,6 +158,89 @@ async fn what_waits_together_is_one_run_and_everyone_gets_their_own_rows() {
     let batches = house.stats.totals().batches;
     assert_eq!(batches.iter().map(|(rows, batch)| (*rows, batch.count)).collect::<Vec<_>>(), [(1, 1), (6, 1)]);
     assert_eq!(house.handle.in_flight(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_of_a_tiny_model_gather_and_everyone_gets_their_own_rows() {
+    let house = start_short(BatchSettings::default(), rows_plan(), Some(Short::Rows(4)), |inputs, _, _| {
+        assert!(given(inputs).len() <= 4, "more rows than a short run has");
+        Ok(vec![inputs[0].1.clone()])
+    });
+    let mut clients = Vec::new();
+    for client in 0..16 {
+        let handle = house.handle.clone();
+        clients.push(house.tasks.spawn("client", async move {
+            for turn in 0..50 {
+                let (rows, from) = (1 + turn % 3, i64::from(client * 1000) + turn as i64 * 10);
+                let answer = handle.run(of(vec![numbers(rows, from)])).await.unwrap();
+                assert_eq!(got(&answer.parts[0]), (from..from + rows as i64).collect::<Vec<_>>());
+            }
+        }));
+    }
+    for client in clients {
+        client.await.unwrap();
+    }
+    let rows: u64 = house.stats.totals().batches.values().map(|batch| batch.rows).sum();
+    assert_eq!((rows, house.handle.in_flight()), (16 * (17 + 17 * 2 + 16 * 3), 0));
+}
+
+/// Two requests of a tiny model that gather behind one that an instance holds; the first of them leads.
+#[tokio::test]
+async fn who_leads_a_gathering_and_leaves_runs_it_for_the_others() {
+    let (door, pass) = door();
+    let runs = Arc::new(Mutex::new(Vec::new()));
+    let seen = runs.clone();
+    let house = start_short(BatchSettings::default(), rows_plan(), Some(Short::Rows(4)), move |inputs, _, _| {
+        pass();
+        seen.lock().unwrap().push(given(inputs));
+        if given(inputs).contains(&30) { Err(RuntimeError::Run("30".into())) } else { Ok(vec![inputs[0].1.clone()]) }
+    });
+    let handle = house.handle.clone();
+    let held = house.tasks.spawn("held", async move { handle.run(of(vec![numbers(5, 0)])).await });
+    let entered = door.entered;
+    house.tasks.spawn_blocking(move || entered.recv().unwrap()).await.unwrap();
+
+    let mut leader = Box::pin(house.handle.run(of(vec![numbers(1, 10)])));
+    let mut good = Box::pin(house.handle.run(of(vec![numbers(2, 20)])));
+    let mut bad = Box::pin(house.handle.run(of(vec![numbers(1, 30)])));
+    for request in [&mut leader, &mut good, &mut bad] {
+        assert!(futures_util::poll!(request.as_mut()).is_pending());
+    }
+    drop(leader);
+    assert_eq!(got(&good.await.unwrap().parts[0]), [20, 21]);
+    assert!(bad.await.unwrap_err().to_string().contains("30"));
+    assert_eq!(*runs.lock().unwrap(), [vec![10, 20, 21, 30], vec![10], vec![20, 21], vec![30]]);
+    door.release.send(()).unwrap();
+    held.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_shape_that_ran_quickly_before_runs_in_place() {
+    let threads = Arc::new(Mutex::new(Vec::new()));
+    let seen = threads.clone();
+    let short = Short::Learned(Learned::default());
+    let house = start_short(BatchSettings::default(), rows_plan(), Some(short), move |inputs, _, _| {
+        seen.lock().unwrap().push(std::thread::current().id());
+        if given(inputs).len() > 2 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(vec![inputs[0].1.clone()])
+    });
+    let here = std::thread::current().id();
+    let were_here = async |rows: usize| {
+        house.handle.run(of(vec![numbers(rows, 0)])).await.unwrap();
+        threads.lock().unwrap().pop() == Some(here)
+    };
+    // A busy machine may take any of the first runs for slow; the best of them counts.
+    let mut runs = 1;
+    while !were_here(1).await && runs < 1000 {
+        runs += 1;
+    }
+    assert!((4..1000).contains(&runs), "{runs}");
+    assert!(!were_here(2).await, "another shape");
+    for _ in 0..10 {
+        assert!(!were_here(3).await, "a slow one");
+    }
 }
 
 #[tokio::test]
@@ -364,7 +450,7 @@ async fn tiny_runs_are_made_in_place_and_others_go_to_the_queue() {
         plan: rows_plan(),
         stats: stats.clone(),
         spare: Arc::new(|| Err(RuntimeError::Run(String::new()))),
-        inline: Inline::new(vec![make()], 2),
+        inline: Inline::new(vec![make()], Short::Rows(2)),
     };
     let handle = Handle::start(start, &tasks).unwrap();
     for (rows, from) in [(1, 1), (2, 5), (3, 7)] {

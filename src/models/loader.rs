@@ -10,7 +10,7 @@ use super::memory::{Measuring, resident_estimate};
 use super::repository::{VersionFolder, companion, graph_file, read_bounded};
 use super::tune::{self, Means, Space, Tuned};
 use super::{LoadError, LoadedModel, Manifest, ModelMemory, ModelName, ModelSettings, Version, VersionPolicy, warmup};
-use crate::batching::{Handle, Inline, Joining, PaddedInput, Plan, Start, probe};
+use crate::batching::{Handle, Inline, Joining, Learned, PaddedInput, Plan, SHORT_RUN, Short, Start, probe};
 use crate::cache::Caches;
 use crate::pipelines::{LabelsSource, Pipeline, PipelineLimits, text};
 use crate::runtime::{GraphSource, Interrupt, Runtime, RuntimeError, Session, SessionSettings, WorkingMemories};
@@ -206,13 +206,13 @@ pub(super) fn load(
     })
 }
 
-/// Longest run, in the best of some trials, that is made where the request is.
-const INLINE_RUN_MAX: Duration = Duration::from_micros(50);
 const INLINE_TRIALS: u64 = 20;
 const INLINE_SESSIONS_MAX: usize = 8;
+/// Largest file whose runs are made in place where its shapes vary: each async thread has a copy.
+const INLINE_BYTES_MAX: u64 = 1 << 20;
 
-/// Sessions for runs without a hop, where a run's time is short and follows from shapes that are all fixed but for the rows.
-/// One for each async thread.
+/// Sessions for runs without a hop, one for each async thread, where a run's time follows from its shapes alone: measured
+/// here where the shapes are all fixed but for the rows, and learned from the runs of each shape where they are not.
 fn inline_sessions(
     sessions: &[Box<dyn Session>],
     plan: &Plan,
@@ -221,37 +221,48 @@ fn inline_sessions(
     mut load: impl FnMut() -> Result<Box<dyn Session>, RuntimeError>,
 ) -> Inline {
     let Some(first) = sessions.first() else { return Inline::default() };
-    let fixed =
-        |spec: &Spec| spec.ty.shape().is_some_and(|dims| dims.iter().skip(1).all(|dim| matches!(dim, Dim::Fixed(_))));
     let tiny = first.facts().bounded
         && first.facts().device == "cpu"
         && plan.joining == Joining::Rows
-        && first.inputs().iter().all(|spec| fixed(spec) && !spec.optional);
-    let Some(inputs) = made_up::inputs(first.inputs(), &Size::default(), 1, hints).filter(|_| tiny) else {
+        && first.inputs().iter().all(|spec| !spec.optional);
+    if !tiny {
+        return Inline::default();
+    }
+    let is_fixed =
+        |spec: &Spec| spec.ty.shape().is_some_and(|dims| dims.iter().skip(1).all(|dim| matches!(dim, Dim::Fixed(_))));
+    let mut inline = Vec::new();
+    let short = if first.inputs().iter().all(is_fixed) {
+        // What is decided by a measurement is measured with the session that will run.
+        let Ok(mut session) = load() else { return Inline::default() };
+        let Some(rows) = short_rows(session.as_mut(), hints, interrupt) else { return Inline::default() };
+        inline.push(session);
+        Short::Rows(rows)
+    } else if first.facts().size_bytes <= INLINE_BYTES_MAX {
+        Short::Learned(Learned::default())
+    } else {
         return Inline::default();
     };
-    // What is decided by a measurement is measured with the session that will run.
-    let Ok(mut session) = load() else { return Inline::default() };
+    let count = cores().clamp(1, INLINE_SESSIONS_MAX);
+    inline.extend((inline.len()..count).map_while(|_| load().ok()));
+    Inline::new(inline, short)
+}
+
+/// The rows of a run that is short, by the best of some trials; `None` where one row takes longer.
+fn short_rows(session: &mut dyn Session, hints: &InputHints, interrupt: &Interrupt) -> Option<usize> {
+    let inputs = made_up::inputs(session.inputs(), &Size::default(), 1, hints)?;
     let outputs: Vec<usize> = (0..session.outputs().len()).collect();
     let mut best = Duration::MAX;
     for _ in 0..INLINE_TRIALS {
         let started = Instant::now();
-        if session.run(&inputs, &outputs, interrupt).is_err() {
-            return Inline::default();
-        }
+        session.run(&inputs, &outputs, interrupt).ok()?;
         best = best.min(started.elapsed());
         // One slow run tells that it is no tiny model.
-        if best > 10 * INLINE_RUN_MAX {
-            break;
+        if best > 10 * SHORT_RUN {
+            return None;
         }
     }
-    if best > INLINE_RUN_MAX {
-        return Inline::default();
-    }
-    let mut inline = vec![session];
-    inline.extend((1..cores().clamp(1, INLINE_SESSIONS_MAX)).map_while(|_| load().ok()));
-    let rows = INLINE_RUN_MAX.as_nanos() / best.as_nanos().max(1);
-    Inline::new(inline, usize::try_from(rows).unwrap_or(1).clamp(1, 64))
+    let rows = usize::try_from(SHORT_RUN.as_nanos() / best.as_nanos().max(1)).unwrap_or(usize::MAX);
+    (rows > 0).then(|| rows.min(64))
 }
 
 /// How the sessions of a layout are built.
