@@ -2,7 +2,8 @@
 //!
 //! - `resnet18`: a convolutional net, V2 binary, beside bare ONNX Runtime at its best batch size and threads;
 //! - `mlp`: a tiny net over JSON, beside an axum handler that parses and answers the same JSON without a model;
-//! - `encoder`: texts of 8 to 128 tokens, beside a bare loop that pads each FIFO batch to its longest text;
+//! - `encoder`: texts of 8 to 128 tokens over JSON, which the server tokenizes and pools to one embedding each, beside a bare
+//!   loop that is given the token ids and pads each FIFO batch to its longest text;
 //! - `echo`: 600 KB tensors, V2 binary, beside an axum handler that sends the same bytes back.
 //!
 //! The server is the release binary; the axum handlers are processes of their own, too; the clients are threads of this
@@ -21,7 +22,7 @@
 
 use axum::routing::post;
 use axum::serve::ListenerExt;
-use ort::session::Session;
+use ort::session::{Session, SessionOutputs};
 use ortus::load::{Client, Request, Sample, Summary, Work, measure, measure_http, median};
 use ortus::tasks::Tasks;
 use serde::{Deserialize, Serialize};
@@ -242,10 +243,17 @@ impl Bench {
     }
 
     fn encoder(&self) {
-        let server = Server::start(&[&self.made("encoder")]);
-        let texts = Arc::new(texts());
-        let requests: Arc<[Request]> = texts.iter().map(|text| encoder_request(text)).collect();
-        let session = self.sessions(&self.made("encoder"), 1, cores());
+        let folder = self.made("encoder");
+        let server = Server::start(&[&folder]);
+        let texts: Arc<[Tokenized]> = texts(&folder).into();
+        let requests: Arc<[Request]> = texts.iter().map(|text| encoder_request(&text.text)).collect();
+        let session = self.sessions(&folder, 1, cores());
+        let shortest = texts.iter().min_by_key(|text| text.ids.len()).unwrap();
+        // A server that cuts texts off would show it here.
+        let longest = texts.iter().max_by_key(|text| text.ids.len()).unwrap();
+        for text in [shortest, longest] {
+            check_embedding(&server, &mut session[0].lock().unwrap(), text);
+        }
         let mut fifo: Vec<(usize, Vec<Sample>)> = [1, 8, 16, 32].map(|batch| (batch, Vec::new())).into();
         let mut ours: Rounds = [1, 8, 32].map(|concurrency| (concurrency, Vec::new())).into();
         self.http(&server, &requests, 4);
@@ -255,8 +263,9 @@ impl Bench {
                 let next = AtomicUsize::new(0);
                 samples.push(self.bare(vec![Box::new(move || {
                     let from = next.fetch_add(batch, Ordering::Relaxed);
-                    let taken: Vec<&[i64]> = (from..from + batch).map(|at| &*texts[at % texts.len()]).collect();
-                    run_padded(&mut session.lock().unwrap(), &taken);
+                    let taken: Vec<&[i64]> =
+                        (from..from + batch).map(|at| texts[at % texts.len()].ids.as_slice()).collect();
+                    std::hint::black_box(run_padded(&mut session.lock().unwrap(), &taken));
                     Ok(true)
                 })]));
             }
@@ -264,7 +273,7 @@ impl Bench {
                 samples.push(self.http(&server, &requests, *concurrency));
             }
         }
-        heading("MiniLM-sized encoder, 8–128 tokens, V2 binary", "bare FIFO batches, padded to the longest");
+        heading("MiniLM-sized encoder, texts of 8–128 tokens, JSON", "bare FIFO batches, padded to the longest");
         let rate = |entry: &(usize, Vec<Sample>)| {
             median(entry.1.iter().map(|sample| sample.per_second() * entry.0 as f64).collect())
         };
@@ -330,34 +339,54 @@ fn v2_request(model: &str, tensors: &[Tensor]) -> Request {
     Request::post(&format!("/v2/models/{model}/infer"), &headers, &body)
 }
 
-/// Token ids of texts of 8 to 128 tokens, in the order in which they arrive.
-fn texts() -> Vec<Vec<i64>> {
-    let mut next = generator(7);
-    (0..512)
-        .map(|_| {
-            let length = 8 + next() % 121;
-            (0..length).map(|_| (1000 + next() % 29_000) as i64).collect()
-        })
-        .collect()
+/// A text and what the model's tokenizer makes of it.
+#[derive(Deserialize)]
+struct Tokenized {
+    text: String,
+    /// With the special tokens.
+    ids: Vec<i64>,
+}
+
+/// The texts that `tools/make_bench_models.py` wrote beside the model, in the order in which they arrive.
+fn texts(folder: &Path) -> Vec<Tokenized> {
+    let file = folder.join("texts.json");
+    let bytes = std::fs::read(&file).unwrap_or_else(|error| panic!("{}: {error}: run `make bench`", file.display()));
+    serde_json::from_slice(&bytes).unwrap()
 }
 
 /// One text as a client sends it.
-fn encoder_request(ids: &[i64]) -> Request {
-    let tensor = |name, numbers: &mut dyn Iterator<Item = i64>| -> Tensor {
-        (name, "INT64", vec![1, ids.len()], numbers.flat_map(i64::to_le_bytes).collect())
-    };
-    v2_request(
-        "encoder",
-        &[
-            tensor("input_ids", &mut ids.iter().copied()),
-            tensor("attention_mask", &mut ids.iter().map(|_| 1)),
-            tensor("token_type_ids", &mut ids.iter().map(|_| 0)),
-        ],
-    )
+fn encoder_request(text: &str) -> Request {
+    let body = serde_json::json!({ "inputs": text }).to_string();
+    Request::post("/v1/models/encoder/predict", "Content-Type: application/json\r\n", body.as_bytes())
+}
+
+#[derive(Deserialize)]
+struct Embeddings {
+    predictions: Vec<Vec<f32>>,
+}
+
+/// Ends the measurement where the server's answer to a text is not the mean of what a bare run gives for its token ids:
+/// the two would not do the same work.
+fn check_embedding(server: &Server, session: &mut Session, text: &Tokenized) {
+    let outputs = run_padded(session, &[text.ids.as_slice()]);
+    let (_, states) = outputs["last_hidden_state"].try_extract_tensor::<f32>().unwrap();
+    let tokens = text.ids.len();
+    let width = states.len() / tokens;
+    let mean = |at: usize| states.iter().skip(at).step_by(width).sum::<f32>() / tokens as f32;
+    let expected: Vec<f32> = (0..width).map(mean).collect();
+
+    let mut client = Client::connect(server.address).unwrap();
+    let (answer, body) = client.fetch(&encoder_request(&text.text), 1 << 20).unwrap();
+    assert_eq!(answer.status, 200, "{}", String::from_utf8_lossy(&body));
+    let got = serde_json::from_slice::<Embeddings>(&body).unwrap().predictions;
+    assert_eq!(got.len(), 1, "one text has one embedding");
+    let same =
+        got[0].len() == width && got[0].iter().zip(&expected).all(|(got, expected)| (got - expected).abs() < 1e-4);
+    assert!(same, "the server's embedding {:?} is not {expected:?}", got[0]);
 }
 
 /// One run of several texts, each padded to the longest.
-fn run_padded(session: &mut Session, texts: &[&[i64]]) {
+fn run_padded<'a>(session: &'a mut Session, texts: &[&[i64]]) -> SessionOutputs<'a> {
     let longest = texts.iter().map(|text| text.len()).max().unwrap();
     let padded = |of: &dyn Fn(i64) -> i64| -> Vec<i64> {
         texts
@@ -372,7 +401,7 @@ fn run_padded(session: &mut Session, texts: &[&[i64]]) {
         "attention_mask" => tensor(padded(&|_| 1)),
         "token_type_ids" => tensor(padded(&|_| 0)),
     ];
-    std::hint::black_box(session.run(inputs).unwrap());
+    session.run(inputs).unwrap()
 }
 
 // --- what is held against -----------------------------------------------------------------------

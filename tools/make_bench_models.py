@@ -3,15 +3,18 @@
 
 `resnet18`: its true topology with the batch normalisation folded in, random weights, dynamic batch.
 `encoder`: six layers of a text encoder of MiniLM's size, random weights, dynamic batch and length;
-padding is masked, so it does not change a text's result (checked here). `big`: one matrix of 100 MB,
-for loading and unloading. Nothing is committed and nothing is trained: only the amount of work
-matters. The same bytes every time; what is there already is kept (`--force` writes again).
+padding is masked, so it does not change a text's result (checked here). Beside it lie the files of a
+sentence-transformers folder, so that it embeds texts by mean pooling; `texts.json` has texts to send and
+the token ids that the tokenizer makes of them. `big`: one matrix of 100 MB, for loading and unloading.
+Nothing is committed and nothing is trained: only the amount of work matters. The same bytes every time;
+what is there already is kept (`--force` writes again).
 Needs what tests/clients/requirements.txt lists.
 """
 
 import argparse
 import json
 import pathlib
+import string
 import sys
 
 import numpy as np
@@ -21,8 +24,12 @@ from onnx import TensorProto as T
 from onnx import helper, numpy_helper
 
 LAYERS, HIDDEN, HEADS, INNER, VOCABULARY, POSITIONS = 6, 384, 12, 1536, 30522, 512
+# Where BERT's vocabulary has them.
+SPECIAL = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}
+# Tokens of a text, [CLS] and [SEP] counted; the longest is what the model takes.
+SHORTEST, LONGEST, TEXTS = 8, 128, 512
 # Written last, so that a run that was stopped is done again. Changes with what is written.
-STAMP = ".made-by-1"
+STAMP = ".made-by-2"
 
 
 def main():
@@ -160,11 +167,12 @@ def encoder(folder):
     names = ("input_ids", "attention_mask", "token_type_ids")
     inputs = [value(name, T.INT64, "batch", "sequence") for name in names]
     path = graph.save(folder, inputs, [value("last_hidden_state", T.FLOAT, "batch", "sequence", HIDDEN)])
-    (folder / "1" / "config.json").write_text(json.dumps({
-        "architectures": ["BertModel"], "model_type": "bert", "vocab_size": VOCABULARY, "pad_token_id": 0, "type_vocab_size": 2,
-        "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "intermediate_size": INNER,
-        "max_position_embeddings": POSITIONS,
-    }, indent=2) + "\n")
+    put(folder / "1" / "config.json", {
+        "architectures": ["BertModel"], "model_type": "bert", "vocab_size": VOCABULARY, "pad_token_id": SPECIAL["[PAD]"],
+        "type_vocab_size": 2, "hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
+        "intermediate_size": INNER, "max_position_embeddings": POSITIONS,
+    })
+    sentences(folder)
 
     session, ids = session_of(path), graph.random.integers(1000, VOCABULARY, (1, 20))
     alone = session.run(None, {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)})[0]
@@ -175,6 +183,76 @@ def encoder(folder):
     drift = np.abs(together[:1, :20] - alone).max()
     if not drift < 1e-4:
         sys.exit(f"make_bench_models: padding changes the encoder's result by {drift}")
+
+
+def put(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def sentences(folder):
+    """What makes the encoder one of texts, in the version's folder, and the texts beside it."""
+    # A generator of its own: the graph's weights do not depend on the words.
+    random = np.random.default_rng(30522)
+    others, words = vocabulary(random)
+    version = folder / "1"
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    first, last = ({"SpecialToken": {"id": token, "type_id": 0}} for token in ("[CLS]", "[SEP]"))
+    one, other = ({"Sequence": {"id": name, "type_id": kind}} for kind, name in enumerate("AB"))
+    put(version / "tokenizer.json", {
+        "version": "1.0", "truncation": None, "padding": None,
+        "added_tokens": [{"id": index, "content": token, **special} for token, index in SPECIAL.items()],
+        "normalizer": {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None, "lowercase": True},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [first, one, last],
+            "pair": [first, one, last, other, {"SpecialToken": {"id": "[SEP]", "type_id": 1}}],
+            "special_tokens": {token: {"id": token, "ids": [SPECIAL[token]], "tokens": [token]} for token in ("[CLS]", "[SEP]")},
+        },
+        "decoder": {"type": "WordPiece", "prefix": "##", "cleanup": True},
+        "model": {
+            "type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100,
+            "vocab": {token: index for index, token in enumerate(others + words)},
+        },
+    })
+    put(version / "tokenizer_config.json", {
+        "tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": POSITIONS,
+        **{f"{token[1:-1].lower()}_token": token for token in SPECIAL},
+    })
+    classes = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    put(version / "modules.json", [
+        {"idx": index, "name": str(index), "path": path, "type": f"sentence_transformers.models.{name}"}
+        for index, (path, name) in enumerate(classes)
+    ])
+    put(version / "1_Pooling" / "config.json", {
+        "word_embedding_dimension": HIDDEN, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True,
+        "pooling_mode_max_tokens": False, "pooling_mode_mean_sqrt_len_tokens": False,
+    })
+    put(version / "sentence_bert_config.json", {"max_seq_length": LONGEST, "do_lower_case": False})
+
+    lines = []
+    for length in random.integers(SHORTEST, LONGEST, TEXTS, endpoint=True):
+        chosen = random.integers(len(words), size=length - 2).tolist()
+        ids = [SPECIAL["[CLS]"], *(len(others) + word for word in chosen), SPECIAL["[SEP]"]]
+        lines.append(json.dumps({"text": " ".join(words[word] for word in chosen), "ids": ids}))
+    (folder / "texts.json").write_text("[\n" + ",\n".join(lines) + "\n]\n")
+
+
+def vocabulary(random):
+    """As many tokens as BERT has, by id: unused ones, special ones and characters; then made-up words of some syllables."""
+    others = [f"[unused{index}]" for index in range(999 - len(SPECIAL))]
+    for token, index in SPECIAL.items():
+        others.insert(index, token)
+    # So that no word of plain letters is unknown.
+    letters = string.ascii_lowercase + string.digits
+    others += [*string.punctuation, *letters, *(f"##{letter}" for letter in letters)]
+    syllables = [consonant + vowel for consonant in "bdfghklmnprstvz" for vowel in "aeiou"]
+    words = {}
+    while len(others) + len(words) < VOCABULARY:
+        parts = random.integers(len(syllables), size=random.integers(2, 4, endpoint=True))
+        words["".join(syllables[part] for part in parts)] = None
+    return others, list(words)
 
 
 def big(folder):

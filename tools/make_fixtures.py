@@ -10,7 +10,7 @@ A golden file: `{made_by, model, tolerance: {rtol, atol}, cases: [{id, version?,
 `{dtype, shape, data}` with `data` flat in row-major order, a sequence `{sequence: [...]}`, a map
 `{map: {...}}`; floats JSON cannot write are the strings "NaN", "Infinity", "-Infinity". A case with
 `"fails": true` in place of outputs is one whose run ONNX Runtime refuses.
-Needs what tests/clients/requirements.txt lists, and the package tokenizers.
+Needs what tests/clients/requirements.txt lists.
 
 `tests/golden/text.json` is of another form: texts, their token ids, and the numbers of the task.
 """
