@@ -150,7 +150,7 @@ mod tests {
 
     fn plan(joining: Joining) -> Plan {
         let padding = Padding { inputs: vec![PaddedInput { input: 0, axis: 1, value: -7 }], outputs: vec![(0, 1)] };
-        Plan { joining, inputs: vec![0], padding: Some(padding), evidence: String::new() }
+        Plan { joining, inputs: vec![0], padding: Some(padding), max_row_bytes: None, evidence: String::new() }
     }
 
     fn ids(rows: usize, length: usize, from: i64) -> Tensor {

@@ -113,6 +113,7 @@ impl Handle {
             preferred_rows: settings.batch_size.or(max_rows).unwrap_or(1),
             max_tokens: settings.max_batch_tokens,
             max_bytes: JOINED_BYTES_MAX,
+            max_row_bytes: plan.max_row_bytes.unwrap_or(usize::MAX),
             timeout: if settings.dynamic_batching { settings.timeout } else { Duration::ZERO },
         };
         let queue = Queue::new(settings.max_queue, limits, stats.clone());

@@ -1,8 +1,9 @@
 //! The way to a session: a bounded queue for each loaded model, and the threads that own the sessions and empty it.
 //!
 //! An instance that is free takes at once what waits and may share a run (`policy`, a pure function); there is no scheduler
-//! in between: one hop to the instance's thread, one back. `plan` says which requests of a model may share a run, `batch`
-//! stacks and splits them. Expired and abandoned requests are never run. Knows no task, no store and no protocol.
+//! in between: one hop to the instance's thread, one back. `plan` says which requests of a model may share a run, `worth`
+//! how far that pays, `batch` stacks and splits them. Expired and abandoned requests are never run. Knows no task, no store
+//! and no protocol.
 
 mod batch;
 mod error;
@@ -17,6 +18,7 @@ mod settings;
 #[cfg(test)]
 mod tests;
 mod watch;
+pub mod worth;
 
 pub use error::{BatchError, PartError};
 use handle::Answered;

@@ -11,6 +11,8 @@ pub struct Plan {
     pub inputs: Vec<usize>,
     /// Which inputs may be padded to one length; `None`: requests join only where all their shapes agree.
     pub padding: Option<Padding>,
+    /// Bytes of a row, up to which it is joined to others; `None`: whatever it takes.
+    pub max_row_bytes: Option<usize>,
     /// One sentence for the operator: what the plan was told from.
     pub evidence: String,
 }
@@ -70,7 +72,13 @@ pub(super) struct Measure {
 impl Plan {
     /// Each request a run of its own.
     pub fn alone(evidence: impl Into<String>) -> Plan {
-        Plan { joining: Joining::Alone, inputs: Vec::new(), padding: None, evidence: evidence.into() }
+        Plan {
+            joining: Joining::Alone,
+            inputs: Vec::new(),
+            padding: None,
+            max_row_bytes: None,
+            evidence: evidence.into(),
+        }
     }
 
     /// Most rows of one run under the settings' `max_batch_size`; `None`: rows mean nothing here.
@@ -149,7 +157,7 @@ mod tests {
     fn rows() -> Plan {
         let inputs = vec![PaddedInput { input: 1, axis: 1, value: 0 }, PaddedInput { input: 2, axis: 1, value: 0 }];
         let padding = Some(Padding { inputs, outputs: vec![] });
-        Plan { joining: Joining::Rows, inputs: vec![0, 1, 2, 3], padding, evidence: String::new() }
+        Plan { joining: Joining::Rows, inputs: vec![0, 1, 2, 3], padding, max_row_bytes: None, evidence: String::new() }
     }
 
     #[track_caller]

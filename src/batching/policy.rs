@@ -2,7 +2,8 @@
 //!
 //! Invariants: the most urgent and oldest request is always in the batch, so none is passed over for ever; with no wait
 //! allowed something is always taken; a batch holds only requests of one shape and, where they are padded, of about one
-//! length; it keeps within its bounds unless its first request alone exceeds them. Knows no clock, lock, tensor or thread.
+//! length; it keeps within its bounds unless its first request alone exceeds them; a request whose rows are not worth copying
+//! runs alone, at once. Knows no clock, lock, tensor or thread.
 
 use std::time::Duration;
 
@@ -26,8 +27,16 @@ pub(super) struct Limits {
     pub(super) max_tokens: usize,
     /// Inputs of one run: they are copied into one buffer.
     pub(super) max_bytes: usize,
+    /// Bytes of a row, up to which copying it into that buffer costs less than a run of its own.
+    pub(super) max_row_bytes: usize,
     /// How long the first request may wait for mates.
     pub(super) timeout: Duration,
+}
+
+impl Limits {
+    fn is_worth_joining(&self, candidate: &Candidate<'_>) -> bool {
+        candidate.bytes <= candidate.rows.saturating_mul(self.max_row_bytes)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -60,7 +69,7 @@ pub(super) fn decide<'a>(
     waited: Duration,
 ) -> Decision {
     let Some(first) = candidates.next() else { return Decision::Nothing };
-    let Some(shape) = first.shape else { return Decision::Take(vec![0]) };
+    let Some(shape) = first.shape.filter(|_| limits.is_worth_joining(&first)) else { return Decision::Take(vec![0]) };
     let first_bucket = bucket(first.length);
     let (mut rows, mut bytes, mut longest) = (first.rows, first.bytes, first.length);
     let mut places = vec![0];
@@ -68,7 +77,10 @@ pub(super) fn decide<'a>(
         if rows >= limits.max_rows {
             break;
         }
-        if candidate.shape != Some(shape) || bucket(candidate.length) != first_bucket {
+        if candidate.shape != Some(shape)
+            || bucket(candidate.length) != first_bucket
+            || !limits.is_worth_joining(&candidate)
+        {
             continue;
         }
         let all_rows = rows.saturating_add(candidate.rows);
@@ -94,8 +106,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const LIMITS: Limits =
-        Limits { max_rows: 4, preferred_rows: 4, max_tokens: 100, max_bytes: 1000, timeout: Duration::ZERO };
+    const LIMITS: Limits = Limits {
+        max_rows: 4,
+        preferred_rows: 4,
+        max_tokens: 100,
+        max_bytes: 1000,
+        max_row_bytes: usize::MAX,
+        timeout: Duration::ZERO,
+    };
 
     fn one(shape: &'static [usize], rows: usize, length: usize) -> Candidate<'static> {
         Candidate { shape: Some(shape), rows, length, bytes: 10 }
@@ -152,6 +170,19 @@ mod tests {
         check(&[one(a, 1, 0), one(a, 2, 0)], limits, 0, Decision::Take(vec![0, 1]));
     }
 
+    #[test]
+    fn heavy_rows_run_alone_at_once_and_hold_up_nobody() {
+        let a = &[1usize][..];
+        let limits = Limits { max_row_bytes: 100, timeout: Duration::from_millis(10), ..LIMITS };
+        let of = |rows, bytes| Candidate { bytes, ..one(a, rows, 0) };
+        let take = |places: &[usize]| Decision::Take(places.to_vec());
+        check(&[of(1, 101), of(1, 10)], limits, 0, take(&[0]));
+        check(&[of(2, 10), of(1, 101), of(2, 200)], limits, 0, take(&[0, 2]));
+        // What counts is each row, not the request.
+        check(&[of(2, 200), of(2, 201), of(2, 200)], limits, 0, take(&[0, 2]));
+        check(&[of(3, 301)], limits, 0, take(&[0]));
+    }
+
     prop_compose! {
         fn any_candidate()(shape in 0usize..4, rows in 1usize..7, length in 0usize..60, bytes in 0usize..600)
             -> (Option<Vec<usize>>, usize, usize, usize) {
@@ -164,10 +195,10 @@ mod tests {
         fn batches_keep_their_rules(
             list in proptest::collection::vec(any_candidate(), 1..40),
             max_rows in 1usize..9, preferred_rows in 1usize..12, max_tokens in 1usize..300,
-            timeout in 0u64..3, waited in 0u64..4,
+            max_row_bytes in 0usize..600, timeout in 0u64..3, waited in 0u64..4,
         ) {
             let timeout = Duration::from_millis(timeout);
-            let limits = Limits { max_rows, preferred_rows, max_tokens, max_bytes: 1000, timeout };
+            let limits = Limits { max_rows, preferred_rows, max_tokens, max_bytes: 1000, max_row_bytes, timeout };
             let mut left: Vec<_> = list
                 .iter()
                 .map(|(shape, rows, length, bytes)| Candidate { shape: shape.as_deref(), rows: *rows, length: *length, bytes: *bytes })
@@ -194,6 +225,7 @@ mod tests {
                             prop_assert!(rows <= max_rows);
                             prop_assert!(longest == 0 || rows * longest <= max_tokens);
                             prop_assert!(taken.iter().map(|one| one.bytes).sum::<usize>() <= 1000);
+                            prop_assert!(taken.iter().all(|one| one.bytes <= one.rows * max_row_bytes));
                         }
                         let mut place = 0;
                         left.retain(|_| { place += 1; !places.contains(&(place - 1)) });

@@ -15,7 +15,7 @@ pub type MakeInputs<'a> = dyn Fn(usize, usize, u64) -> Option<Vec<Input>> + 'a;
 /// Largest fixed batch that is tried out.
 const FIXED_MAX: usize = 512;
 /// Lengths of the made-up sequences; different enough to tell the axes that follow them.
-const LENGTHS: (usize, usize) = (5, 8);
+pub(super) const LENGTHS: (usize, usize) = (5, 8);
 
 /// The plan of a model. `padding` are the inputs that the model's files allow to be padded.
 pub fn probe(session: &mut dyn Session, make: &MakeInputs<'_>, padding: &[PaddedInput], interrupt: &Interrupt) -> Plan {
@@ -23,7 +23,7 @@ pub fn probe(session: &mut dyn Session, make: &MakeInputs<'_>, padding: &[Padded
         Ok(declared) => declared,
         Err(reason) => return Plan::alone(reason),
     };
-    let plan = Plan { joining, inputs, padding: None, evidence: String::new() };
+    let plan = Plan { joining, inputs, padding: None, max_row_bytes: None, evidence: String::new() };
     let mut prober = Prober { session, make, interrupt };
     let confirmed = match joining {
         Joining::Alone => return plan,

@@ -203,8 +203,14 @@ mod tests {
     use crate::telemetry::stats::Stats;
     use std::time::Duration;
 
-    const LIMITS: Limits =
-        Limits { max_rows: 4, preferred_rows: 4, max_tokens: 100, max_bytes: 1000, timeout: Duration::ZERO };
+    const LIMITS: Limits = Limits {
+        max_rows: 4,
+        preferred_rows: 4,
+        max_tokens: 100,
+        max_bytes: 1000,
+        max_row_bytes: usize::MAX,
+        timeout: Duration::ZERO,
+    };
 
     type Answer = oneshot::Receiver<Result<Answered, BatchError>>;
 

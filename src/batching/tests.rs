@@ -32,7 +32,7 @@ fn session(run: impl Fn(&[Input], &[usize], &Interrupt) -> Outcome + Send + Sync
 }
 
 fn rows_plan() -> Plan {
-    Plan { joining: Joining::Rows, inputs: vec![0], padding: None, evidence: String::new() }
+    Plan { joining: Joining::Rows, inputs: vec![0], padding: None, max_row_bytes: None, evidence: String::new() }
 }
 
 struct House {
@@ -279,6 +279,26 @@ async fn a_large_request_is_split_and_its_parts_keep_their_order() {
     let parts: Vec<_> = completed.parts.iter().map(|part| got(part)).collect();
     assert_eq!(parts, [(0..9).collect::<Vec<_>>(), vec![50], (60..65).collect()]);
     assert_eq!((progress.done(), progress.total()), (15, 15));
+}
+
+#[tokio::test]
+async fn rows_that_are_not_worth_copying_run_alone_and_a_large_request_is_split_all_the_same() {
+    let (door, pass) = door();
+    let runs = Arc::new(Mutex::new(Vec::new()));
+    let seen = runs.clone();
+    let settings = BatchSettings { max_batch_size: 4, ..BatchSettings::default() };
+    // A row has eight.
+    let plan = Plan { max_row_bytes: Some(7), ..rows_plan() };
+    let house = start(settings, plan, move |inputs, _, _| {
+        pass();
+        seen.lock().unwrap().push(given(inputs));
+        Ok(vec![inputs[0].1.clone()])
+    });
+    let requests = vec![of(vec![numbers(1, 10)]), of(vec![numbers(1, 20)]), of(vec![numbers(6, 30)])];
+    let answers = together(&house, door, requests).await;
+    let answers: Vec<_> = answers.into_iter().map(|answer| got(&answer.unwrap().parts[0])).collect();
+    assert_eq!(answers, [vec![10], vec![20], (30..36).collect()]);
+    assert_eq!(*runs.lock().unwrap(), [vec![-1], vec![10], vec![20], (30..34).collect(), vec![34, 35]]);
 }
 
 #[tokio::test]
@@ -530,4 +550,53 @@ fn the_probe_finds_out_what_rows_are() {
         map(x, x.shape().to_vec(), move |row| row.iter().map(|n| n * first).collect())
     });
     assert_eq!(plan.joining, Joining::Alone, "{}", plan.evidence);
+}
+
+/// What measuring finds of a graph whose run is `run`, and the rows of each run.
+fn measured(plan: &Plan, run: impl Fn(&Tensor) -> Outcome + Send + Sync + 'static) -> (worth::Measured, Vec<usize>) {
+    let rows = Arc::new(Mutex::new(Vec::new()));
+    let seen = rows.clone();
+    let mut session = session(move |inputs, _, _| {
+        let tensor = inputs[0].1.as_tensor().unwrap();
+        seen.lock().unwrap().push(tensor.shape()[0]);
+        run(tensor)
+    });
+    let make = |rows: usize, length: usize, _| {
+        Some(vec![(0, Tensor::from_vec(DType::Int64, vec![rows, length], vec![0i64; rows * length]).unwrap().into())])
+    };
+    let measured = worth::measure(session.as_mut(), plan, &make, 16, &Interrupt::new());
+    let rows = rows.lock().unwrap().clone();
+    (measured, rows)
+}
+
+#[test]
+fn short_runs_are_measured_with_two_rows_and_long_ones_until_more_gain_nothing() {
+    let (short, rows) = measured(&rows_plan(), |x| Ok(vec![x.clone().into()]));
+    assert_eq!((short.curve.len(), short.row_tokens, short.row_bytes), (2, None, 64));
+    assert_eq!((rows.iter().max(), worth::decide(&short.curve).rows), (Some(&2), None));
+
+    // However the threads of a busy machine oversleep, a run sleeps for each of its rows.
+    let (long, rows) = measured(&rows_plan(), |x| {
+        (0..x.shape()[0]).for_each(|_| std::thread::sleep(Duration::from_millis(3)));
+        Ok(vec![x.clone().into()])
+    });
+    assert!(long.curve.iter().zip([1, 2, 4, 8, 16]).all(|(point, rows)| point.0 == rows), "{long:?}");
+    assert!(rows.len() > long.curve.len() && rows.starts_with(&[1, 1, 2]), "{rows:?}");
+}
+
+#[test]
+fn texts_are_measured_as_sentences_where_the_model_takes_them() {
+    let padding = Padding { inputs: vec![PaddedInput { input: 0, axis: 1, value: 0 }], outputs: vec![] };
+    let plan = Plan { padding: Some(padding), ..rows_plan() };
+    let up_to = |most: usize| {
+        let run = move |x: &Tensor| match x.shape()[1] <= most {
+            true => Ok(vec![x.clone().into()]),
+            false => Err(RuntimeError::Run("too long".into())),
+        };
+        let (measured, _) = measured(&plan, run);
+        (measured.row_tokens, measured.curve.len())
+    };
+    assert_eq!(up_to(100), (Some(32), 2));
+    assert_eq!(up_to(10), (Some(8), 2));
+    assert_eq!(up_to(1), (None, 0));
 }

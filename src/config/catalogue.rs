@@ -260,7 +260,7 @@ pub(super) const KEYS: &[Key] = &[
     Key {
         section: "batch",
         name: "max_batch_size",
-        doc: "Most rows of one run; a request with more is split; not set: 16, or what [performance] tune finds.",
+        doc: "Most rows of one run; a request with more is split; not set: 16, on a CPU fewer where more at once gain nothing, or what [performance] tune finds.",
         kind: Kind::Chosen {
             min: 1,
             max: 65_536,
@@ -282,7 +282,7 @@ pub(super) const KEYS: &[Key] = &[
     Key {
         section: "batch",
         name: "max_batch_tokens",
-        doc: "Most tokens of one run, padding counted, for models whose requests are padded to one length; not set: 16384, or what [performance] tune finds.",
+        doc: "Most tokens of one run, padding counted, for models whose requests are padded to one length; not set: 16384, on a CPU fewer where more at once gain nothing, or what [performance] tune finds.",
         kind: Kind::Chosen {
             min: 1,
             max: 1 << 32,

@@ -1,12 +1,13 @@
 //! How many instances a model gets and how many threads a run of each, and how large its batches may be: what is chosen
-//! without measuring, and what there is to measure.
+//! without measuring, what there is to measure, and what follows from how far joining pays.
 //!
 //! Invariants: what the user set stays; what is chosen beside it never makes instances × threads exceed the cores. Pure:
 //! knows no session, clock or file.
 
 use super::ModelSettings;
 use super::manifest::INSTANCES_MAX;
-use crate::batching::Joining;
+use crate::batching::worth::Worth;
+use crate::batching::{BatchSettings, Joining};
 use crate::runtime::GraphFacts;
 
 /// Instances that run at the same time, each with this many threads a run.
@@ -86,7 +87,7 @@ pub(super) fn candidates(settings: &ModelSettings, cores: usize) -> Vec<Layout> 
 pub(super) fn batches(joining: Joining, settings: &ModelSettings, row_tokens: Option<usize>) -> Vec<Option<usize>> {
     let by_tokens = row_tokens.map_or(usize::MAX, |tokens| settings.batch.max_batch_tokens / tokens.max(1));
     let most = settings.batch.max_batch_size.min(by_tokens).max(1);
-    let is_set = settings.max_batch_size_is_set || (row_tokens.is_some() && settings.max_batch_tokens_is_set);
+    let is_set = !is_joining_open(settings, row_tokens.is_some());
     match joining {
         Joining::Alone | Joining::Fixed(_) => vec![None],
         Joining::Rows if is_set => vec![Some(most)],
@@ -94,6 +95,43 @@ pub(super) fn batches(joining: Joining, settings: &ModelSettings, row_tokens: Op
             let doubled = std::iter::successors(Some(1usize), |rows| rows.checked_mul(2));
             doubled.take_while(|rows| *rows < most).chain([most]).map(Some).collect()
         }
+    }
+}
+
+/// Whether the settings leave open how many rows share a run. `padded`: rows are padded to one length.
+pub(super) fn is_joining_open(settings: &ModelSettings, padded: bool) -> bool {
+    !(settings.max_batch_size_is_set || (padded && settings.max_batch_tokens_is_set))
+}
+
+/// The settings of batches where joining pays as far as `worth` says, and what to say of it; empty where there is nothing.
+/// What is set stays, and a preferred size is never out of reach. `row_tokens` are those of a row that was measured, where
+/// rows are padded to one length.
+pub(super) fn joined_as_far_as_it_pays(
+    worth: &Worth,
+    row_tokens: Option<usize>,
+    settings: &ModelSettings,
+) -> (BatchSettings, String) {
+    let mut batch = settings.batch.clone();
+    let Some(rows) = worth.rows.filter(|_| is_joining_open(settings, row_tokens.is_some())) else {
+        return (batch, String::new());
+    };
+    let rows = rows.max(batch.batch_size.unwrap_or(1));
+    match row_tokens {
+        None if rows < batch.max_batch_size => {
+            batch.max_batch_size = rows;
+            let words = match rows {
+                1 => "; more than one row at once gains nothing".to_owned(),
+                rows => format!("; more than {rows} rows at once gain nothing"),
+            };
+            (batch, words)
+        }
+        // A run's time follows its tokens, not its rows: short rows may be more at the same latency.
+        Some(tokens) if rows.saturating_mul(tokens) < batch.max_batch_tokens => {
+            let tokens = rows.saturating_mul(tokens);
+            batch.max_batch_tokens = tokens;
+            (batch, format!("; more than {tokens} tokens at once gain nothing"))
+        }
+        None | Some(_) => (batch, String::new()),
     }
 }
 
@@ -188,6 +226,52 @@ mod tests {
         settings.max_batch_tokens_is_set = true;
         assert_eq!(batches(Joining::Rows, &settings, Some(64)), [Some(4)]);
         assert_eq!(batches(Joining::Rows, &settings, Some(640)), [Some(1)]);
+    }
+
+    #[test]
+    fn batches_are_no_larger_than_pays_and_what_is_set_stays() {
+        #[track_caller]
+        fn check(
+            rows: Option<usize>,
+            row_tokens: Option<usize>,
+            set: fn(&mut ModelSettings),
+            expected: (usize, usize, &str),
+        ) {
+            let mut settings = ModelSettings::default();
+            set(&mut settings);
+            let worth = Worth { rows, row_bytes: None };
+            let (batch, words) = joined_as_far_as_it_pays(&worth, row_tokens, &settings);
+            assert_eq!((batch.max_batch_size, batch.max_batch_tokens, words.as_str()), expected);
+        }
+        let tokens = 16_384;
+        check(None, None, |_| {}, (16, tokens, ""));
+        check(Some(4), None, |_| {}, (4, tokens, "; more than 4 rows at once gain nothing"));
+        check(Some(1), None, |_| {}, (1, tokens, "; more than one row at once gains nothing"));
+        check(Some(4), None, |settings| settings.max_batch_size_is_set = true, (16, tokens, ""));
+        check(
+            Some(4),
+            None,
+            |settings| settings.max_batch_tokens_is_set = true,
+            (4, tokens, "; more than 4 rows at once gain nothing"),
+        );
+        check(
+            Some(4),
+            None,
+            |settings| settings.batch.batch_size = Some(6),
+            (6, tokens, "; more than 6 rows at once gain nothing"),
+        );
+        check(Some(4), None, |settings| settings.batch.batch_size = Some(20), (16, tokens, ""));
+        // Texts are bounded in tokens.
+        check(Some(4), Some(32), |_| {}, (16, 128, "; more than 128 tokens at once gain nothing"));
+        check(
+            Some(4),
+            Some(32),
+            |settings| settings.batch.batch_size = Some(8),
+            (16, 256, "; more than 256 tokens at once gain nothing"),
+        );
+        check(Some(4), Some(32), |settings| settings.max_batch_size_is_set = true, (16, tokens, ""));
+        check(Some(4), Some(32), |settings| settings.max_batch_tokens_is_set = true, (16, tokens, ""));
+        check(None, Some(32), |_| {}, (16, tokens, ""));
     }
 
     proptest! {

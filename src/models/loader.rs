@@ -10,10 +10,12 @@ use super::memory::{Measuring, resident_estimate};
 use super::repository::{VersionFolder, companion, graph_file, read_bounded};
 use super::tune::{self, Means, Space, Tuned};
 use super::{LoadError, LoadedModel, Manifest, ModelMemory, ModelName, ModelSettings, Version, VersionPolicy, warmup};
-use crate::batching::{Handle, Inline, Joining, Learned, PaddedInput, Plan, SHORT_RUN, Short, Start, probe};
+use crate::batching::{
+    BatchSettings, Handle, Inline, Joining, Learned, PaddedInput, Plan, SHORT_RUN, Short, Start, probe, worth,
+};
 use crate::cache::Caches;
 use crate::pipelines::{LabelsSource, Pipeline, PipelineLimits, text};
-use crate::runtime::{GraphSource, Interrupt, Runtime, RuntimeError, Session, SessionSettings, WorkingMemories};
+use crate::runtime::{GraphSource, Input, Interrupt, Runtime, RuntimeError, Session, SessionSettings, WorkingMemories};
 use crate::tasks::Tasks;
 use crate::telemetry::stats::ModelStats;
 use crate::tensor::{Dim, Spec, ValueType};
@@ -144,12 +146,18 @@ pub(super) fn load(
     }
     warmup::samples(&mut sessions, pipeline.as_deref(), &job.manifest, &job.folder, interrupt)?;
     warmup::made_up(&mut sessions, &hints, job.settings.warmup_iterations, interrupt);
-    let plan =
+    let (is_tuned, begun) = (plan.is_some(), Instant::now());
+    let mut plan =
         plan.unwrap_or_else(|| joining_plan(job, &mut sessions, &hints, &inputs, pipeline.as_deref(), interrupt));
-    tracing::info!(model = %job.name, version = %job.version, joining = ?plan.joining, evidence = plan.evidence, "how requests share runs");
+    // Trial runs are of four rows together: where they took so long, measuring would not come to a second size.
+    let is_quick = begun.elapsed() <= worth::BUDGET;
 
     let alone = session_settings(job, Layout { instances: 1, intra_threads: 1 });
     let inline = inline_sessions(&sessions, &plan, &hints, interrupt, || runtime.load(&source, &alone));
+    if !is_tuned && is_quick {
+        settings.batch = joined_as_far_as_it_pays(job, &mut sessions, &hints, &mut plan, interrupt);
+    }
+    tracing::info!(model = %job.name, version = %job.version, joining = ?plan.joining, evidence = plan.evidence, "how requests share runs");
     let working = WorkingMemories::new(sessions.iter().filter_map(|session| session.working_memory()));
     let arena = working.read().map_or(0, |memory| memory.arena_bytes);
     let memory = ModelMemory::new(facts.size_bytes, measuring.expected(), measuring.finish(arena), working);
@@ -393,9 +401,45 @@ fn batch_plan(
     interrupt: &Interrupt,
 ) -> Plan {
     let Some(session) = sessions.first_mut() else { return Plan::alone("there is no session") };
-    let specs = session.inputs().to_vec();
-    let make = move |rows, length, seed| made_up::inputs(&specs, &Size { rows: Some(rows), length }, seed, hints);
+    let make = rows_of(session.as_ref(), hints);
     probe(session.as_mut(), &make, padding, interrupt)
+}
+
+/// Makes up so many rows of such a length, by such a seed.
+fn rows_of(session: &dyn Session, hints: &InputHints) -> impl Fn(usize, usize, u64) -> Option<Vec<Input>> + use<> {
+    let (specs, hints) = (session.inputs().to_vec(), *hints);
+    move |rows, length, seed| made_up::inputs(&specs, &Size { rows: Some(rows), length }, seed, &hints)
+}
+
+/// Measures with the first session how far joining pays; what follows of it goes into the plan and the settings of batches.
+fn joined_as_far_as_it_pays(
+    job: &Job,
+    sessions: &mut [Box<dyn Session>],
+    hints: &InputHints,
+    plan: &mut Plan,
+    interrupt: &Interrupt,
+) -> BatchSettings {
+    let batch = &job.settings.batch;
+    // Elsewhere larger batches pay further than half a second can measure.
+    let session = sessions.first_mut().filter(|session| session.facts().device == "cpu");
+    let Some(session) = session.filter(|_| plan.joining == Joining::Rows && batch.max_batch_size > 1) else {
+        return batch.clone();
+    };
+    // Two rows tell what copying is worth.
+    let is_open = layout::is_joining_open(&job.settings, plan.padding.is_some());
+    let most = if is_open { batch.max_batch_size } else { 2 };
+    let make = rows_of(session.as_ref(), hints);
+    let measured = worth::measure(session.as_mut(), plan, &make, most, interrupt);
+    let worth = worth::decide(&measured.curve);
+    tracing::debug!(model = %job.name, version = %job.version, ?measured, ?worth, "how far joining pays");
+    let (bounded, words) = layout::joined_as_far_as_it_pays(&worth, measured.row_tokens, &job.settings);
+    plan.evidence.push_str(&words);
+    // Who asks for batches of some size gets them.
+    plan.max_row_bytes = worth.row_bytes.filter(|_| batch.batch_size.is_none());
+    if plan.max_row_bytes.is_some_and(|most| most < measured.row_bytes) {
+        plan.evidence.push_str("; its rows run alone, for copying them would take longer than joining saves");
+    }
+    bounded
 }
 
 /// The inputs that may be padded, as far as the model's files tell; none where they do not.

@@ -43,7 +43,7 @@ fn a_model_that_asks_for_it_is_tuned_and_says_what_was_measured() {
 }
 
 #[test]
-fn a_model_that_does_not_ask_is_not_measured_and_a_tiny_one_has_one_thread() {
+fn a_model_that_does_not_ask_is_not_tuned_and_a_tiny_one_has_one_thread() {
     let server = Server::with(&["mlp"]);
     let info = server.get_json("/v1/models/mlp");
     assert_eq!(info.get("tuned"), None);

@@ -72,3 +72,14 @@ fn a_model_says_how_requests_share_its_runs() {
     assert_eq!(server.post_json("/v1/models/mlp/unload", &json!({})).0, 200);
     assert_eq!(server.get_json("/v1/models/mlp")["batching"], Value::Null);
 }
+
+#[test]
+fn short_runs_join_as_far_as_the_settings_say() {
+    let server = Server::with(&["mlp", "embedder"]);
+    for model in ["mlp", "embedder"] {
+        let info = server.get_json(&format!("/v1/models/{model}"));
+        let batch = &info["config"]["batch"];
+        assert_eq!((&batch["max_batch_size"], &batch["max_batch_tokens"]), (&json!(16), &json!(16_384)), "{model}");
+        assert!(!info["batching"]["evidence"].as_str().unwrap().contains("at once gain"), "{model}: {info}");
+    }
+}
