@@ -11,7 +11,7 @@
 //! the rounds' own ratios, its lowest and highest round beside it.
 //!
 //! `make bench` makes the models and runs all. Arguments, or the same words in `ORTUS_BENCH`: the parts to run, `--rounds N`
-//! (5), `--seconds S` of one measurement (2): `cargo bench --bench throughput -- mlp echo --rounds 3 --seconds 1`.
+//! (5), `--seconds S` of one measurement (2; three times that where a request takes long): `cargo bench --bench throughput -- mlp echo --rounds 3 --seconds 1`.
 
 #![expect(
     clippy::unwrap_used,
@@ -111,8 +111,18 @@ impl Bench {
     }
 
     fn http(&self, server: &Server, requests: &Arc<[Request]>, concurrency: usize) -> Run {
+        self.http_for(self.duration, server, requests, concurrency)
+    }
+
+    /// For requests that take so long that the first and the last of a measurement, which run with fewer beside them,
+    /// would count for a tenth of it.
+    fn http_long(&self, server: &Server, requests: &Arc<[Request]>, concurrency: usize) -> Run {
+        self.http_for(3 * self.duration, server, requests, concurrency)
+    }
+
+    fn http_for(&self, duration: Duration, server: &Server, requests: &Arc<[Request]>, concurrency: usize) -> Run {
         let before = server.cpu_seconds();
-        let sample = measure_http(&self.tasks, server.address, requests, concurrency, self.duration, &going()).unwrap();
+        let sample = measure_http(&self.tasks, server.address, requests, concurrency, duration, &going()).unwrap();
         assert_eq!(sample.refused, 0, "the server refused requests");
         let server_micros = (server.cpu_seconds() - before) * 1e6 / sample.count().max(1) as f64;
         Run { sample, server_micros }
@@ -165,7 +175,7 @@ impl Bench {
                 samples.push(self.bare(sessions[*setting].iter().map(worker).collect()));
             }
             for (concurrency, samples) in &mut ours {
-                samples.push(self.http(&server, &requests, *concurrency));
+                samples.push(self.http_long(&server, &requests, *concurrency));
             }
         }
         let images = |batch: usize, sample: &Sample| sample.per_second() * batch as f64;
@@ -270,7 +280,7 @@ impl Bench {
                 })]));
             }
             for (concurrency, samples) in &mut ours {
-                samples.push(self.http(&server, &requests, *concurrency));
+                samples.push(self.http_long(&server, &requests, *concurrency));
             }
         }
         heading("MiniLM-sized encoder, texts of 8–128 tokens, JSON", "bare FIFO batches, padded to the longest");

@@ -153,10 +153,10 @@ impl Handle {
     /// # Cancel safety
     /// Dropping the future cancels the request: what waits is skipped and a run that nobody else waits for is stopped.
     pub async fn run(&self, request: Request) -> Result<Completed, PartError> {
-        let in_flight = InFlight::new(&self.0.in_flight);
+        let _in_flight = InFlight::new(&self.0.in_flight);
         let short = self.short_run(&request);
         if let Some(measure) = &short
-            && (in_flight.is_only || !self.0.shared.inline.gathers(measure))
+            && !(self.0.shared.inline.gathers(measure) && self.0.shared.inline.expects_company())
             && let Some(answered) = self.run_here(&request, measure)
         {
             return answered;
@@ -437,21 +437,17 @@ impl Drop for FireOnDrop {
     }
 }
 
-struct InFlight<'a> {
-    count: &'a AtomicUsize,
-    /// There was no other when it began.
-    is_only: bool,
-}
+struct InFlight<'a>(&'a AtomicUsize);
 
 impl<'a> InFlight<'a> {
     fn new(count: &'a AtomicUsize) -> InFlight<'a> {
-        let is_only = count.fetch_add(1, Ordering::Relaxed) == 0;
-        InFlight { count, is_only }
+        count.fetch_add(1, Ordering::Relaxed);
+        InFlight(count)
     }
 }
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        self.count.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

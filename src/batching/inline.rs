@@ -1,7 +1,7 @@
 //! Runs of tiny models without a hop to an instance's thread: waking a thread takes several times as long as their run.
 //!
-//! A request that finds no other of its model in flight runs where it is. Others gather: the first of them on a thread lets
-//! the thread's other tasks go on, which bring theirs, and then runs all together.
+//! A request runs where it is, or gathers with others: the first of them on a thread lets the thread's other tasks go on,
+//! which bring theirs, and then runs all together. Gathering is tried now and then, and kept up while it brings company.
 //!
 //! Invariants: only runs whose time is known to be short, whatever their values, for they are made on the async threads; who
 //! leads a gathering runs it, also when its own request is cancelled, so nobody who joined is left without an answer. Which
@@ -95,11 +95,25 @@ impl Default for Short {
 struct Seat {
     session: Mutex<Box<dyn Session>>,
     gathered: Mutex<Vec<Pending>>,
+    /// Gatherings to come that are worth a try, since one before brought company.
+    hope: AtomicUsize,
+    /// Requests that ran without a try.
+    untried: AtomicUsize,
 }
+
+/// Gatherings that are tried after one that brought company.
+const HOPE: usize = 8;
+/// Without hope, one of so many requests tries: a try costs one look at the sockets, 1 to 2 µs.
+const TRY_EVERY: usize = 16;
 
 impl Inline {
     pub fn new(sessions: Vec<Box<dyn Session>>, short: Short) -> Inline {
-        let seat = |session| Seat { session: Mutex::new(session), gathered: Mutex::default() };
+        let seat = |session| Seat {
+            session: Mutex::new(session),
+            gathered: Mutex::default(),
+            hope: AtomicUsize::new(0),
+            untried: AtomicUsize::new(0),
+        };
         Inline { seats: sessions.into_iter().map(seat).collect(), short }
     }
 
@@ -115,9 +129,23 @@ impl Inline {
         }
     }
 
-    /// Whether a request should gather with others where there are any.
+    /// Whether a request may gather with others.
     pub(super) fn gathers(&self, measure: &Measure) -> bool {
         matches!(self.short, Short::Rows(_)) && measure.bytes <= GATHERED_ROW_BYTES.saturating_mul(measure.rows)
+    }
+
+    /// Whether it is likely enough to find company on this thread.
+    pub(super) fn expects_company(&self) -> bool {
+        self.seat().is_some_and(|seat| {
+            seat.hope.load(Ordering::Relaxed) > 0
+                || seat.untried.fetch_add(1, Ordering::Relaxed).is_multiple_of(TRY_EVERY)
+                || !seat.gathered.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        })
+    }
+
+    /// The seat of this thread.
+    fn seat(&self) -> Option<&Seat> {
+        self.seats.get(seat_of_thread() % self.seats.len().max(1))
     }
 
     /// An instance ran one request alone in this time.
@@ -160,8 +188,7 @@ impl Inline {
 
     /// Adds a request to those that gather on this thread. Who gets a [`Gathering`] leads: it shall yield and drop it.
     pub(super) fn join<'a>(shared: &'a Shared, pending: Pending) -> Option<Gathering<'a>> {
-        let seats = &shared.inline.seats;
-        let seat = seats.get(seat_of_thread() % seats.len().max(1))?;
+        let seat = shared.inline.seat()?;
         let mut gathered = seat.gathered.lock().unwrap_or_else(PoisonError::into_inner);
         gathered.push(pending);
         // Made only where it is given away: it runs when it is dropped.
@@ -189,6 +216,8 @@ impl Drop for Gathering<'_> {
     fn drop(&mut self) {
         let Gathering { shared, seat } = self;
         let gathered = std::mem::take(&mut *seat.gathered.lock().unwrap_or_else(PoisonError::into_inner));
+        let hope = if gathered.len() > 1 { HOPE } else { seat.hope.load(Ordering::Relaxed).saturating_sub(1) };
+        seat.hope.store(hope, Ordering::Relaxed);
         // The wait, where there is one, is for a run as short as ours.
         let mut session = match shared.inline.free_session() {
             Some(session) => session,

@@ -71,6 +71,7 @@ pub(super) struct Around {
     hosts: HostRule,
     origins: Vec<String>,
     max_body_bytes: usize,
+    max_header_bytes: usize,
 }
 
 impl Around {
@@ -82,6 +83,7 @@ impl Around {
             hosts: HostRule::new(settings, listen),
             origins: settings.cors_origins.clone(),
             max_body_bytes: settings.max_body_bytes,
+            max_header_bytes: settings.limits.max_header_bytes,
         }
     }
 
@@ -156,7 +158,7 @@ impl Route {
     }
 }
 
-/// Names the request, measures and counts it, checks its `Host`, writes error bodies, and logs one line.
+/// Names the request, measures and counts it, checks its head, writes error bodies, and logs one line.
 async fn observed<F: Future<Output = Response>>(
     around: &Around,
     route: Route,
@@ -171,7 +173,7 @@ async fn observed<F: Future<Output = Response>>(
     let tally = Tally::begin(line.route.as_str(), stats, line.started.into_std());
     let visit = Visit { arrival: Arrival(line.started), id: RequestId(id.clone()), tally: tally.clone() };
     let closes = request.version() < Version::HTTP_2;
-    let response = match host_problem(&around.hosts, &request) {
+    let response = match head_problem(around, &request) {
         Some(error) => error.into_response(),
         None => AssertUnwindSafe(next(request, visit)).catch_unwind().await.unwrap_or_else(|payload| {
             stats.record_panic();
@@ -185,7 +187,7 @@ async fn observed<F: Future<Output = Response>>(
     }
     tally.finish(response.status().as_u16(), code);
     // What is left of a body that was refused would be read as the next request.
-    if closes && matches!(response.status().as_u16(), 408 | 413 | 421) {
+    if closes && matches!(response.status().as_u16(), 408 | 413 | 421 | 431) {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     if let Ok(value) = HeaderValue::from_str(&id) {
@@ -390,6 +392,27 @@ impl HostRule {
 
 fn normal(host: &str) -> String {
     host.trim_end_matches('.').to_ascii_lowercase()
+}
+
+/// What is wrong with a request's head: its size or its `Host`.
+fn head_problem(around: &Around, request: &Request) -> Option<ApiError> {
+    // A connection reads ahead in larger pieces than a head may have.
+    let (limit, size) = (around.max_header_bytes, head_size(request));
+    if size > limit {
+        return Some(ApiError::new(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "headers_too_large",
+            format!("the request's head has {size} bytes; limits.max_header_bytes is {limit}"),
+        ));
+    }
+    host_problem(&around.hosts, request)
+}
+
+/// Bytes of a head, about as HTTP/1.1 writes it: `name: value` and a line end for each field.
+fn head_size(request: &Request) -> usize {
+    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+    let fields = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
+    fields.fold(target, usize::saturating_add)
 }
 
 fn host_problem(rule: &HostRule, request: &Request) -> Option<ApiError> {

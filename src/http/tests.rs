@@ -294,6 +294,8 @@ async fn malformed_heads_are_refused_and_the_connection_is_closed() {
     let (address, _tasks, _) = start(settings());
     let many = format!("GET /livez HTTP/1.1\r\nHost: localhost\r\n{}\r\n", "X: y\r\n".repeat(2000));
     let long = format!("GET /livez HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "y".repeat(512 << 10));
+    // Within what a connection reads ahead, above what a head may have.
+    let wide = format!("GET /livez HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "y".repeat(40 << 10));
     let uri = format!("GET /{} HTTP/1.1\r\nHost: localhost\r\n\r\n", "a".repeat(100_000));
     for (request, status) in [
         ("GET /livez HTTP/1.1\r\n\r\n", "400"),
@@ -307,6 +309,7 @@ async fn malformed_heads_are_refused_and_the_connection_is_closed() {
         ("\x16\x03\x01\x02\x00\x01\x00", ""),
         (&many, "431"),
         (&long, "431"),
+        (&wide, "431"),
         (&uri, "4"),
     ] {
         let answer = exchange(address, request.as_bytes()).await;

@@ -15,7 +15,7 @@ use super::{LoadError, LoadOverrides, LoadedModel, ModelError, ModelName, ModelS
 use super::{StoreSettings, Version, VersionPolicy, overrides};
 use crate::pipelines::PipelineLimits;
 use crate::runtime::{Interrupt, Runtime, Session, SessionSettings};
-use crate::tasks::Tasks;
+use crate::tasks::{BackSeat, Tasks};
 use crate::telemetry::Stats;
 use futures_util::StreamExt;
 use std::collections::{BTreeMap, BTreeSet};
@@ -669,6 +669,8 @@ impl ModelManager {
         let (inner, switch, expected) = (self.0.clone(), interrupt.clone(), reservation.need.resident);
         let mut work = self.0.tasks.spawn_blocking(move || {
             let _permit = permit;
+            // Reading, building and trying out take every core for a second and more; other models' requests go first.
+            let _back_seat = BackSeat::take();
             // The receiver is gone where the process stops.
             let warming = || _ = warming.send(());
             let measuring = inner.meter.begin(expected, inner.runtime.as_ref());

@@ -2,8 +2,10 @@
 //!
 //! Everything started here is awaited or joined by [`Tasks::close`]. Endless work watches [`Tasks::stopping`].
 
+mod back_seat;
 mod progress;
 
+pub use back_seat::BackSeat;
 pub use progress::Progress;
 
 use std::future::Future;
