@@ -109,7 +109,7 @@ impl ModelManager {
         let admission = self.admission().clone();
         let _turn = admission.0.turn.lock().await;
         if let Some(budget) = self.store().max_loaded_memory {
-            self.make_room(job, need.resident, budget, room).await?;
+            self.make_room(&job.name, need.resident, budget, room).await?;
         }
         let others = admission.reserved().iter().map(|need| need.peak).fold(0, u64::saturating_add);
         if let Some(Some(available)) = self.blocking(process::available_bytes).await
@@ -135,8 +135,18 @@ impl ModelManager {
         Ok((Need { resident, peak: peak_estimate(size).saturating_add(built).max(resident) }, size))
     }
 
-    async fn make_room(&self, job: &Job, demand: u64, budget: u64, room: MakeRoom) -> Result<(), LoadError> {
-        let (mut tenants, mut gates) = self.tenants(&job.name);
+    /// Sends others away where a load took more than was expected of it.
+    pub(super) async fn hold_budget(&self, loaded: &ModelName) {
+        let Some(budget) = self.store().max_loaded_memory else { return };
+        let admission = self.admission().clone();
+        let _turn = admission.0.turn.lock().await;
+        if let Err(error) = self.make_room(loaded, 0, budget, MakeRoom::Evict).await {
+            tracing::warn!(model = %loaded, %error, "loaded models are over max_loaded_memory_mb, and none of them can go now");
+        }
+    }
+
+    async fn make_room(&self, loading: &ModelName, demand: u64, budget: u64, room: MakeRoom) -> Result<(), LoadError> {
+        let (mut tenants, mut gates) = self.tenants(loading);
         tenants.extend(self.admission().reserved().into_iter().map(|need| Tenant {
             key: None,
             bytes: need.resident,
@@ -156,7 +166,7 @@ impl ModelManager {
         };
         for name in gone.into_iter().flatten() {
             if let Some(gate) = gates.remove(&name) {
-                tracing::info!(model = %name, room_for = %job.name, "a model is evicted");
+                tracing::info!(model = %name, room_for = %loading, "a model is evicted");
                 self.evict(&name, &gate).await;
                 self.stats().record_eviction(name.as_str());
             }

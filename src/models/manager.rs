@@ -601,7 +601,7 @@ impl ModelManager {
         let (name, version, files) = (job.name.clone(), job.version, job.folder.fingerprint);
         let stats = job.stats.clone();
         // Held until the model is in the registry and counted there.
-        let (result, _reservation) = match self.admit(&job, room).await {
+        let (result, reservation) = match self.admit(&job, room).await {
             Ok(reservation) => {
                 job.size_bytes = reservation.size_bytes;
                 (self.run_loader(job, &reservation).await, Some(reservation))
@@ -643,6 +643,10 @@ impl ModelManager {
                 }
             }
         });
+        drop(reservation);
+        if matches!(replaced, Some(Ok(_))) {
+            self.hold_budget(&name).await;
+        }
         match replaced {
             Some(Ok(Some((_, old)))) => {
                 // Waited for, so that loads in a row never pile up copies of a model.
