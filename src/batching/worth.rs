@@ -3,8 +3,8 @@
 //!
 //! [`decide`] is a pure function of the measured times. Invariants: a bound is one of the measured numbers of rows, and
 //! stands only where larger batches were measured and gained nothing; measuring ends soon after [`BUDGET`], unless one row
-//! alone takes longer, and at once when the load is stopped; it leaves the session warm and its working memory as small as a row needs. Knows no settings: what
-//! the user set is respected by whoever asks.
+//! alone takes longer, and at once when the load is stopped; it leaves the session warm and its working memory as small as a
+//! row needs. Knows no settings: what the user set is respected by whoever asks.
 
 use super::plan::Plan;
 use super::probe::{LENGTHS, MakeInputs};
@@ -12,7 +12,7 @@ use crate::runtime::{Input, Interrupt, Session};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What all runs take together, making up their inputs counted. ResNet-18 on two threads needs 0.55 s for up to 8 rows.
+/// What all runs take together, making up their inputs counted. ResNet-18 on two threads needs 0.53 s for up to 8 rows.
 pub const BUDGET: Duration = Duration::from_millis(600);
 /// Further runs of all sizes at most, while there is time; the best run of a size counts.
 const ROUNDS: usize = 5;

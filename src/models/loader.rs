@@ -154,6 +154,8 @@ pub(super) fn load(
 
     let alone = session_settings(job, Layout { instances: 1, intra_threads: 1 });
     let inline = inline_sessions(&sessions, &plan, &hints, interrupt, || runtime.load(&source, &alone));
+    // After the try above: before it, libc kept the weights of the session that was tried in half of the loads, and a model's
+    // memory read as twice of what it is.
     if !is_tuned && is_quick {
         settings.batch = joined_as_far_as_it_pays(job, &mut sessions, &hints, &mut plan, interrupt);
     }
