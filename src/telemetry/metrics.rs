@@ -73,9 +73,11 @@ pub fn write_stats(stats: &Stats, out: &mut Exposition) {
     let mut samples = out.family(&IN_FLIGHT);
     models.iter().for_each(|model| samples.put(&[("model", &model.name)], model.in_flight));
     let mut samples = out.family(&CANCELLED);
-    for model in &models {
-        for (reason, count) in CancelReason::ALL.into_iter().zip(model.cancelled) {
-            samples.put(&[("model", &model.name), ("reason", reason.name())], count);
+    let of_models = models.iter().map(|model| (model.name.as_str(), model.cancelled));
+    // As among the requests: those that reached no model have no name.
+    for (model, counts) in std::iter::once(("", stats.cancelled_nowhere())).chain(of_models) {
+        for (reason, count) in CancelReason::ALL.into_iter().zip(counts) {
+            samples.put(&[("model", model), ("reason", reason.name())], count);
         }
     }
     for (family, is_hit) in [(&CACHE_HITS, true), (&CACHE_MISSES, false)] {

@@ -143,6 +143,15 @@ pub struct WindowSummary {
     pub cache: [[u64; 2]; CacheKind::ALL.len()],
 }
 
+/// Takes a request out of those in flight when dropped.
+struct Left<'a>(&'a ModelStats);
+
+impl Drop for Left<'_> {
+    fn drop(&mut self) {
+        self.0.left();
+    }
+}
+
 impl ModelStats {
     pub(super) fn new(name: &str, version: u64, shared: Arc<Shared>, window: Duration) -> ModelStats {
         let now = Instant::now();
@@ -211,6 +220,11 @@ impl ModelStats {
             total.fetch_add(1, Ordering::Relaxed);
         }
         self.count(|counts| counts.cancelled.get_mut(reason as usize).into_iter().for_each(|count| *count += 1));
+    }
+
+    /// Cancelled requests of all versions since the start.
+    pub(super) fn cancelled_totals(&self) -> [u64; CancelReason::ALL.len()] {
+        self.shared.cancelled.each_ref().map(|count| count.load(Ordering::Relaxed))
     }
 
     /// A cache was asked.
@@ -319,7 +333,7 @@ impl ModelStats {
     }
 
     pub(super) fn left(&self) {
-        self.shared.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.shared.in_flight.fetch_sub(1, Ordering::Release);
     }
 
     pub(super) fn finished(
@@ -329,6 +343,8 @@ impl ModelStats {
         error_code: Option<Cow<'static, str>>,
         time: Duration,
     ) {
+        // Not in flight any more once it is counted, so that who waits for that finds it.
+        let _left = Left(self);
         self.ended(protocol, status);
         if status == ACCEPTED {
             return;
@@ -351,12 +367,12 @@ impl ModelStats {
     }
 
     pub(super) fn disconnected(&self, protocol: Protocol) {
+        let _left = Left(self);
         self.ended(protocol, CLIENT_CLOSED);
         self.record_cancelled(CancelReason::Disconnected);
     }
 
     fn ended(&self, protocol: Protocol, status: u16) {
-        self.left();
         // Every other success is the same to who counts.
         let status = if (200..300).contains(&status) && status != ACCEPTED { 200 } else { status };
         let index = STATUSES.iter().position(|known| *known == status).unwrap_or(STATUSES.len());

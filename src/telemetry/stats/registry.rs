@@ -171,6 +171,11 @@ impl Stats {
         self.0.nowhere.clone()
     }
 
+    /// Cancelled requests that reached no model, since the start, in the order of [`super::CancelReason::ALL`].
+    pub fn cancelled_nowhere(&self) -> [u64; CancelReason::ALL.len()] {
+        self.0.nowhere.cancelled_totals()
+    }
+
     /// What each model counted since the start, by name.
     pub fn totals(&self) -> Vec<ModelTotals> {
         let shared: Vec<(String, Arc<Shared>)> =
