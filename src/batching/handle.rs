@@ -116,6 +116,7 @@ impl Handle {
             max_row_bytes: plan.max_row_bytes.unwrap_or(usize::MAX),
             timeout: if settings.dynamic_batching { settings.timeout } else { Duration::ZERO },
         };
+        let inline = inline.bounded(limits.max_rows);
         let queue = Queue::new(settings.max_queue, limits, stats.clone());
         let (watch, stopped) = Watch::new();
         let count = sessions.len();
@@ -188,7 +189,7 @@ impl Handle {
                 reply,
             }
         };
-        // Where every session for runs in place is taken, others gather and this one queues.
+        // One that does not gather and found every session for runs in place taken goes to the queue.
         if let Some(measure) = short.filter(|measure| shared.inline.gathers(measure)) {
             let gathering =
                 parts.into_iter().next().and_then(|inputs| Inline::join(shared, pending(0, inputs, measure)));

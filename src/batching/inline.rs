@@ -117,6 +117,14 @@ impl Inline {
         Inline { seats: sessions.into_iter().map(seat).collect(), short }
     }
 
+    /// The same with `max_rows` of one run at most, as the settings say of every run.
+    pub(super) fn bounded(mut self, max_rows: usize) -> Inline {
+        if let Short::Rows(most) = &mut self.short {
+            *most = (*most).min(max_rows);
+        }
+        self
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.seats.is_empty()
     }

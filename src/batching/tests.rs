@@ -184,6 +184,21 @@ async fn requests_of_a_tiny_model_gather_and_everyone_gets_their_own_rows() {
     assert_eq!((rows, house.handle.in_flight()), (16 * (17 + 17 * 2 + 16 * 3), 0));
 }
 
+#[tokio::test]
+async fn a_gathering_has_no_more_rows_than_the_settings_allow() {
+    let runs = Arc::new(Mutex::new(Vec::new()));
+    let seen = runs.clone();
+    let settings = BatchSettings { max_batch_size: 4, ..BatchSettings::default() };
+    let house = start_short(settings, rows_plan(), Some(Short::Rows(64)), move |inputs, _, _| {
+        seen.lock().unwrap().push(given(inputs));
+        Ok(vec![inputs[0].1.clone()])
+    });
+    let request = |from| house.handle.run(of(vec![numbers(2, from)]));
+    let answers = futures_util::future::join_all([10, 20, 30].map(request)).await;
+    assert!(answers.iter().all(Result::is_ok));
+    assert_eq!(*runs.lock().unwrap(), [vec![10, 11, 20, 21], vec![30, 31]]);
+}
+
 /// Two requests of a tiny model that gather behind one that an instance holds; the first of them leads.
 #[tokio::test]
 async fn who_leads_a_gathering_and_leaves_runs_it_for_the_others() {
