@@ -8,7 +8,7 @@ use crate::http::Server;
 use crate::jobs::Jobs;
 use crate::models::{ModelManager, StoreError, StoreLock};
 use crate::pipelines::Pool;
-use crate::runtime::onnx::{LibraryError, OnnxRuntime, limit_arenas};
+use crate::runtime::onnx::{LibraryError, OnnxRuntime, set_up_allocator};
 use crate::tasks::Tasks;
 use crate::telemetry::Stats;
 use std::io::Write;
@@ -98,11 +98,10 @@ async fn open_rooms(config: &Config) -> Result<Rooms, AppError> {
 }
 
 fn async_runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    limit_arenas();
-    // One for each core: requests of tiny models are answered on them from end to end.
+    set_up_allocator();
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(cores().clamp(1, 8))
-        .thread_name("door")
+        .thread_name("async")
         .enable_all()
         .build()
 }

@@ -9,7 +9,7 @@ use super::v1::job_runner::JobRunner;
 use super::{HttpSettings, HttpState};
 use crate::engine::InferenceEngine;
 use crate::jobs::Jobs;
-use crate::tasks::Tasks;
+use crate::tasks::{Lanes, Tasks};
 use axum::body::Body;
 use axum::extract::Request;
 use bytes::Bytes;
@@ -41,6 +41,8 @@ const MAX_STREAMS: u32 = 128;
 const WRITE_STALL: Duration = Duration::from_secs(30);
 /// How long a draining connection may be without a request before it is cut.
 const DRAIN_IDLE: Duration = Duration::from_millis(500);
+/// Threads that connections live on.
+const MAX_LANES: usize = 8;
 const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
 const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// Bytes that a connection reads at a time at most, once a client sends that much: of 602 KB bodies at 32 clients a third
@@ -52,6 +54,8 @@ const READ_AHEAD: usize = 128 << 10;
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
+    /// Where connections live: requests of tiny models are answered there from end to end.
+    lanes: Lanes,
     settings: Arc<HttpSettings>,
     door: Door,
     state: HttpState,
@@ -73,7 +77,9 @@ impl Server {
         let settings = Arc::new(settings);
         let state = HttpState { engine, jobs, settings: settings.clone(), tasks: tasks.clone() };
         let door = Door::new(state.clone(), address.ip());
-        Ok(Server { listener, address, door, state, settings, tasks })
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let lanes = Lanes::start(&tasks, cores.min(MAX_LANES))?;
+        Ok(Server { listener, address, lanes, door, state, settings, tasks })
     }
 
     /// The address in use: with the port that the system chose where the settings say 0.
@@ -94,7 +100,7 @@ impl Server {
             drain: CancellationToken::new(),
             cut: CancellationToken::new(),
         });
-        let accepting = accept(&self.listener, &self.tasks, &permits, &connections);
+        let accepting = accept(&self.listener, &self.lanes, &permits, &connections);
         let drain_delay = self.settings.limits.drain_delay.min(self.settings.shutdown_grace);
         let until_drain = async {
             stopping.cancelled().await;
@@ -154,7 +160,7 @@ fn builder(settings: &HttpSettings, tasks: &Tasks) -> Builder<StreamExecutor> {
     builder
 }
 
-/// Runs the requests of HTTP/2 connections.
+/// Runs the requests of HTTP/2 connections, off the connection's lane: one connection may bring many at a time.
 #[derive(Clone)]
 struct StreamExecutor(Tasks);
 
@@ -167,7 +173,7 @@ impl<F: Future<Output: Send> + Send + 'static> Executor<F> for StreamExecutor {
 }
 
 /// Accepts for ever. At `max_connections` it waits; the system's backlog holds who comes meanwhile.
-async fn accept(listener: &TcpListener, tasks: &Tasks, permits: &Arc<Semaphore>, connections: &Arc<Connections>) {
+async fn accept(listener: &TcpListener, lanes: &Lanes, permits: &Arc<Semaphore>, connections: &Arc<Connections>) {
     let mut failures = Failures::default();
     loop {
         // Closed never; if it were, nothing could be accepted any more.
@@ -175,7 +181,14 @@ async fn accept(listener: &TcpListener, tasks: &Tasks, permits: &Arc<Semaphore>,
         match listener.accept().await {
             Ok((stream, _)) => {
                 failures.count = 0;
-                tasks.spawn("connection", serve_connection(stream, connections.clone(), permit));
+                // The lane's own reactor watches the socket from here on.
+                let Ok(stream) = stream.into_std() else { continue };
+                let connections = connections.clone();
+                lanes.spawn("connection", async move {
+                    if let Ok(stream) = TcpStream::from_std(stream) {
+                        serve_connection(stream, connections, permit).await;
+                    }
+                });
             }
             // The client was gone before we took it.
             Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {
@@ -352,6 +365,25 @@ impl AsyncRead for Guarded {
     }
 }
 
+/// Head and body of an answer that are written as one piece: the system takes one piece sooner than a list of them.
+const JOINED_WRITE: usize = 2048;
+
+/// The pieces in one, where they are small.
+fn joined(data: &[io::IoSlice<'_>]) -> Option<([u8; JOINED_WRITE], usize)> {
+    let length: usize = data.iter().map(|piece| piece.len()).sum();
+    if data.len() < 2 || length > JOINED_WRITE {
+        return None;
+    }
+    let mut bytes = [0; JOINED_WRITE];
+    let mut rest = bytes.as_mut_slice();
+    for piece in data {
+        let (place, after) = rest.split_at_mut_checked(piece.len())?;
+        place.copy_from_slice(piece);
+        rest = after;
+    }
+    Some((bytes, length))
+}
+
 impl AsyncWrite for Guarded {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let poll = Pin::new(&mut self.stream).poll_write(context, data);
@@ -363,7 +395,12 @@ impl AsyncWrite for Guarded {
         context: &mut Context<'_>,
         data: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let poll = Pin::new(&mut self.stream).poll_write_vectored(context, data);
+        let poll = match joined(data) {
+            Some((bytes, length)) => {
+                Pin::new(&mut self.stream).poll_write(context, bytes.get(..length).unwrap_or_default())
+            }
+            None => Pin::new(&mut self.stream).poll_write_vectored(context, data),
+        };
         self.watch(context, poll)
     }
 

@@ -3,14 +3,17 @@
 //! Everything started here is awaited or joined by [`Tasks::close`]. Endless work watches [`Tasks::stopping`].
 
 mod back_seat;
+mod lanes;
 mod progress;
 
 pub use back_seat::BackSeat;
+pub use lanes::Lanes;
 pub use progress::Progress;
 
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -23,6 +26,8 @@ pub struct Tasks(Arc<Inner>);
 struct Inner {
     tracker: TaskTracker,
     stop: CancellationToken,
+    /// The runtime of the first call: what a lane spawns must not end with the lane.
+    home: OnceLock<Handle>,
     threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
 }
 
@@ -41,6 +46,16 @@ impl Tasks {
         self.0.stop.cancel();
     }
 
+    fn home(&self) -> &Handle {
+        self.0.home.get_or_init(Handle::current)
+    }
+
+    /// `future` with its name, and waited for by [`Tasks::close`].
+    fn tracked<T, F: Future<Output = T>>(&self, name: &'static str, future: F) -> impl Future<Output = T> + use<T, F> {
+        use tracing::Instrument;
+        self.0.tracker.track_future(future.instrument(tracing::debug_span!("task", name)))
+    }
+
     /// Runs `future` to its end in the background.
     #[expect(clippy::disallowed_methods, reason = "the one place that spawns")]
     pub fn spawn<T: Send + 'static>(
@@ -48,15 +63,14 @@ impl Tasks {
         name: &'static str,
         future: impl Future<Output = T> + Send + 'static,
     ) -> JoinHandle<T> {
-        use tracing::Instrument;
-        tokio::spawn(self.0.tracker.track_future(future.instrument(tracing::debug_span!("task", name))))
+        self.home().spawn(self.tracked(name, future))
     }
 
     /// Runs blocking or computing work off the async threads.
     #[expect(clippy::disallowed_methods, reason = "the one place that spawns")]
     pub fn spawn_blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
         let token = self.0.tracker.token();
-        tokio::task::spawn_blocking(move || {
+        self.home().spawn_blocking(move || {
             let _token = token;
             work()
         })
