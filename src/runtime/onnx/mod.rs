@@ -17,7 +17,7 @@ mod session;
 mod working_memory_tests;
 
 pub use library::{LibraryError, OnnxRuntime, find_library};
-pub use memory::limit_arenas;
+pub use memory::set_up_allocator;
 
 /// The ONNX file format, generated from `proto/onnx-ml.proto`.
 mod proto {
