@@ -169,7 +169,8 @@ async fn observed<F: Future<Output = Response>>(
     let id = request_id(request.headers());
     let mut line =
         AccessLine { method: request.method().clone(), route, id: id.clone(), started: Instant::now(), outcome: None };
-    let uri = request.uri().clone();
+    // A copy: a shared one would keep what the connection read (see `predict::respond`).
+    let path: Box<str> = request.uri().path().into();
     let tally = Tally::begin(line.route.as_str(), stats, line.started.into_std());
     let visit = Visit { arrival: Arrival(line.started), id: RequestId(id.clone()), tally: tally.clone() };
     let closes = request.version() < Version::HTTP_2;
@@ -180,8 +181,8 @@ async fn observed<F: Future<Output = Response>>(
             panicked(payload)
         }),
     };
-    let (mut response, code) = write_problem(response, uri.path(), &id);
-    add_security_headers(&mut response, uri.path().starts_with("/docs"));
+    let (mut response, code) = write_problem(response, &path, &id);
+    add_security_headers(&mut response, path.starts_with("/docs"));
     if let Some(reason) = code.as_deref().and_then(tally::rejected) {
         stats.record_rejected(reason);
     }

@@ -2,6 +2,7 @@
 //!
 //! Knows nothing of how jobs are kept: see `crate::jobs`.
 
+use super::parse::BodyKind;
 use super::predict::{self, Ask};
 use crate::engine::{ModelName, Version};
 use crate::http::HttpState;
@@ -51,12 +52,13 @@ async fn run(state: &HttpState, work: Work) -> Result<(Output, Bytes), ApiError>
     let headers = headers_of(&request);
     let ask = Ask::read(&path, request.query.clone(), &headers)?;
     let model = state.engine.model(&path.name, ask.version()).await?;
+    let kind = BodyKind::of(&headers, &model)?;
     let due = |timeout_ms| match timeout_ms {
         Some(0) => Err(ApiError::field("timeout_ms", "must be at least 1")),
         Some(millis) => Ok(deadline.min(Instant::now() + Duration::from_millis(millis).min(state.jobs.timeout()))),
         None => Ok(deadline),
     };
-    let answered = predict::answer(state, &model, ask, &headers, body, due, Some(progress)).await?;
+    let answered = predict::answer(state, &model, ask, kind, body, due, Some(progress)).await?;
     let output = Output {
         media_type: answered.format.media_type().to_owned(),
         version: model.version.to_string(),

@@ -164,8 +164,11 @@ pub(in crate::http) async fn respond(
     // The body is read before the model is looked for: a refusal in the middle of an upload reaches few clients.
     let body = body::read(body, &state.settings, 0).await?;
     let model = tally.model(&state.engine, &path.name, ask.version()).await?;
+    let kind = BodyKind::of(&head.headers, &model)?;
+    // The head lies in what its connection read; once it is gone, the next request is read to the same place.
+    drop(head);
     let due = |timeout_ms| deadline(arrival, timeout_ms, &state.settings);
-    let answered = answer(state, &model, ask, &head.headers, body, due, None).await?;
+    let answered = answer(state, &model, ask, kind, body, due, None).await?;
     let response = encode::response(answered.format, answered.bytes, &answered.timing);
     Ok(with_outcome(response, answered.cache))
 }
@@ -233,13 +236,12 @@ pub(super) async fn answer(
     state: &HttpState,
     model: &Arc<LoadedModel>,
     ask: Ask,
-    headers: &HeaderMap,
+    kind: BodyKind,
     body: Bytes,
     due: impl FnOnce(Option<u64>) -> Result<Instant, ApiError>,
     progress: Option<Progress>,
 ) -> Result<Answered, ApiError> {
     let Ask { query, format } = ask;
-    let kind = BodyKind::of(headers, model)?;
     format.check(model, &query.outputs)?;
     let mut call = read_call(state, model, kind, body).await?;
     query.complete(&mut call);
@@ -501,7 +503,11 @@ mod tests {
         let body = Bytes::copy_from_slice(body);
         let ask = Ask { query: self::query(query).unwrap(), format: Format::negotiate(&headers).unwrap() };
         let due = |timeout_ms| deadline(Arrival(Instant::now()), timeout_ms, &state.settings);
-        let result = answer(&state, model, ask, &headers, body, due, None).await;
+        let result = async {
+            let kind = BodyKind::of(&headers, model)?;
+            answer(&state, model, ask, kind, body, due, None).await
+        };
+        let result = result.await;
         let response = match result {
             Ok(answered) => encode::response(answered.format, answered.bytes, &answered.timing),
             Err(error) => (error.status(), error.detail().to_owned()).into_response(),

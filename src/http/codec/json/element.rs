@@ -12,6 +12,8 @@ use std::fmt::Display;
 pub(super) trait Sink {
     fn dtype(&self) -> DType;
     fn len(&self) -> usize;
+    /// Makes room for so many elements.
+    fn reserve(&mut self, count: usize);
     fn unsigned(&mut self, value: u64) -> Result<(), String>;
     fn signed(&mut self, value: i64) -> Result<(), String>;
     fn float(&mut self, value: f64) -> Result<(), String>;
@@ -170,6 +172,10 @@ macro_rules! integer_sinks {
                 self.data.len()
             }
 
+            fn reserve(&mut self, count: usize) {
+                self.data.reserve_exact(count);
+            }
+
             fn unsigned(&mut self, value: u64) -> Result<(), String> {
                 let Some(number) = fit::<$ty>(value) else {
                     return Err(out_of_range(value, self.dtype, <$ty>::MIN, <$ty>::MAX));
@@ -310,6 +316,10 @@ impl<T: Float> Sink for Floats<T> {
         self.data.len()
     }
 
+    fn reserve(&mut self, count: usize) {
+        self.data.reserve_exact(count);
+    }
+
     #[inline]
     fn unsigned(&mut self, value: u64) -> Result<(), String> {
         self.push(T::nearest_to_unsigned(value), value)
@@ -351,6 +361,10 @@ impl Sink for Strings {
 
     fn len(&self) -> usize {
         self.0.len()
+    }
+
+    fn reserve(&mut self, count: usize) {
+        self.0.reserve_exact(count);
     }
 
     fn unsigned(&mut self, value: u64) -> Result<(), String> {
@@ -427,6 +441,10 @@ impl Sink for Bits {
 
     fn len(&self) -> usize {
         self.codes.len()
+    }
+
+    fn reserve(&mut self, count: usize) {
+        self.codes.reserve_exact(count);
     }
 
     fn unsigned(&mut self, value: u64) -> Result<(), String> {

@@ -216,13 +216,26 @@ impl<'de> DeserializeSeed<'de> for TensorSeed<'_> {
     }
 }
 
+/// Elements that room is made for before the first is read, at most.
+const RESERVED_MAX: usize = 1024;
+
+/// Elements of a value of the declared shape whose free dimensions are 1; few at most.
+fn one_row(declared: &[Dim]) -> usize {
+    let sizes = declared.iter().map(|dim| match dim {
+        Dim::Fixed(size) => *size,
+        Dim::Dynamic(_) => 1,
+    });
+    sizes.fold(1, usize::saturating_mul).min(RESERVED_MAX)
+}
+
 impl TensorSeed<'_> {
     /// Reads with `visit` into `sink` and makes a tensor of it.
     fn collect<S: Sink, E: Error>(
         self,
-        sink: S,
+        mut sink: S,
         visit: impl FnOnce(Node<'_, '_, S>) -> Result<(), E>,
     ) -> Result<Tensor, E> {
+        sink.reserve(self.declared.map_or(0, one_row));
         let mut grid = Grid::new(self.context, self.field, sink, self.depth);
         if let Err(error) = visit(Node { grid: &mut grid, level: 0 }) {
             grid.report(self.field);
