@@ -3,7 +3,7 @@
 //! Invariant: no thread is left at the lower priority, since it would serve requests later. Linux lets a process raise a
 //! priority that it lowered only with a right (`CAP_SYS_NICE`, `RLIMIT_NICE`); without it nothing is lowered.
 
-/// While this lives, the thread that made it and the threads it starts get a tenth of a core that others want.
+/// While this lives, the thread that made it and the threads it starts get a thirtieth of a core that others want.
 #[must_use = "dropped at once it lowers nothing"]
 pub struct BackSeat {
     #[cfg(target_os = "linux")]
@@ -12,9 +12,9 @@ pub struct BackSeat {
     lowered: i32,
 }
 
-/// Steps of niceness. Ten are a weight of 110 beside 1024: enough to go on with under full load.
+/// Steps of niceness. Fifteen are a weight of 36 beside 1024: enough to go on with under full load.
 #[cfg(target_os = "linux")]
-const STEPS: i32 = 10;
+const STEPS: i32 = 15;
 #[cfg(target_os = "linux")]
 const NICEST: i32 = 19;
 
