@@ -1,9 +1,8 @@
 //! What is kept of an answer: the typed outputs or predictions, before any protocol's form.
 
-use super::caches::Prepared;
-use super::weight::{named_bytes, own_tensor, own_value, prediction_bytes, tensor_bytes};
-use crate::pipelines::Prediction;
-use crate::tensor::{Tensor, Value};
+use super::weight::{named_bytes, own_tensor, own_value, tensor_bytes};
+use crate::pipelines::{Inputs, Prediction, Prepared};
+use crate::tensor::Value;
 
 /// The answer to one request.
 #[derive(Debug, Clone)]
@@ -19,7 +18,7 @@ impl Answer {
     pub fn bytes(&self) -> usize {
         match self {
             Answer::Outputs(outputs) => outputs.iter().map(|(name, value)| named_bytes(name, value)).sum(),
-            Answer::Predictions(predictions) => predictions.iter().map(prediction_bytes).sum(),
+            Answer::Predictions(predictions) => predictions.iter().map(Prediction::bytes).sum(),
         }
     }
 
@@ -35,12 +34,14 @@ impl Answer {
     }
 }
 
-/// Bytes of prepared inputs in memory.
-pub(super) fn prepared_bytes(inputs: &[(String, Tensor)]) -> usize {
-    inputs.iter().map(|(name, tensor)| tensor_bytes(name, tensor)).sum()
+/// Bytes of a prepared item in memory.
+pub(super) fn prepared_bytes(prepared: &Prepared) -> usize {
+    let inputs = prepared.runs.iter().flatten();
+    inputs.map(|(name, tensor)| tensor_bytes(name, tensor)).sum::<usize>() + prepared.notes.bytes()
 }
 
-/// A copy of prepared inputs that holds nothing else in memory.
-pub(super) fn own_prepared(inputs: &[(String, Tensor)]) -> Prepared {
-    inputs.iter().map(|(name, tensor)| (name.clone(), own_tensor(tensor))).collect()
+/// A copy of a prepared item that holds nothing else in memory.
+pub(super) fn own_prepared(prepared: &Prepared) -> Prepared {
+    let own = |inputs: &Inputs| inputs.iter().map(|(name, tensor)| (name.clone(), own_tensor(tensor))).collect();
+    Prepared { runs: prepared.runs.iter().map(own).collect(), notes: prepared.notes.clone() }
 }

@@ -1,11 +1,8 @@
 //! The caches of one loaded model.
 
 use super::{Answer, CacheSettings, Key, KeyMaker, Store, Usage, answer};
-use crate::tensor::Tensor;
+use crate::pipelines::Prepared;
 use std::sync::Arc;
-
-/// An item's inputs to the graph, by name.
-pub type Prepared = Arc<[(String, Tensor)]>;
 
 /// What one loaded model keeps. Each is `None` where it is switched off.
 #[derive(Debug)]
@@ -13,8 +10,8 @@ pub struct Caches {
     pub keys: KeyMaker,
     /// Answers by [`KeyMaker::tensors`] and [`KeyMaker::items`].
     pub responses: Option<Store<Arc<Answer>>>,
-    /// An item's inputs to the graph by [`KeyMaker::item`].
-    pub prepared: Option<Store<Prepared>>,
+    /// An item as the graph takes it, by [`KeyMaker::item`].
+    pub prepared: Option<Store<Arc<Prepared>>>,
 }
 
 /// How full a model's caches are; `None` for one that is off.
@@ -46,12 +43,12 @@ impl Caches {
         }
     }
 
-    /// Keeps an item's prepared inputs likewise.
-    pub fn keep_prepared(&self, key: Key, inputs: &[(String, Tensor)]) {
+    /// Keeps a prepared item likewise.
+    pub fn keep_prepared(&self, key: Key, prepared: &Prepared) {
         if let Some(store) = &self.prepared {
-            let bytes = answer::prepared_bytes(inputs);
+            let bytes = answer::prepared_bytes(prepared);
             if store.fits(bytes) {
-                store.insert(key, answer::own_prepared(inputs), bytes);
+                store.insert(key, Arc::new(answer::own_prepared(prepared)), bytes);
             }
         }
     }

@@ -156,6 +156,16 @@ impl Writer {
                 self.tag(1);
                 self.bytes(text.as_bytes());
             }
+            Item::Pair { text, text_pair } => {
+                self.tag(2);
+                self.bytes(text.as_bytes());
+                self.bytes(text_pair.as_bytes());
+            }
+            Item::Question { question, context } => {
+                self.tag(3);
+                self.bytes(question.as_bytes());
+                self.bytes(context.as_bytes());
+            }
         }
     }
 

@@ -20,4 +20,4 @@ pub use flight::{Flights, Follow, Landing, Lead, Turn};
 pub use key::{Key, KeyMaker, Wanted};
 pub use settings::CacheSettings;
 pub use store::{Store, Usage};
-pub use weight::{item_bytes, value_bytes};
+pub use weight::value_bytes;

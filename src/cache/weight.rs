@@ -3,7 +3,6 @@
 //! A tensor is often a window into something larger: the outputs of a whole batch, a request's body, a buffer of ONNX
 //! Runtime's arena. Kept as it is it would keep all of that.
 
-use crate::pipelines::{Item, Prediction};
 use crate::tensor::{Data, Tensor, Value};
 use bytes::Bytes;
 
@@ -20,14 +19,6 @@ pub fn value_bytes(value: &Value) -> usize {
     }
 }
 
-/// Bytes of an item.
-pub fn item_bytes(item: &Item) -> usize {
-    match item {
-        Item::Bytes(bytes) => bytes.len(),
-        Item::Text(text) => text.len(),
-    }
-}
-
 /// Bytes of a named tensor, everything counted.
 pub(super) fn tensor_bytes(name: &str, tensor: &Tensor) -> usize {
     STRING + name.len() + size_of::<Tensor>() + size_of_val(tensor.shape()) + elements_bytes(tensor)
@@ -37,17 +28,6 @@ pub(super) fn tensor_bytes(name: &str, tensor: &Tensor) -> usize {
 pub(super) fn named_bytes(name: &str, value: &Value) -> usize {
     let shape = value.as_tensor().map_or(0, |tensor| size_of_val(tensor.shape()));
     STRING + name.len() + size_of::<Value>() + shape + value_bytes(value)
-}
-
-/// Bytes of a prediction, everything counted.
-pub(super) fn prediction_bytes(prediction: &Prediction) -> usize {
-    let inside = match prediction {
-        Prediction::Classes(classes) => {
-            classes.iter().map(|class| size_of_val(class) + class.label.len()).sum::<usize>()
-        }
-        Prediction::Embedding(values) | Prediction::TokenEmbeddings { values, .. } => size_of_val(values.as_slice()),
-    };
-    size_of::<Prediction>() + inside
 }
 
 fn elements_bytes(tensor: &Tensor) -> usize {

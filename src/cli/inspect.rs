@@ -149,10 +149,10 @@ mod tests {
     use crate::cache::{CacheSettings, Caches};
     use crate::engine::{Item, ModelName, Parameters, Prediction};
     use crate::models::ModelSettings;
-    use crate::pipelines::{Pipeline, PipelineError};
+    use crate::pipelines::{Notes, Outputs, Pipeline, PipelineError, Prepared};
     use crate::runtime::{GraphFacts, GraphSource, RuntimeError};
     use crate::tasks::Tasks;
-    use crate::tensor::{DType, Tensor, ValueType};
+    use crate::tensor::{DType, ValueType};
     use std::collections::BTreeMap;
     use std::sync::Arc;
     use std::time::{Duration, SystemTime};
@@ -168,15 +168,11 @@ mod tests {
             &self.0
         }
 
-        fn preprocess(&self, _: &Item, _: &Parameters) -> Result<Vec<(String, Tensor)>, PipelineError> {
-            Ok(vec![])
+        fn preprocess(&self, _: &Item, _: &Parameters) -> Result<Prepared, PipelineError> {
+            Ok(Prepared::one(vec![]))
         }
 
-        fn postprocess(
-            &self,
-            _: &[(String, crate::tensor::Value)],
-            _: &Parameters,
-        ) -> Result<Prediction, PipelineError> {
+        fn postprocess(&self, _: &[Outputs], _: &Notes, _: &Parameters) -> Result<Prediction, PipelineError> {
             Ok(Prediction::Classes(vec![]))
         }
 

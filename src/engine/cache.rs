@@ -8,10 +8,9 @@ use super::request::{CacheOutcome, InferResponse, PredictResponse, RunOptions, T
 use super::{EngineError, ErrorKind, InferenceEngine, LoadedModel};
 use crate::batching::BatchError;
 use crate::cache::{Answer, Flights, Key, KeyMaker, Landing, Lead, Turn};
-use crate::pipelines::{Item, Parameters, Pipeline, PipelineError};
+use crate::pipelines::{Item, Parameters, Pipeline, PipelineError, Prepared};
 use crate::runtime::RuntimeError;
 use crate::telemetry::stats::{CacheKind, Stage};
-use crate::tensor::Tensor;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
@@ -205,24 +204,24 @@ fn refusal(error: &EngineError) -> Option<EngineError> {
     }
 }
 
-/// One item's inputs to the graph, from what is kept or made now. Computing: runs on the pool.
+/// One item as the graph takes it, from what is kept or made now. Computing: runs on the pool.
 pub(super) fn prepare(
     model: &LoadedModel,
     pipeline: &dyn Pipeline,
     item: &Item,
     parameters: &Parameters,
-) -> Result<Vec<(String, Tensor)>, PipelineError> {
+) -> Result<Prepared, PipelineError> {
     let Some(store) = &model.caches.prepared else { return pipeline.preprocess(item, parameters) };
     let read = parameters.iter().filter(|(name, _)| pipeline.preprocess_reads(name));
     let key = model.caches.keys.item(item, read);
     let found = store.get(&key);
     model.stats.record_cache(CacheKind::Preprocess, found.is_some());
-    if let Some(inputs) = found {
-        return Ok(inputs.to_vec());
+    if let Some(prepared) = found {
+        return Ok(Prepared::clone(&prepared));
     }
-    let inputs = pipeline.preprocess(item, parameters)?;
-    model.caches.keep_prepared(key, &inputs);
-    Ok(inputs)
+    let prepared = pipeline.preprocess(item, parameters)?;
+    model.caches.keep_prepared(key, &prepared);
+    Ok(prepared)
 }
 
 #[cfg(test)]
@@ -232,9 +231,10 @@ mod tests {
     use crate::engine::RunOptions;
     use crate::engine::testing::{caching_model, engine};
     use crate::engine::{InferRequest, LoadedModel};
+    use crate::pipelines::{Notes, Outputs};
     use crate::runtime::{Input, Interrupt};
     use crate::tasks::Tasks;
-    use crate::tensor::{DType, Dim, Spec, Value, ValueType};
+    use crate::tensor::{DType, Dim, Spec, Tensor, Value, ValueType};
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicUsize, Ordering};
     use tokio::sync::mpsc;
@@ -488,18 +488,19 @@ mod tests {
             parameter == "size"
         }
 
-        fn preprocess(&self, item: &Item, _: &Parameters) -> Result<Vec<(String, Tensor)>, PipelineError> {
+        fn preprocess(&self, item: &Item, _: &Parameters) -> Result<Prepared, PipelineError> {
             self.0.fetch_add(1, Ordering::SeqCst);
             let Item::Text(text) = item else {
                 return Err(PipelineError::Item { index: 0, problem: "expected text".to_owned() });
             };
             let tensor = Tensor::from_bytes(DType::Uint8, vec![text.len()], text.clone().into_bytes()).unwrap();
-            Ok(vec![("x".to_owned(), tensor)])
+            Ok(Prepared::one(vec![("x".to_owned(), tensor)]))
         }
 
         fn postprocess(
             &self,
-            _: &[(String, Value)],
+            _: &[Outputs],
+            _: &Notes,
             _: &Parameters,
         ) -> Result<crate::pipelines::Prediction, PipelineError> {
             Err(PipelineError::Outputs("never asked".to_owned()))
@@ -520,8 +521,9 @@ mod tests {
             let expected = match item {
                 Item::Text(text) => text.as_bytes(),
                 Item::Bytes(_) => return (prepared.is_err(), pipeline.0.load(Ordering::SeqCst)),
+                other => panic!("{other:?}"),
             };
-            (prepared.unwrap()[0].1.bytes() == expected, pipeline.0.load(Ordering::SeqCst))
+            (prepared.unwrap().runs[0][0].1.bytes() == expected, pipeline.0.load(Ordering::SeqCst))
         };
         let text = |text: &str| Item::Text(text.to_owned());
         assert_eq!(calls(&text("a"), serde_json::json!({"size": 1, "top_k": 1})), (true, 1));

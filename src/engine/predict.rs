@@ -1,19 +1,19 @@
 //! The task's own input to the task's own answer: preprocess, infer, postprocess.
 
-use super::request::{InferResponse, PredictRequest, PredictResponse, Timing};
+use super::infer::PartsResponse;
+use super::request::{InferResponse, PredictRequest, PredictResponse, RunOptions, Timing};
 use super::{EngineError, InferenceEngine, LoadedModel, cache, check};
-use crate::cache::{Key, KeyMaker, Wanted, item_bytes};
-use crate::pipelines::{Pipeline, PipelineError, Prediction};
+use crate::batching::BatchError;
+use crate::cache::{Key, KeyMaker, Wanted};
+use crate::pipelines::{Item, ItemError, Notes, Outputs, Parameters, Pipeline, PipelineError, Prediction, Prepared};
+use crate::runtime::{Input, RuntimeError};
 use crate::telemetry::stats::Stage;
-use crate::tensor::{Tensor, Value};
+use crate::tensor::Tensor;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Bytes of the tensors that the items of one request may become: small files can make large tensors.
 const PREPARED_BYTES_MAX: usize = 1 << 30;
-
-/// The graph's outputs by name.
-type Outputs = Vec<(String, Value)>;
 
 impl InferenceEngine {
     /// Predicts for each item of the request, in order.
@@ -41,13 +41,20 @@ impl InferenceEngine {
     async fn run_predict(
         &self,
         model: &Arc<LoadedModel>,
-        request: PredictRequest,
+        mut request: PredictRequest,
     ) -> Result<PredictResponse, EngineError> {
         let pipeline = pipeline_of(model)?;
+        let on_error = OnError::take(&mut request.parameters)?;
         let parameters = request.parameters.clone();
-        let (items, mut timing) = self.run_items(model, request).await?;
+        let (items, mut timing) = self.run_items(model, request, on_error).await?;
         let started = Instant::now();
-        let read = move || items.iter().map(|outputs| pipeline.postprocess(outputs, &parameters)).collect();
+        let read = move || {
+            let predictions = items.into_iter().enumerate().map(|(place, item)| {
+                let prediction = item.and_then(|ran| pipeline.postprocess(&ran.outputs, &ran.notes, &parameters));
+                on_error.settle(place, prediction)
+            });
+            predictions.collect()
+        };
         let predictions: Result<Vec<Prediction>, PipelineError> = self.compute(read).await?;
         timing.postprocess = started.elapsed();
         model.stats.record_stage(Stage::Postprocess, timing.postprocess);
@@ -76,8 +83,17 @@ impl InferenceEngine {
 
     /// The run itself.
     async fn run_raw(&self, model: &Arc<LoadedModel>, request: PredictRequest) -> Result<InferResponse, EngineError> {
-        let (items, timing) = self.run_items(model, request).await?;
-        Ok(InferResponse { outputs: joined(items)?, timing, cache: None })
+        if request.parameters.contains_key(ON_ERROR) {
+            let problem = "tensors have no place for an item's error; leave it out".to_owned();
+            return Err(PipelineError::Parameter { name: ON_ERROR.to_owned(), problem }.into());
+        }
+        let (items, timing) = self.run_items(model, request, OnError::Refuse).await?;
+        let runs = items.into_iter().collect::<Result<Vec<Ran>, PipelineError>>()?;
+        Ok(InferResponse {
+            outputs: joined(runs.into_iter().flat_map(|ran| ran.outputs).collect())?,
+            timing,
+            cache: None,
+        })
     }
 
     async fn items_key(
@@ -86,18 +102,19 @@ impl InferenceEngine {
         request: PredictRequest,
         wanted: Wanted,
     ) -> Result<(Key, PredictRequest), EngineError> {
-        let size = request.items.iter().map(item_bytes).sum();
+        let size = request.items.iter().map(Item::bytes).sum();
         let make =
             move |keys: &KeyMaker, request: &PredictRequest| keys.items(&request.items, &request.parameters, wanted);
         self.key(model, size, request, make).await
     }
 
-    /// The graph's outputs of each item, in order.
+    /// What the graph gave for each item, in order. An item's own error stands in its place only where `on_error` says so.
     async fn run_items(
         &self,
         model: &Arc<LoadedModel>,
         request: PredictRequest,
-    ) -> Result<(Vec<Outputs>, Timing), EngineError> {
+        on_error: OnError,
+    ) -> Result<(Vec<Result<Ran, PipelineError>>, Timing), EngineError> {
         let pipeline = pipeline_of(model)?;
         let PredictRequest { items, parameters, options } = request;
         pipeline.check_parameters(&parameters)?;
@@ -108,30 +125,171 @@ impl InferenceEngine {
             let (model, pipeline, parameters) = (model.clone(), pipeline.clone(), parameters.clone());
             async move {
                 let work = move || cache::prepare(&model, pipeline.as_ref(), &item, &parameters);
-                let inputs = self.compute(work).await?;
-                Ok::<_, EngineError>(inputs.map_err(|error| error.at(place))?)
+                on_error.keep(self.compute(work).await?.map_err(|error| error.at(place)))
             }
         }))
         .await?;
         let preprocess = started.elapsed();
         model.stats.record_stage(Stage::Preprocess, preprocess);
-        let mut parts = Vec::with_capacity(prepared.len());
+        let mut work = Vec::with_capacity(prepared.len());
         let mut bytes = 0usize;
-        for (place, tensors) in prepared.into_iter().enumerate() {
-            bytes = tensors.iter().fold(bytes, |bytes, (_, tensor)| bytes.saturating_add(tensor.bytes().len()));
-            if bytes > PREPARED_BYTES_MAX {
-                let problem = format!(
-                    "the items before it already make more than {PREPARED_BYTES_MAX} bytes for the model; send fewer at once"
-                );
-                return Err(PipelineError::TooLarge { index: place, problem }.into());
-            }
-            let values = tensors.into_iter().map(|(name, tensor)| (name, tensor.into())).collect();
-            parts.push(check::inputs(&model.inputs, values)?);
+        for (place, prepared) in prepared.into_iter().enumerate() {
+            work.push(match prepared {
+                Ok(prepared) => on_error.keep(parts_of(model, place, prepared, &mut bytes))?,
+                Err(error) => Err(error),
+            });
         }
         let wanted = check::outputs(&model.outputs, &[])?;
-        let response = self.run_parts(model, parts, wanted, options).await?;
-        Ok((response.parts, Timing { preprocess, ..response.timing }))
+        let (ran, timing) = match on_error {
+            OnError::Refuse => self.run_together(model, work, wanted, options).await?,
+            OnError::Item => self.run_apart(model, work, wanted, options).await?,
+        };
+        Ok((ran, Timing { preprocess, ..timing }))
     }
+
+    /// All items in one call; the first that fails is the call's error.
+    async fn run_together(
+        &self,
+        model: &Arc<LoadedModel>,
+        work: Vec<Result<Work, PipelineError>>,
+        wanted: Vec<usize>,
+        options: RunOptions,
+    ) -> Result<(Vec<Result<Ran, PipelineError>>, Timing), EngineError> {
+        let work = work.into_iter().collect::<Result<Vec<Work>, PipelineError>>()?;
+        let owners: Vec<usize> =
+            work.iter().enumerate().flat_map(|(place, work)| std::iter::repeat_n(place, work.parts.len())).collect();
+        let (parts, notes): (Vec<_>, Vec<_>) = work
+            .into_iter()
+            .map(|work| (work.parts.len(), (work.parts, work.notes)))
+            .map(|(count, (parts, notes))| (parts, (count, notes)))
+            .unzip();
+        let parts = parts.into_iter().flatten().collect();
+        let response = self.run_parts(model, parts, wanted, options).await.map_err(|error| match error {
+            EngineError::Pipeline(PipelineError::Item { index, problem }) => {
+                let index = owners.get(index).copied().unwrap_or(index);
+                PipelineError::Item { index, problem }.into()
+            }
+            other => other,
+        })?;
+        let mut outputs = response.parts.into_iter();
+        let ran =
+            notes.into_iter().map(|(count, notes)| Ok(Ran { outputs: outputs.by_ref().take(count).collect(), notes }));
+        Ok((ran.collect(), response.timing))
+    }
+
+    /// Each item in a call of its own, side by side, so that none sees the error of another.
+    async fn run_apart(
+        &self,
+        model: &Arc<LoadedModel>,
+        work: Vec<Result<Work, PipelineError>>,
+        wanted: Vec<usize>,
+        options: RunOptions,
+    ) -> Result<(Vec<Result<Ran, PipelineError>>, Timing), EngineError> {
+        let ran = futures_util::future::try_join_all(work.into_iter().enumerate().map(|(place, work)| {
+            let (wanted, options) = (wanted.clone(), options.clone());
+            async move {
+                let Work { parts, notes } = match work {
+                    Ok(work) => work,
+                    Err(error) => return Ok((Err(error), Timing::default())),
+                };
+                match self.run_parts(model, parts, wanted, options).await {
+                    Ok(PartsResponse { parts, timing }) => Ok((Ok(Ran { outputs: parts, notes }), timing)),
+                    Err(
+                        EngineError::Pipeline(PipelineError::Item { problem, .. })
+                        | EngineError::Batch(BatchError::Runtime(RuntimeError::Run(problem))),
+                    ) => Ok((Err(PipelineError::Item { index: place, problem }), Timing::default())),
+                    Err(other) => Err(other),
+                }
+            }
+        }))
+        .await?;
+        let longest = |of: fn(&Timing) -> Duration| ran.iter().map(|(_, timing)| of(timing)).max().unwrap_or_default();
+        let timing = Timing {
+            queue: longest(|timing| timing.queue),
+            inference: longest(|timing| timing.inference),
+            ..Timing::default()
+        };
+        Ok((ran.into_iter().map(|(ran, _)| ran).collect(), timing))
+    }
+}
+
+/// The parameter that says what an item's error means for the others.
+const ON_ERROR: &str = "on_error";
+
+/// What becomes of a request one of whose items cannot be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OnError {
+    /// The request is refused, naming the item.
+    Refuse,
+    /// The item's prediction is its error.
+    Item,
+}
+
+impl OnError {
+    /// Takes the parameter out of those that the task is told.
+    fn take(parameters: &mut Parameters) -> Result<OnError, PipelineError> {
+        match parameters.remove(ON_ERROR) {
+            None | Some(serde_json::Value::Null) => Ok(OnError::Refuse),
+            Some(value) => match value.as_str() {
+                Some("refuse") => Ok(OnError::Refuse),
+                Some("item") => Ok(OnError::Item),
+                _ => {
+                    let problem = format!("expected \"refuse\" or \"item\", got {value}");
+                    Err(PipelineError::Parameter { name: ON_ERROR.to_owned(), problem })
+                }
+            },
+        }
+    }
+
+    /// An item's own error stays with the item where it may; every other ends the request.
+    fn keep<T>(self, result: Result<T, PipelineError>) -> Result<Result<T, PipelineError>, EngineError> {
+        match result {
+            Ok(value) => Ok(Ok(value)),
+            Err(error @ (PipelineError::Item { .. } | PipelineError::TooLarge { .. })) if self == OnError::Item => {
+                Ok(Err(error))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn settle(self, place: usize, prediction: Result<Prediction, PipelineError>) -> Result<Prediction, PipelineError> {
+        match prediction {
+            Err(error @ (PipelineError::Item { .. } | PipelineError::TooLarge { .. })) if self == OnError::Item => {
+                Ok(Prediction::Error(ItemError { error: error.at(place).to_string() }))
+            }
+            other => other,
+        }
+    }
+}
+
+/// One item, checked and not yet run.
+struct Work {
+    parts: Vec<Vec<Input>>,
+    notes: Notes,
+}
+
+/// What the graph gave for one item's runs.
+struct Ran {
+    outputs: Vec<Outputs>,
+    notes: Notes,
+}
+
+/// The parts that an item's runs are. `bytes` counts those of the request's tensors so far.
+fn parts_of(model: &LoadedModel, place: usize, prepared: Prepared, bytes: &mut usize) -> Result<Work, PipelineError> {
+    let mut parts = Vec::with_capacity(prepared.runs.len());
+    for tensors in prepared.runs {
+        *bytes = tensors.iter().fold(*bytes, |bytes, (_, tensor)| bytes.saturating_add(tensor.bytes().len()));
+        if *bytes > PREPARED_BYTES_MAX {
+            let problem = format!(
+                "the items up to this one make more than {PREPARED_BYTES_MAX} bytes for the model; send fewer at once"
+            );
+            return Err(PipelineError::TooLarge { index: place, problem });
+        }
+        let values = tensors.into_iter().map(|(name, tensor)| (name, tensor.into())).collect();
+        let inputs = check::inputs(&model.inputs, values);
+        parts.push(inputs.map_err(|error| PipelineError::Item { index: place, problem: error.to_string() })?);
+    }
+    Ok(Work { parts, notes: prepared.notes })
 }
 
 /// The items' outputs as one tensor each, dim 0 being the items' rows in order.

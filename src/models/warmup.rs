@@ -6,7 +6,7 @@ use super::config_pbtxt::{WarmupData, WarmupInput};
 use super::made_up::{self, INPUT_BYTES_MAX, InputHints, Size};
 use super::repository::{VersionFolder, companion, read_bounded};
 use super::{LoadError, Manifest};
-use crate::pipelines::{Item, Parameters, Pipeline};
+use crate::pipelines::{Item, Outputs, Parameters, Pipeline};
 use crate::runtime::{Input, Interrupt, Session};
 use crate::tensor::{Spec, Tensor, Value};
 use std::path::Path;
@@ -58,13 +58,16 @@ pub(super) fn samples(
             _ => Item::Bytes(bytes.into()),
         };
         let parameters = Parameters::new();
-        let tensors = pipeline.preprocess(&item, &parameters).map_err(|error| failed(error.to_string()))?;
+        let prepared = pipeline.preprocess(&item, &parameters).map_err(|error| failed(error.to_string()))?;
         for session in sessions.iter_mut() {
-            let inputs = by_index(session.inputs(), tensors.iter().cloned()).map_err(failed)?;
-            let outputs = run(session.as_mut(), &inputs, interrupt).map_err(failed)?;
-            let named: Vec<(String, Value)> =
-                session.outputs().iter().map(|spec| spec.name.clone()).zip(outputs).collect();
-            pipeline.postprocess(&named, &parameters).map_err(|error| failed(error.to_string()))?;
+            let mut outputs: Vec<Outputs> = Vec::with_capacity(prepared.runs.len());
+            for tensors in &prepared.runs {
+                let inputs = by_index(session.inputs(), tensors.iter().cloned()).map_err(failed)?;
+                let values = run(session.as_mut(), &inputs, interrupt).map_err(failed)?;
+                outputs.push(session.outputs().iter().map(|spec| spec.name.clone()).zip(values).collect());
+            }
+            let read = pipeline.postprocess(&outputs, &prepared.notes, &parameters);
+            read.map_err(|error| failed(error.to_string()))?;
         }
     }
     Ok(())

@@ -7,7 +7,7 @@
 use super::files::read_json_object;
 use super::image::{ImageClassification, ImageInput, ImageSettings, ScoreFunction, find_logits};
 use super::labels;
-use super::text::{self, FEATURE_EXTRACTION, FeatureExtraction};
+use super::text::{self, FEATURE_EXTRACTION};
 use super::{Pipeline, PipelineError, PipelineLimits, PipelineManifest};
 use crate::tensor::Spec;
 use serde_json::Value;
@@ -48,6 +48,41 @@ const ARCHITECTURES: [(&str, &str); 26] = [
     ("EncoderDecoderModel", "text2text-generation"),
     ("Model", FEATURE_EXTRACTION),
 ];
+
+/// What a pipeline can be made from.
+pub(crate) struct Sources<'a> {
+    pub(crate) folder: &'a Path,
+    pub(crate) manifest: &'a PipelineManifest,
+    config: &'a Result<Option<Value>, PipelineError>,
+    pub(crate) inputs: &'a [Spec],
+    pub(crate) outputs: &'a [Spec],
+    pub(crate) limits: &'a PipelineLimits,
+}
+
+impl<'a> Sources<'a> {
+    /// `config.json`, where there is one.
+    ///
+    /// # Errors
+    /// Where it is malformed.
+    pub(crate) fn config(&self) -> Result<Option<&'a Value>, PipelineError> {
+        self.config.as_ref().map(Option::as_ref).map_err(Clone::clone)
+    }
+}
+
+/// A pipeline, and one sentence on how it does what it does.
+pub(crate) struct Made {
+    pub(crate) pipeline: Arc<dyn Pipeline>,
+    pub(crate) how: String,
+}
+
+/// Makes the pipeline of one task.
+///
+/// # Errors
+/// [`PipelineError::Setup`] says what is missing, malformed or does not fit.
+type Maker = fn(&Sources<'_>) -> Result<Made, PipelineError>;
+
+/// The tasks that are served beside `raw` and `image-classification`.
+const MAKERS: [(&str, Maker); 1] = [(FEATURE_EXTRACTION, text::make_feature_extraction)];
 
 /// What was found.
 pub struct Detected {
@@ -91,10 +126,28 @@ pub fn detect(
         return Ok(raw("no file beside the graph names a task".to_owned(), missing));
     };
     match found.task.as_str() {
-        RAW => Ok(raw(found.evidence, Vec::new())),
-        IMAGE_CLASSIFICATION => image_classification(folder, manifest, config, inputs, outputs, limits, found),
-        FEATURE_EXTRACTION => feature_extraction(folder, inputs, outputs, limits, found),
-        task => Ok(raw(found.evidence, vec![format!("the task {task} is not served yet: tensors only")])),
+        RAW => return Ok(raw(found.evidence, Vec::new())),
+        IMAGE_CLASSIFICATION => return image_classification(folder, manifest, config, inputs, outputs, limits, found),
+        _ => {}
+    }
+    let task = found.task.as_str();
+    let Some((_, make)) = MAKERS.iter().find(|(name, _)| *name == task) else {
+        return Ok(raw(found.evidence, vec![format!("the task {task} is not served yet: tensors only")]));
+    };
+    let sources = Sources { folder, manifest, config: &config, inputs, outputs, limits };
+    match make(&sources) {
+        Ok(Made { pipeline, how }) => Ok(Detected {
+            task: pipeline.task().to_owned(),
+            pipeline: Some(pipeline),
+            evidence: format!("{}; {how}", found.evidence),
+            missing: Vec::new(),
+        }),
+        Err(problem) if found.demanded => Err(PipelineError::Setup(format!("task {task:?}: {problem}"))),
+        // Models of other kinds have such architectures too, and one may come without a file that it needs.
+        Err(problem) => {
+            let missing = vec![format!("the task {task} cannot be served: {problem}")];
+            Ok(raw(found.evidence, missing))
+        }
     }
 }
 
@@ -160,16 +213,13 @@ fn task_of(architecture: &str, config: &Value) -> Option<&'static str> {
 /// Refuses keys of the manifest that nothing would read.
 fn check_applies(manifest: &PipelineManifest, found: Option<&Found>) -> Result<(), PipelineError> {
     let task = found.map_or(RAW, |found| found.task.as_str());
-    if !matches!(task, RAW | IMAGE_CLASSIFICATION | FEATURE_EXTRACTION) {
-        return Ok(());
-    }
     for (key, set, needs) in [
         ("decoder", manifest.decoder.is_some(), "object-detection"),
-        ("columns", manifest.columns.is_some(), "a tabular task"),
+        ("columns", manifest.columns.is_some(), "tabular-classification"),
     ] {
-        if set {
+        if set && task != needs {
             return Err(PipelineError::Setup(format!(
-                "[pipeline] {key} of model.toml belongs to {needs}, which this version does not serve; the task is {task}: remove {key}"
+                "[pipeline] {key} of model.toml belongs to {needs}; the task is {task}: remove {key}"
             )));
         }
     }
@@ -227,29 +277,6 @@ fn image_classification(
     let evidence = format!("{}; {prepared}", found.evidence);
     let pipeline = ImageClassification { settings, input, output, labels, function, limits: limits.clone() };
     Ok(Detected { task: pipeline.task().to_owned(), pipeline: Some(Arc::new(pipeline)), evidence, missing: Vec::new() })
-}
-
-fn feature_extraction(
-    folder: &Path,
-    inputs: &[Spec],
-    outputs: &[Spec],
-    limits: &PipelineLimits,
-    found: Found,
-) -> Result<Detected, PipelineError> {
-    match FeatureExtraction::new(folder, inputs, outputs, limits) {
-        Ok((pipeline, made)) => Ok(Detected {
-            task: pipeline.task().to_owned(),
-            pipeline: Some(Arc::new(pipeline)),
-            evidence: format!("{}; {made}", found.evidence),
-            missing: Vec::new(),
-        }),
-        Err(problem) if found.demanded => Err(PipelineError::Setup(format!("task {FEATURE_EXTRACTION:?}: {problem}"))),
-        // Vision and sound models have such architectures too, and a text model may come without its tokenizer.
-        Err(problem) => {
-            let missing = format!("the task {FEATURE_EXTRACTION} cannot be served: {problem}");
-            Ok(raw(found.evidence, vec![missing]))
-        }
-    }
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ mod labels;
 mod padding;
 mod pool;
 mod prediction;
+mod prepared;
 mod settings;
 pub mod text;
 
@@ -18,10 +19,10 @@ pub use detect::{Detected, detect};
 pub use error::{PipelineError, PoolError};
 pub use padding::Padding;
 pub use pool::Pool;
-pub use prediction::{ClassScore, Item, Parameters, Prediction};
+pub use prediction::{ClassScore, Item, ItemError, Parameters, Prediction, TokenEmbeddings};
+pub(crate) use prepared::only_run;
+pub use prepared::{Inputs, Notes, Outputs, Prepared};
 pub use settings::{ImageOverrides, LabelsSource, PipelineLimits, PipelineManifest};
-
-use crate::tensor::{Tensor, Value};
 
 /// Preprocessing and postprocessing of one model's task, item by item: which items run together is decided by the queue in
 /// front of the model. Blocking and computing: runs on the [`Pool`] only.
@@ -45,17 +46,22 @@ pub trait Pipeline: Send + Sync {
         None
     }
 
-    /// One item to the graph's inputs: dim 0 holds its rows, usually one. Items of one request may come with different shapes.
+    /// One item to the graph's inputs. Items of one request may come with different shapes.
     ///
     /// # Errors
     /// Why the item cannot be used.
-    fn preprocess(&self, item: &Item, parameters: &Parameters) -> Result<Vec<(String, Tensor)>, PipelineError>;
+    fn preprocess(&self, item: &Item, parameters: &Parameters) -> Result<Prepared, PipelineError>;
 
-    /// The graph's outputs for one item, by name, to its prediction.
+    /// What the graph gave for the runs of one item, in their order, to the item's prediction.
     ///
     /// # Errors
     /// Where the outputs are not what the task needs, or a parameter is wrong.
-    fn postprocess(&self, outputs: &[(String, Value)], parameters: &Parameters) -> Result<Prediction, PipelineError>;
+    fn postprocess(
+        &self,
+        outputs: &[Outputs],
+        notes: &Notes,
+        parameters: &Parameters,
+    ) -> Result<Prediction, PipelineError>;
 
     /// Checks the parameters before any work is done.
     ///

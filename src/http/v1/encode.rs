@@ -1,6 +1,6 @@
 //! The engine's answer to bytes, by `Accept`: JSON, or tensors as `.npy`, `.npz` or safetensors.
 
-use crate::engine::{ClassScore, LoadedModel, Prediction, Timing};
+use crate::engine::{LoadedModel, Prediction, Timing};
 use crate::http::codec::json::{write_string, write_value};
 use crate::http::codec::{CodecError, npy, safetensors};
 use crate::http::error::ApiError;
@@ -12,7 +12,6 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
 use std::fmt::Write as _;
-use std::io::Write;
 
 /// What the answer is written as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,13 +87,7 @@ impl Answer {
     /// Roughly the bytes that the answer is made of.
     pub(super) fn size(&self) -> usize {
         match self {
-            Answer::Predictions(predictions) => predictions
-                .iter()
-                .map(|prediction| match prediction {
-                    Prediction::Classes(classes) => classes.len() * 64,
-                    Prediction::Embedding(values) | Prediction::TokenEmbeddings { values, .. } => values.len() * 4,
-                })
-                .sum(),
+            Answer::Predictions(predictions) => predictions.iter().map(Prediction::bytes).sum(),
             Answer::Outputs(outputs) => outputs.iter().map(|(_, value)| value_size(value)).sum(),
         }
     }
@@ -166,7 +159,8 @@ fn encode_json(model: &LoadedModel, id: Option<&str>, answer: &Answer) -> Vec<u8
     match answer {
         Answer::Predictions(predictions) => {
             out.extend_from_slice(b",\"predictions\":");
-            list(&mut out, predictions, write_prediction);
+            // Numbers that are not finite are text, and writing to memory cannot fail.
+            let _ = serde_json::to_writer(&mut out, predictions);
         }
         Answer::Outputs(outputs) => {
             out.extend_from_slice(b",\"outputs\":{");
@@ -183,54 +177,6 @@ fn encode_json(model: &LoadedModel, id: Option<&str>, answer: &Answer) -> Vec<u8
     }
     out.push(b'}');
     out
-}
-
-fn list<T>(out: &mut Vec<u8>, items: &[T], write: impl Fn(&T, &mut Vec<u8>)) {
-    out.push(b'[');
-    for (index, item) in items.iter().enumerate() {
-        if index > 0 {
-            out.push(b',');
-        }
-        write(item, out);
-    }
-    out.push(b']');
-}
-
-/// In the shape that the HuggingFace pipeline of the task gives.
-fn write_prediction(prediction: &Prediction, out: &mut Vec<u8>) {
-    match prediction {
-        Prediction::Classes(classes) => list(out, classes, write_class),
-        Prediction::Embedding(values) => write_floats(values, out),
-        Prediction::TokenEmbeddings { width, values } => {
-            let tokens: Vec<&[f32]> = values.chunks_exact((*width).max(1)).collect();
-            out.push(b'[');
-            list(out, &tokens, |token, out| write_floats(token, out));
-            out.push(b']');
-        }
-    }
-}
-
-fn write_class(class: &ClassScore, out: &mut Vec<u8>) {
-    out.extend_from_slice(b"{\"label\":");
-    write_string(&class.label, out);
-    out.extend_from_slice(b",\"score\":");
-    write_float(class.score, out);
-    out.push(b'}');
-}
-
-fn write_floats(values: &[f32], out: &mut Vec<u8>) {
-    list(out, values, |value, out| write_float(*value, out));
-}
-
-/// The fewest digits that read back as the same number; non-finite numbers are text, as in all our JSON.
-fn write_float(number: f32, out: &mut Vec<u8>) {
-    // Writing to a vector cannot fail.
-    let _ = match number {
-        _ if number.is_nan() => out.write_all(b"\"NaN\""),
-        f32::INFINITY => out.write_all(b"\"Infinity\""),
-        f32::NEG_INFINITY => out.write_all(b"\"-Infinity\""),
-        _ => serde_json::to_writer(out, &number).map_err(std::io::Error::from),
-    };
 }
 
 /// The whole response.
@@ -267,32 +213,6 @@ fn server_timing(timing: &Timing) -> String {
 mod tests {
     use super::*;
     use std::time::Duration;
-
-    #[test]
-    fn scores_that_are_no_numbers_are_text() {
-        let classes = [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 0.1]
-            .map(|score| ClassScore { label: "a\"b".into(), score })
-            .to_vec();
-        let mut out = Vec::new();
-        write_prediction(&Prediction::Classes(classes), &mut out);
-        assert_eq!(
-            String::from_utf8(out).unwrap(),
-            r#"[{"label":"a\"b","score":"NaN"},{"label":"a\"b","score":"Infinity"},{"label":"a\"b","score":"-Infinity"},{"label":"a\"b","score":0.1}]"#
-        );
-    }
-
-    #[test]
-    fn embeddings_are_numbers_with_the_digits_of_their_type() {
-        let write = |prediction: &Prediction| {
-            let mut out = Vec::new();
-            write_prediction(prediction, &mut out);
-            String::from_utf8(out).unwrap()
-        };
-        let values = vec![0.1, -2.0, f32::NAN, 1e-7];
-        assert_eq!(write(&Prediction::Embedding(values.clone())), r#"[0.1,-2.0,"NaN",1e-7]"#);
-        let tokens = Prediction::TokenEmbeddings { width: 2, values };
-        assert_eq!(write(&tokens), r#"[[[0.1,-2.0],["NaN",1e-7]]]"#);
-    }
 
     #[test]
     fn the_timing_is_in_milliseconds() {

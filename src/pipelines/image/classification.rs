@@ -5,8 +5,11 @@
 use super::settings::{ImageSettings, Pad};
 use super::{ChannelOrder, ImageInput, Picture, Refusal, decode, resize, tensor};
 use crate::pipelines::labels::numbered;
-use crate::pipelines::{ClassScore, Item, Parameters, Pipeline, PipelineError, PipelineLimits, Prediction};
-use crate::tensor::{Dim, Spec, Tensor, Value};
+use crate::pipelines::{
+    ClassScore, Item, Notes, Outputs, Parameters, Pipeline, PipelineError, PipelineLimits, Prediction, Prepared,
+    only_run,
+};
+use crate::tensor::{Dim, Spec};
 
 const DEFAULT_TOP_K: usize = 5;
 
@@ -81,20 +84,26 @@ impl Pipeline for ImageClassification {
         false
     }
 
-    fn preprocess(&self, item: &Item, _: &Parameters) -> Result<Vec<(String, Tensor)>, PipelineError> {
+    fn preprocess(&self, item: &Item, _: &Parameters) -> Result<Prepared, PipelineError> {
         let Item::Bytes(bytes) = item else {
-            let problem = "expected a picture (bytes, {\"b64\": …} or a data: URL), got text".to_owned();
+            let problem = format!("expected a picture (bytes, {{\"b64\": …}} or a data: URL), got {}", item.noun());
             return Err(PipelineError::Item { index: 0, problem });
         };
         let picture = self.prepare(bytes)?;
         let (height, width) = self.size_in_tensor(&picture)?;
         let tensor = tensor::fill(&picture, height, width, &self.settings, &self.input)?;
-        Ok(vec![(self.input.name.clone(), tensor)])
+        Ok(Prepared::one(vec![(self.input.name.clone(), tensor)]))
     }
 
-    fn postprocess(&self, outputs: &[(String, Value)], parameters: &Parameters) -> Result<Prediction, PipelineError> {
+    fn postprocess(
+        &self,
+        outputs: &[Outputs],
+        _: &Notes,
+        parameters: &Parameters,
+    ) -> Result<Prediction, PipelineError> {
         let checked = read_parameters(parameters)?;
-        let logits = outputs.iter().find(|(name, _)| *name == self.output).and_then(|(_, value)| value.as_tensor());
+        let logits =
+            only_run(outputs)?.iter().find(|(name, _)| *name == self.output).and_then(|(_, value)| value.as_tensor());
         let Some(logits) = logits else {
             return Err(PipelineError::Outputs(format!("the graph gave no tensor named {:?}", self.output)));
         };
@@ -242,7 +251,7 @@ mod tests {
     use super::super::input::tests::spec;
     use super::super::{Geometry, Size};
     use super::*;
-    use crate::tensor::DType;
+    use crate::tensor::{DType, Tensor, Value};
     use serde_json::json;
 
     fn pipeline(geometry: Geometry, pad: Pad) -> ImageClassification {
@@ -274,7 +283,8 @@ mod tests {
     #[track_caller]
     fn check(shape: &[usize], values: &[f32], given: serde_json::Value, expected: &[(&str, f32)]) {
         let outputs = output(DType::Fp32, shape, values);
-        let Prediction::Classes(got) = square().postprocess(&outputs, &parameters(given)).unwrap() else {
+        let Prediction::Classes(got) = square().postprocess(&[outputs], &Notes::default(), &parameters(given)).unwrap()
+        else {
             panic!("classes")
         };
         let names: Vec<_> = got.iter().map(|class| class.label.as_str()).collect();
@@ -323,11 +333,18 @@ mod tests {
             (DType::Int32, vec![1, 3], 3),
         ] {
             let outputs = output(dtype, &shape, &vec![0.0; count]);
-            let got = square().postprocess(&outputs, &Parameters::new());
+            let got = square().postprocess(&[outputs], &Notes::default(), &Parameters::new());
             assert!(matches!(got, Err(PipelineError::Outputs(_))), "{dtype} {shape:?}: {got:?}");
         }
-        assert!(matches!(square().postprocess(&[], &Parameters::new()), Err(PipelineError::Outputs(_))));
-        assert!(square().postprocess(&output(DType::Fp16, &[1, 3], &[0.0; 3]), &Parameters::new()).is_ok());
+        assert!(matches!(
+            square().postprocess(&[vec![]], &Notes::default(), &Parameters::new()),
+            Err(PipelineError::Outputs(_))
+        ));
+        assert!(
+            square()
+                .postprocess(&[output(DType::Fp16, &[1, 3], &[0.0; 3])], &Notes::default(), &Parameters::new())
+                .is_ok()
+        );
     }
 
     #[test]
@@ -353,9 +370,9 @@ mod tests {
     #[track_caller]
     fn prepared(pipeline: &ImageClassification, item: &Item, expected: Result<&[usize], &str>) {
         match (pipeline.preprocess(item, &Parameters::new()), expected) {
-            (Ok(tensors), Ok(shape)) => {
-                assert_eq!(tensors[0].0, "pixel_values");
-                assert_eq!(tensors[0].1.shape(), shape);
+            (Ok(prepared), Ok(shape)) => {
+                let (name, tensor) = &prepared.runs[0][0];
+                assert_eq!((name.as_str(), tensor.shape()), ("pixel_values", shape));
             }
             (Err(error), Err(expected)) => assert!(error.to_string().contains(expected), "{error}"),
             (got, expected) => panic!("{got:?} is not {expected:?}"),

@@ -132,7 +132,7 @@ fn tensors_are_those_of_transformers() {
             let file = case["input"]["file"].as_str().unwrap();
             let bytes = std::fs::read(models.join("inputs").join(file)).unwrap();
             let mut tensors = pipeline.preprocess(&Item::Bytes(bytes.into()), &Parameters::new()).unwrap();
-            let (_, tensor) = tensors.remove(0);
+            let (_, tensor) = tensors.runs.remove(0).remove(0);
             let shape: Vec<f64> = tensor.shape().iter().map(|&size| size as f64).collect();
             assert_eq!(shape, numbers(&case["pixel_values_shape"]));
             let values = tensor.to_f32().unwrap();

@@ -9,12 +9,17 @@ use super::input::{TextInputs, padding_of};
 use super::pooling::{Pooling, normalize};
 use super::sentence::{MODULES, SentenceTransformer, TextRules, transformer_path};
 use super::tokenizer::TextTokenizer;
+use crate::pipelines::detect::{Made, Sources};
 use crate::pipelines::files::read_json_object;
-use crate::pipelines::{Item, Padding, Parameters, Pipeline, PipelineError, PipelineLimits, Prediction};
-use crate::tensor::{Dim, Spec, Tensor, Value};
+use crate::pipelines::{
+    Item, Notes, Outputs, Padding, Parameters, Pipeline, PipelineError, PipelineLimits, Prediction, Prepared,
+    TokenEmbeddings, only_run,
+};
+use crate::tensor::{Dim, Spec, Value};
 use serde_json::Value as Json;
 use std::borrow::Cow;
 use std::path::Path;
+use std::sync::Arc;
 
 pub(crate) const TASK: &str = "feature-extraction";
 
@@ -31,6 +36,13 @@ pub struct FeatureExtraction {
     /// Tokens that each prompt puts in front, by its place in the rules.
     prompt_tokens: Vec<usize>,
     padding: Option<Padding>,
+}
+
+/// # Errors
+/// As [`FeatureExtraction::new`].
+pub(crate) fn make(sources: &Sources<'_>) -> Result<Made, PipelineError> {
+    let (pipeline, how) = FeatureExtraction::new(sources.folder, sources.inputs, sources.outputs, sources.limits)?;
+    Ok(Made { pipeline: Arc::new(pipeline), how })
 }
 
 /// The output that is read, by name.
@@ -177,15 +189,10 @@ impl Pipeline for FeatureExtraction {
         self.padding.clone()
     }
 
-    fn preprocess(&self, item: &Item, parameters: &Parameters) -> Result<Vec<(String, Tensor)>, PipelineError> {
+    fn preprocess(&self, item: &Item, parameters: &Parameters) -> Result<Prepared, PipelineError> {
         let checked = self.read_parameters(parameters)?;
         let refuse = |problem: String| PipelineError::Item { index: 0, problem };
-        let text = match item {
-            Item::Text(text) => text.as_str(),
-            // A file, whose type nobody told.
-            Item::Bytes(bytes) => std::str::from_utf8(bytes)
-                .map_err(|_| refuse("expected a text, got bytes that are not UTF-8".to_owned()))?,
-        };
+        let text = super::text_of(item)?;
         self.tokenizer.check_length(text)?;
         let text = match self.prompt(&checked) {
             Some(prompt) => Cow::Owned(format!("{prompt}{text}")),
@@ -198,12 +205,17 @@ impl Pipeline for FeatureExtraction {
                 "the text has more than the {most} tokens that the model takes, and truncate is false"
             )));
         }
-        self.inputs.tensors(&tokens)
+        Ok(Prepared::one(self.inputs.tensors(&tokens)?))
     }
 
-    fn postprocess(&self, outputs: &[(String, Value)], parameters: &Parameters) -> Result<Prediction, PipelineError> {
+    fn postprocess(
+        &self,
+        outputs: &[Outputs],
+        _: &Notes,
+        parameters: &Parameters,
+    ) -> Result<Prediction, PipelineError> {
         let checked = self.read_parameters(parameters)?;
-        let (values, width) = self.output.read(outputs)?;
+        let (values, width) = self.output.read(only_run(outputs)?)?;
         let prompt_tokens = checked.prompt.and_then(|place| self.prompt_tokens.get(place)).copied().unwrap_or(0);
         let mut values = match (&self.output, &self.sentence, checked.pooling) {
             (Output::Tokens(_), Some(sentence), _) => {
@@ -217,7 +229,7 @@ impl Pipeline for FeatureExtraction {
             values.chunks_exact_mut(width).for_each(normalize);
         }
         match (&self.output, checked.pooling) {
-            (Output::Tokens(_), None) => Ok(Prediction::TokenEmbeddings { width, values }),
+            (Output::Tokens(_), None) => Ok(Prediction::TokenEmbeddings(TokenEmbeddings { width, values })),
             (Output::Tokens(_), Some(_)) | (Output::Sentence(_), _) => Ok(Prediction::Embedding(values)),
         }
     }
@@ -286,7 +298,7 @@ mod tests {
     use super::super::tokenizer::tests::words;
     use super::*;
     use crate::pipelines::image::input_spec as spec;
-    use crate::tensor::DType;
+    use crate::tensor::{DType, Tensor};
     use serde_json::json;
 
     fn inputs() -> Vec<Spec> {
@@ -337,10 +349,18 @@ mod tests {
     fn ids(pipeline: &FeatureExtraction, text: &str, given: Json) -> Result<Vec<i64>, String> {
         let tensors = pipeline.preprocess(&Item::Text(text.into()), &parameters(given));
         let tensors = tensors.map_err(|error| error.to_string())?;
-        let [(ids, tensor), (mask, ones)] = tensors.as_slice() else { panic!("two inputs") };
+        let [(ids, tensor), (mask, ones)] = tensors.runs[0].as_slice() else { panic!("two inputs") };
         assert_eq!((ids.as_str(), mask.as_str()), ("input_ids", "attention_mask"));
         assert!(ones.elements::<i64>().unwrap().iter().all(|&one| one == 1) && ones.shape() == tensor.shape());
         Ok(tensor.elements::<i64>().unwrap().into_owned())
+    }
+
+    fn read_outputs(
+        model: &FeatureExtraction,
+        outputs: Outputs,
+        parameters: &Parameters,
+    ) -> Result<Prediction, PipelineError> {
+        model.postprocess(&[outputs], &Notes::default(), parameters)
     }
 
     fn outputs(values: &[f32]) -> Vec<(String, Value)> {
@@ -375,7 +395,7 @@ mod tests {
     #[test]
     fn files_are_texts_where_they_are_utf8() {
         let bytes = |bytes: &'static [u8]| plain().preprocess(&Item::Bytes(bytes.into()), &Parameters::new());
-        assert_eq!(bytes(b"w1").unwrap()[0].1.shape(), [1, 3]);
+        assert_eq!(bytes(b"w1").unwrap().runs[0][0].1.shape(), [1, 3]);
         assert!(bytes(b"\xff\xd8\xff").unwrap_err().to_string().contains("bytes that are not UTF-8"));
     }
 
@@ -383,7 +403,7 @@ mod tests {
     fn tokens_become_one_embedding_in_a_sentence_transformers_folder() {
         let model = sentence();
         let embed =
-            |given: Json| model.postprocess(&outputs(&[9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 3.0, 4.0]), &parameters(given));
+            |given: Json| read_outputs(&model, outputs(&[9.0, 9.0, 9.0, 9.0, 9.0, 9.0, 3.0, 4.0]), &parameters(given));
         // [CLS] and the two tokens of the prompt do not count.
         let prompted = json!({"prompt_name": "query"});
         assert_eq!(embed(prompted).unwrap(), Prediction::Embedding(vec![0.6, 0.8]));
@@ -395,8 +415,9 @@ mod tests {
     #[test]
     fn without_such_a_folder_each_token_has_its_embedding() {
         let model = plain();
-        let read = |given: Json| model.postprocess(&outputs(&[3.0, 4.0, 0.0, 2.0]), &parameters(given)).unwrap();
-        let tokens = |values: &[f32]| Prediction::TokenEmbeddings { width: 2, values: values.to_vec() };
+        let read = |given: Json| read_outputs(&model, outputs(&[3.0, 4.0, 0.0, 2.0]), &parameters(given)).unwrap();
+        let tokens =
+            |values: &[f32]| Prediction::TokenEmbeddings(TokenEmbeddings { width: 2, values: values.to_vec() });
         assert_eq!(read(json!({})), tokens(&[3.0, 4.0, 0.0, 2.0]));
         assert_eq!(read(json!({"pooling": "none", "normalize": true})), tokens(&[0.6, 0.8, 0.0, 1.0]));
         assert_eq!(read(json!({"pooling": "mean"})), Prediction::Embedding(vec![1.5, 3.0]));
@@ -412,9 +433,12 @@ mod tests {
         assert!(evidence.contains("the graph's sentence_embedding; texts have at most 5 tokens"), "{evidence}");
         let halves = [3.0, 4.0].map(half::f16::from_f32).to_vec();
         let tensor = Tensor::from_vec(DType::Fp16, vec![1, 2], halves).unwrap();
-        let given = [("sentence_embedding".to_owned(), Value::from(tensor))];
-        assert_eq!(model.postprocess(&given, &Parameters::new()).unwrap(), Prediction::Embedding(vec![3.0, 4.0]));
-        let normalized = model.postprocess(&given, &parameters(json!({"normalize": true})));
+        let given = vec![("sentence_embedding".to_owned(), Value::from(tensor))];
+        assert_eq!(
+            read_outputs(&model, given.clone(), &Parameters::new()).unwrap(),
+            Prediction::Embedding(vec![3.0, 4.0])
+        );
+        let normalized = read_outputs(&model, given, &parameters(json!({"normalize": true})));
         assert_eq!(normalized.unwrap(), Prediction::Embedding(vec![0.6, 0.8]));
     }
 
@@ -424,13 +448,13 @@ mod tests {
         let read = |shape: Vec<usize>| {
             let count = shape.iter().product();
             let tensor = Tensor::from_vec(DType::Fp32, shape, vec![0f32; count]).unwrap();
-            model.postprocess(&[("last_hidden_state".to_owned(), tensor.into())], &Parameters::new())
+            read_outputs(&model, vec![("last_hidden_state".to_owned(), tensor.into())], &Parameters::new())
         };
         for shape in [vec![2, 1, 2], vec![1, 0, 2], vec![1, 1, 0], vec![1, 2], vec![]] {
             let error = read(shape.clone()).unwrap_err().to_string();
             assert!(error.contains("expected a float tensor of shape [1, tokens, width]"), "{error}");
         }
-        assert!(model.postprocess(&[], &Parameters::new()).is_err());
+        assert!(read_outputs(&model, vec![], &Parameters::new()).is_err());
     }
 
     #[track_caller]

@@ -29,7 +29,7 @@ fn pipeline(folder: &Path, inputs: &[&str], dtype: DType, width: i64) -> Arc<dyn
 
 fn token_ids(pipeline: &dyn Pipeline, text: &str, parameters: &Parameters) -> Vec<i64> {
     let tensors = pipeline.preprocess(&Item::Text(text.to_owned()), parameters).unwrap();
-    let (_, ids) = tensors.iter().find(|(name, _)| name == "input_ids").unwrap();
+    let (_, ids) = tensors.runs[0].iter().find(|(name, _)| name == "input_ids").unwrap();
     match ids.dtype() {
         DType::Int32 => ids.elements::<i32>().unwrap().iter().map(|&id| i64::from(id)).collect(),
         _ => ids.elements::<i64>().unwrap().into_owned(),

@@ -18,11 +18,29 @@ mod tokenizer;
 mod golden;
 
 pub use embedding::FeatureExtraction;
-pub(crate) use embedding::TASK as FEATURE_EXTRACTION;
+pub(crate) use embedding::{TASK as FEATURE_EXTRACTION, make as make_feature_extraction};
 pub use input::padding_of;
 pub(crate) use sentence::is_sentence_transformers;
 #[cfg(test)]
 pub(crate) use tokenizer::tests::words as a_tokenizer;
+
+use crate::pipelines::{Item, PipelineError};
+
+/// The text of an item that is one.
+///
+/// # Errors
+/// Where it is something else, or bytes that are no text.
+pub(crate) fn text_of(item: &Item) -> Result<&str, PipelineError> {
+    let refuse = |problem: String| PipelineError::Item { index: 0, problem };
+    match item {
+        Item::Text(text) => Ok(text),
+        // A file, whose type nobody told.
+        Item::Bytes(bytes) => {
+            std::str::from_utf8(bytes).map_err(|_| refuse("expected a text, got bytes that are not UTF-8".to_owned()))
+        }
+        other => Err(refuse(format!("expected a text, got {}", other.noun()))),
+    }
+}
 
 /// The file that makes texts into tokens.
 pub(crate) const TOKENIZER: &str = "tokenizer.json";

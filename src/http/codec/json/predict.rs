@@ -314,7 +314,9 @@ impl<'de> Visitor<'de> for InputsSeed<'_> {
         let first = map.next_key::<String>()?;
         let Some(key) = first.as_deref() else {
             if self.model.task {
-                return Err(self.context.unprocessable("inputs", "the object is empty; give {\"b64\"} or {\"text\"}"));
+                return Err(self
+                    .context
+                    .unprocessable("inputs", "the object is empty; an item is {\"b64\"} or {\"text\"}"));
             }
             return Ok(PredictInput::Tensors(Vec::new()));
         };
@@ -339,7 +341,8 @@ impl<'de> Visitor<'de> for InputsSeed<'_> {
     }
 }
 
-const ITEM_KEYS: [&str; 2] = ["b64", "text"];
+const ITEM_KEYS: [&str; 5] = ["b64", "text", "text_pair", "question", "context"];
+const ITEM_FORMS: &str = "{\"b64\"}, {\"text\"}, {\"text\", \"text_pair\"} or {\"question\", \"context\"}";
 
 /// Base64 of the standard alphabet, padded or not.
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -368,24 +371,27 @@ impl ItemSeed<'_> {
 
     /// Reads an item object whose first key was read.
     fn read_object<'de, A: MapAccess<'de>>(self, mut map: A, first: Option<String>) -> Result<Item, A::Error> {
-        let mut item = None;
+        let mut fields: [Option<String>; ITEM_KEYS.len()] = Default::default();
         let mut key = first;
         while let Some(name) = key {
-            if !ITEM_KEYS.contains(&name.as_str()) {
-                return Err(
-                    self.refuse(format!("unknown key {:?}; an item is {{\"b64\"}} or {{\"text\"}}", clip(&name)))
-                );
+            let place = ITEM_KEYS.iter().position(|known| *known == name);
+            let Some(field) = place.and_then(|place| fields.get_mut(place)) else {
+                return Err(self.refuse(format!("unknown key {:?}; an item is {ITEM_FORMS}", clip(&name))));
+            };
+            if field.is_some() {
+                let text = format!("inputs[{}]: the key {name:?} is doubled", self.index);
+                return Err(self.context.malformed(text));
             }
-            if item.is_some() {
-                return Err(self
-                    .context
-                    .malformed(format!("inputs[{}]: an item has one of the keys b64 and text, once", self.index)));
-            }
-            let content = map.next_value_seed(ItemText { seed: self, base64: name == "b64" })?;
-            item = Some(content);
+            *field = Some(map.next_value_seed(ItemText { seed: self, key: &name })?);
             key = map.next_key()?;
         }
-        item.ok_or_else(|| self.refuse("the object is empty; an item is {\"b64\"} or {\"text\"}"))
+        match fields {
+            [Some(encoded), None, None, None, None] => self.decode(&encoded),
+            [None, Some(text), None, None, None] => Ok(Item::Text(text)),
+            [None, Some(text), Some(text_pair), None, None] => Ok(Item::Pair { text, text_pair }),
+            [None, None, None, Some(question), Some(context)] => Ok(Item::Question { question, context }),
+            _ => Err(self.refuse(format!("an item is {ITEM_FORMS}"))),
+        }
     }
 }
 
@@ -452,29 +458,26 @@ impl<'de> Visitor<'de> for ItemSeed<'_> {
 /// The string under an item's key.
 struct ItemText<'a> {
     seed: ItemSeed<'a>,
-    base64: bool,
+    key: &'a str,
 }
 
 impl<'de> DeserializeSeed<'de> for ItemText<'_> {
-    type Value = Item;
+    type Value = String;
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Item, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<String, D::Error> {
         deserializer.deserialize_any(self)
     }
 }
 
 impl<'de> Visitor<'de> for ItemText<'_> {
-    type Value = Item;
+    type Value = String;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "a string in inputs[{}]", self.seed.index)
+        write!(f, "a string in inputs[{}].{}", self.seed.index, self.key)
     }
 
-    fn visit_str<E: Error>(self, value: &str) -> Result<Item, E> {
-        match self.base64 {
-            true => self.seed.decode(value),
-            false => Ok(Item::Text(value.to_owned())),
-        }
+    fn visit_str<E: Error>(self, value: &str) -> Result<String, E> {
+        Ok(value.to_owned())
     }
 }
 
@@ -812,6 +815,8 @@ mod tests {
                     .map(|item| match item {
                         Item::Bytes(bytes) => format!("b:{}", String::from_utf8_lossy(bytes)),
                         Item::Text(text) => format!("t:{text}"),
+                        Item::Pair { text, text_pair } => format!("p:{text}/{text_pair}"),
+                        Item::Question { question, context } => format!("q:{question}/{context}"),
                     })
                     .collect();
                 format!("{single} {}", items.join(" "))
@@ -827,6 +832,9 @@ mod tests {
     fn items_of_a_task_come_alone_or_in_a_list() {
         check_items(r#""hello""#, "true t:hello");
         check_items(r#"["a", "b"]"#, "false t:a t:b");
+        check_items(r#"[{"text": "a", "text_pair": "b"}, {"context": "c", "question": "d"}]"#, "false p:a/b q:d/c");
+        check_items(r#"{"text_pair": "b"}"#, "inputs[0]: an item is {\"b64\"}, {\"text\"}");
+        check_items(r#"{"question": "b", "text": "c"}"#, "inputs[0]: an item is");
         check_items(r#"{"b64":"aGk="}"#, "true b:hi");
         check_items(r#"{"b64":"aGk"}"#, "true b:hi");
         check_items(r#""data:image/png;base64,aGk=""#, "true b:hi");
@@ -836,7 +844,7 @@ mod tests {
         check_items(r#"{"pixel_values":[1]}"#, "pixel_values=FP32[1][1.0]");
         check_items("[]", "the list is empty");
         check_items("{}", "the object is empty");
-        check_items("[{}]", "inputs[0]: the object is empty");
+        check_items("[{}]", "inputs[0]: an item is {\"b64\"}");
         check_items("[1]", "inputs[0]: expected an item, got a number");
         check_items(r#"["a", [1]]"#, "inputs[1]: expected an item, got an array");
         check_items("[null]", "inputs[0]: expected an item, got null");
@@ -845,8 +853,8 @@ mod tests {
         check_items(r#"{"b64":"a*"}"#, "inputs[0]: the base64 is not valid");
         check_items(r#"["x", "data:image/png;base64,%%"]"#, "inputs[1]: the base64 is not valid");
         check_items(r#"{"b64":7}"#, "expected a string in inputs[0]");
-        check_items(r#"{"b64":"aGk=","text":"a"}"#, "one of the keys b64 and text, once");
-        check_items(r#"{"b64":"aGk=","b64":"aGk="}"#, "one of the keys b64 and text, once");
+        check_items(r#"{"b64":"aGk=","text":"a"}"#, "inputs[0]: an item is {\"b64\"}");
+        check_items(r#"{"b64":"aGk=","b64":"aGk="}"#, "the key \"b64\" is doubled");
         check_items(r#"{"url":"http://x"}"#, "unknown key \"url\"");
         check_items(r#"["a","b","c","d"]"#, "more than max_items = 3 items");
     }
