@@ -9,8 +9,8 @@ use crate::tensor::Value;
 pub enum Answer {
     /// The graph's outputs, by name, in the order asked for.
     Outputs(Vec<(String, Value)>),
-    /// One for each item.
-    Predictions(Vec<Prediction>),
+    /// One for each item, and the tokens of all of them.
+    Predictions(Vec<Prediction>, u64),
 }
 
 impl Answer {
@@ -18,7 +18,7 @@ impl Answer {
     pub fn bytes(&self) -> usize {
         match self {
             Answer::Outputs(outputs) => outputs.iter().map(|(name, value)| named_bytes(name, value)).sum(),
-            Answer::Predictions(predictions) => predictions.iter().map(Prediction::bytes).sum(),
+            Answer::Predictions(predictions, _) => predictions.iter().map(Prediction::bytes).sum(),
         }
     }
 
@@ -29,7 +29,7 @@ impl Answer {
             Answer::Outputs(outputs) => {
                 Answer::Outputs(outputs.iter().map(|(name, value)| (name.clone(), own_value(value))).collect())
             }
-            Answer::Predictions(predictions) => Answer::Predictions(predictions.clone()),
+            Answer::Predictions(predictions, tokens) => Answer::Predictions(predictions.clone(), *tokens),
         }
     }
 }

@@ -39,7 +39,7 @@ impl Kept for InferResponse {
     fn of(answer: &Answer, timing: Timing) -> Option<InferResponse> {
         match answer {
             Answer::Outputs(outputs) => Some(InferResponse { outputs: outputs.clone(), timing, cache: None }),
-            Answer::Predictions(_) => None,
+            Answer::Predictions(..) => None,
         }
     }
 
@@ -50,13 +50,13 @@ impl Kept for InferResponse {
 
 impl Kept for PredictResponse {
     fn answer(&self) -> Answer {
-        Answer::Predictions(self.predictions.clone())
+        Answer::Predictions(self.predictions.clone(), self.tokens)
     }
 
     fn of(answer: &Answer, timing: Timing) -> Option<PredictResponse> {
         match answer {
-            Answer::Predictions(predictions) => {
-                Some(PredictResponse { predictions: predictions.clone(), timing, cache: None })
+            Answer::Predictions(predictions, tokens) => {
+                Some(PredictResponse { predictions: predictions.clone(), tokens: *tokens, timing, cache: None })
             }
             Answer::Outputs(_) => None,
         }

@@ -5,6 +5,7 @@ use super::request::{InferResponse, PredictRequest, PredictResponse, RunOptions,
 use super::{EngineError, InferenceEngine, LoadedModel, cache, check};
 use crate::batching::BatchError;
 use crate::cache::{Key, KeyMaker, Wanted};
+use crate::pipelines::text::token_count;
 use crate::pipelines::{Item, ItemError, Notes, Outputs, Parameters, Pipeline, PipelineError, Prediction, Prepared};
 use crate::runtime::{Input, RuntimeError};
 use crate::telemetry::stats::Stage;
@@ -47,6 +48,7 @@ impl InferenceEngine {
         let on_error = OnError::take(&mut request.parameters)?;
         let parameters = request.parameters.clone();
         let (items, mut timing) = self.run_items(model, request, on_error).await?;
+        let tokens = items.iter().flatten().map(|ran| ran.tokens as u64).sum();
         let started = Instant::now();
         let read = move || {
             let predictions = items.into_iter().enumerate().map(|(place, item)| {
@@ -58,7 +60,7 @@ impl InferenceEngine {
         let predictions: Result<Vec<Prediction>, PipelineError> = self.compute(read).await?;
         timing.postprocess = started.elapsed();
         model.stats.record_stage(Stage::Postprocess, timing.postprocess);
-        Ok(PredictResponse { predictions: predictions.map_err(internal_outputs)?, timing, cache: None })
+        Ok(PredictResponse { predictions: predictions.map_err(internal_outputs)?, tokens, timing, cache: None })
     }
 
     /// Preprocesses and infers, and gives the graph's outputs as they are, the items' rows one after another.
@@ -158,12 +160,12 @@ impl InferenceEngine {
         let work = work.into_iter().collect::<Result<Vec<Work>, PipelineError>>()?;
         let owners: Vec<usize> =
             work.iter().enumerate().flat_map(|(place, work)| std::iter::repeat_n(place, work.parts.len())).collect();
-        let (parts, notes): (Vec<_>, Vec<_>) = work
-            .into_iter()
-            .map(|work| (work.parts.len(), (work.parts, work.notes)))
-            .map(|(count, (parts, notes))| (parts, (count, notes)))
-            .unzip();
-        let parts = parts.into_iter().flatten().collect();
+        let mut parts = Vec::with_capacity(owners.len());
+        let mut rest = Vec::with_capacity(work.len());
+        for Work { parts: own, tokens, notes } in work {
+            rest.push((own.len(), tokens, notes));
+            parts.extend(own);
+        }
         let response = self.run_parts(model, parts, wanted, options).await.map_err(|error| match error {
             EngineError::Pipeline(PipelineError::Item { index, problem }) => {
                 let index = owners.get(index).copied().unwrap_or(index);
@@ -172,8 +174,9 @@ impl InferenceEngine {
             other => other,
         })?;
         let mut outputs = response.parts.into_iter();
-        let ran =
-            notes.into_iter().map(|(count, notes)| Ok(Ran { outputs: outputs.by_ref().take(count).collect(), notes }));
+        let ran = rest
+            .into_iter()
+            .map(|(count, tokens, notes)| Ok(Ran { outputs: outputs.by_ref().take(count).collect(), tokens, notes }));
         Ok((ran.collect(), response.timing))
     }
 
@@ -188,12 +191,12 @@ impl InferenceEngine {
         let ran = futures_util::future::try_join_all(work.into_iter().enumerate().map(|(place, work)| {
             let (wanted, options) = (wanted.clone(), options.clone());
             async move {
-                let Work { parts, notes } = match work {
+                let Work { parts, tokens, notes } = match work {
                     Ok(work) => work,
                     Err(error) => return Ok((Err(error), Timing::default())),
                 };
                 match self.run_parts(model, parts, wanted, options).await {
-                    Ok(PartsResponse { parts, timing }) => Ok((Ok(Ran { outputs: parts, notes }), timing)),
+                    Ok(PartsResponse { parts, timing }) => Ok((Ok(Ran { outputs: parts, tokens, notes }), timing)),
                     Err(
                         EngineError::Pipeline(PipelineError::Item { problem, .. })
                         | EngineError::Batch(BatchError::Runtime(RuntimeError::Run(problem))),
@@ -265,17 +268,20 @@ impl OnError {
 /// One item, checked and not yet run.
 struct Work {
     parts: Vec<Vec<Input>>,
+    tokens: usize,
     notes: Notes,
 }
 
 /// What the graph gave for one item's runs.
 struct Ran {
     outputs: Vec<Outputs>,
+    tokens: usize,
     notes: Notes,
 }
 
 /// The parts that an item's runs are. `bytes` counts those of the request's tensors so far.
 fn parts_of(model: &LoadedModel, place: usize, prepared: Prepared, bytes: &mut usize) -> Result<Work, PipelineError> {
+    let tokens = prepared.runs.iter().map(|inputs| token_count(inputs)).sum();
     let mut parts = Vec::with_capacity(prepared.runs.len());
     for tensors in prepared.runs {
         *bytes = tensors.iter().fold(*bytes, |bytes, (_, tensor)| bytes.saturating_add(tensor.bytes().len()));
@@ -289,7 +295,7 @@ fn parts_of(model: &LoadedModel, place: usize, prepared: Prepared, bytes: &mut u
         let inputs = check::inputs(&model.inputs, values);
         parts.push(inputs.map_err(|error| PipelineError::Item { index: place, problem: error.to_string() })?);
     }
-    Ok(Work { parts, notes: prepared.notes })
+    Ok(Work { parts, tokens, notes: prepared.notes })
 }
 
 /// The items' outputs as one tensor each, dim 0 being the items' rows in order.

@@ -64,6 +64,8 @@ impl RunOptions {
 pub struct PredictResponse {
     /// One for each item, in order.
     pub predictions: Vec<Prediction>,
+    /// Tokens of all items, special ones counted; 0 where they are no texts.
+    pub tokens: u64,
     pub timing: Timing,
     /// `None` where answers are not kept.
     pub cache: Option<CacheOutcome>,

@@ -9,6 +9,7 @@
 
 use super::body::BodyError;
 use super::codec::CodecError;
+use super::dialects;
 use crate::engine::{EngineError, ErrorKind};
 use crate::jobs::JobError;
 use axum::http::header::{self, HeaderName, HeaderValue};
@@ -274,6 +275,18 @@ pub(super) fn render(problem: &Problem, path: &str, request_id: &str) -> (&'stat
         let body = serde_json::json!({ "error": problem.detail });
         return ("application/json", body.to_string().into_bytes());
     }
+    if dialects::is_openai(path) {
+        let kind = if problem.status.is_server_error() { "server_error" } else { "invalid_request_error" };
+        let param = problem.errors.first().map(|error| &error.field);
+        let body = serde_json::json!({
+            "error": { "message": problem.detail, "type": kind, "param": param, "code": problem.code }
+        });
+        return ("application/json", body.to_string().into_bytes());
+    }
+    if dialects::is_tei(path) {
+        let body = serde_json::json!({ "error": problem.detail, "error_type": tei_type(problem.status) });
+        return ("application/json", body.to_string().into_bytes());
+    }
     let body = ProblemBody {
         kind: format!("urn:ortus:problem:{}", problem.code),
         title: problem.status.canonical_reason().unwrap_or("Error"),
@@ -286,6 +299,15 @@ pub(super) fn render(problem: &Problem, path: &str, request_id: &str) -> (&'stat
     };
     // Text and numbers only: cannot fail.
     ("application/problem+json", serde_json::to_vec(&body).unwrap_or_default())
+}
+
+/// The words of Text Embeddings Inference.
+fn tei_type(status: StatusCode) -> &'static str {
+    match status.as_u16() {
+        503 => "Overloaded",
+        500.. => "Backend",
+        _ => "Validation",
+    }
 }
 
 fn is_v2(path: &str) -> bool {
@@ -356,6 +378,10 @@ mod tests {
         let error = ApiError::new(StatusCode::NOT_FOUND, "not_found", "no");
         assert_eq!(render(&error.0, "/v2/x", "id"), ("application/json", br#"{"error":"no"}"#.to_vec()));
         assert_eq!(render(&error.0, "/v2x", "id").0, "application/problem+json");
+        let (_, openai) = render(&error.0, "/v1/embeddings", "id");
+        let expected = br#"{"error":{"message":"no","type":"invalid_request_error","param":null,"code":"not_found"}}"#;
+        assert_eq!(openai, expected);
+        assert_eq!(render(&error.0, "/embed", "id").1, br#"{"error":"no","error_type":"Validation"}"#);
     }
 
     #[test]

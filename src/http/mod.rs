@@ -1,11 +1,12 @@
 //! The REST door: HTTP in, engine calls, HTTP out.
 //!
 //! `server` accepts and drains, `door` is the way of a request to its handler, `router` is the route table, `middleware` what surrounds every route, `error` the error
-//! table. `v1` is the native API, `v2` the Open Inference Protocol, `codec` the body formats, `openapi` the description of
+//! table. `v1` is the native API, `v2` the Open Inference Protocol, `dialects` routes of other servers, `codec` the body formats, `openapi` the description of
 //! it all. Knows the engine and nothing below it.
 
 mod body;
 pub mod codec;
+mod dialects;
 mod door;
 mod error;
 mod extract;

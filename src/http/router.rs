@@ -2,7 +2,7 @@
 
 use super::error::ApiError;
 use super::middleware::Around;
-use super::{HttpState, health, metrics, middleware, openapi, v1, v2};
+use super::{HttpState, dialects, health, metrics, middleware, openapi, v1, v2};
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::{StatusCode, header};
@@ -27,6 +27,10 @@ pub(super) fn router(state: HttpState, around: Arc<Around>) -> Router {
         .route("/v1/cleanup", post(v1::models::cleanup_all))
         .route("/v1/models/{name}/predict", post(v1::predict::predict))
         .route("/v1/models/{name}/versions/{version}/predict", post(v1::predict::predict))
+        .route("/v1/embeddings", post(dialects::openai::embeddings))
+        .route("/embed", post(dialects::tei::embed))
+        .route("/embed_all", post(dialects::tei::embed_all))
+        .route("/rerank", post(dialects::tei::rerank))
         .route("/v1/models/{name}/stats", get(v1::stats::show).delete(v1::stats::reset))
         .route("/v1/stats", get(v1::stats::list))
         .route("/metrics", get(metrics::serve))

@@ -4,6 +4,7 @@
 //! the request's future it counts a client that went away. The handler says which model was reached. Knows no form of a
 //! body, and takes no label from a request.
 
+use super::dialects;
 use crate::engine::{EngineError, InferenceEngine, LoadedModel, ModelName, Version};
 use crate::telemetry::stats::{Protocol, Rejected};
 use crate::telemetry::{ModelStats, RequestGuard, Stats};
@@ -76,6 +77,9 @@ fn protocol_of(route: &str) -> Option<Protocol> {
     if route.starts_with("/v1/models/") && (route.ends_with("/predict") || route.ends_with("/jobs")) {
         return Some(Protocol::V1);
     }
+    if dialects::is_openai(route) || dialects::is_tei(route) {
+        return Some(Protocol::V1);
+    }
     (route.starts_with("/v2/models/") && route.ends_with("/infer")).then_some(Protocol::V2)
 }
 
@@ -106,6 +110,8 @@ mod tests {
             ("/v1/models/{name}/jobs", Some(Protocol::V1)),
             ("/v1/jobs/{id}", None),
             ("/v1/models/{name}/warmup", None),
+            ("/v1/embeddings", Some(Protocol::V1)),
+            ("/rerank", Some(Protocol::V1)),
             ("/v2/models/{name}/infer", Some(Protocol::V2)),
             ("/v2/models/{name}/versions/{version}/infer", Some(Protocol::V2)),
             ("/v2/models/{name}/ready", None),

@@ -19,6 +19,8 @@ mod bad_input;
 mod cache;
 /// The commands that need no server.
 mod cli;
+/// Routes of other servers on the same models.
+mod dialects;
 /// Answers of the fixtures against Python ONNX Runtime's.
 mod golden;
 /// Pictures: the embedded digits and the shared classifiers.

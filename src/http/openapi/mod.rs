@@ -8,6 +8,7 @@ mod typed;
 mod v2;
 
 use super::HttpState;
+use super::dialects;
 use super::error::{ApiError, FieldProblem, ProblemBody};
 use super::health;
 use super::metrics;
@@ -41,6 +42,10 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
     ),
     paths(
         v1::predict::predict,
+        dialects::openai::embeddings,
+        dialects::tei::embed,
+        dialects::tei::embed_all,
+        dialects::tei::rerank,
         v1::jobs::create,
         v1::jobs::list,
         v1::jobs::show,

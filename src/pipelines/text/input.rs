@@ -41,6 +41,12 @@ fn role_of(name: &str) -> Option<Role> {
     }
 }
 
+/// Tokens among a run's inputs; 0 where it takes none.
+pub fn token_count(inputs: &[(String, Tensor)]) -> usize {
+    let ids = inputs.iter().find(|(name, _)| role_of(name) == Some(Role::Ids));
+    ids.map_or(0, |(_, ids)| ids.shape().iter().product())
+}
+
 /// The element type of whole numbers, where they are of a kind that tokens come in.
 fn whole(spec: &Spec) -> Option<DType> {
     spec.ty.dtype().filter(|dtype| matches!(dtype, DType::Int64 | DType::Int32))

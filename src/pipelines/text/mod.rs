@@ -19,7 +19,7 @@ mod golden;
 
 pub use embedding::FeatureExtraction;
 pub(crate) use embedding::{TASK as FEATURE_EXTRACTION, make as make_feature_extraction};
-pub use input::padding_of;
+pub use input::{padding_of, token_count};
 pub(crate) use sentence::is_sentence_transformers;
 #[cfg(test)]
 pub(crate) use tokenizer::tests::words as a_tokenizer;
