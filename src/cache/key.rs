@@ -166,6 +166,10 @@ impl Writer {
                 self.bytes(question.as_bytes());
                 self.bytes(context.as_bytes());
             }
+            Item::Record(record) => {
+                self.tag(4);
+                self.object(record.iter());
+            }
         }
     }
 

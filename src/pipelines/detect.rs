@@ -8,7 +8,7 @@ use super::files::read_json_object;
 use super::image::{ImageClassification, ImageInput, ImageSettings, ScoreFunction, find_logits};
 use super::labels;
 use super::text::{self, FEATURE_EXTRACTION};
-use super::{Pipeline, PipelineError, PipelineLimits, PipelineManifest};
+use super::{Pipeline, PipelineError, PipelineLimits, PipelineManifest, tabular};
 use crate::tensor::Spec;
 use serde_json::Value;
 use std::path::Path;
@@ -82,7 +82,11 @@ pub(crate) struct Made {
 type Maker = fn(&Sources<'_>) -> Result<Made, PipelineError>;
 
 /// The tasks that are served beside `raw` and `image-classification`.
-const MAKERS: [(&str, Maker); 1] = [(FEATURE_EXTRACTION, text::make_feature_extraction)];
+const MAKERS: [(&str, Maker); 3] = [
+    (FEATURE_EXTRACTION, text::make_feature_extraction),
+    (tabular::CLASSIFICATION, tabular::make_classification),
+    (tabular::REGRESSION, tabular::make_regression),
+];
 
 /// What was found.
 pub struct Detected {
@@ -215,9 +219,10 @@ fn check_applies(manifest: &PipelineManifest, found: Option<&Found>) -> Result<(
     let task = found.map_or(RAW, |found| found.task.as_str());
     for (key, set, needs) in [
         ("decoder", manifest.decoder.is_some(), "object-detection"),
-        ("columns", manifest.columns.is_some(), "tabular-classification"),
+        ("columns", manifest.columns.is_some(), tabular::CLASSIFICATION),
     ] {
-        if set && task != needs {
+        let belongs = task == needs || needs == tabular::CLASSIFICATION && task == tabular::REGRESSION;
+        if set && !belongs {
             return Err(PipelineError::Setup(format!(
                 "[pipeline] {key} of model.toml belongs to {needs}; the task is {task}: remove {key}"
             )));

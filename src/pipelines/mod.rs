@@ -13,6 +13,7 @@ mod pool;
 mod prediction;
 mod prepared;
 mod settings;
+mod tabular;
 pub mod text;
 
 pub use detect::{Detected, detect};
@@ -33,6 +34,11 @@ pub trait Pipeline: Send + Sync {
     /// The class names by index; empty where the task has none.
     fn labels(&self) -> &[String] {
         &[]
+    }
+
+    /// Whether an item is a record, an object of column to value.
+    fn takes_records(&self) -> bool {
+        false
     }
 
     /// Whether [`Pipeline::preprocess`] looks at this parameter. One that it does not look at need not be the same for an

@@ -18,6 +18,8 @@ pub enum Item {
         question: String,
         context: String,
     },
+    /// Values by column.
+    Record(serde_json::Map<String, serde_json::Value>),
 }
 
 impl Item {
@@ -28,6 +30,7 @@ impl Item {
             Item::Text(_) => "a text",
             Item::Pair { .. } => "a pair of texts",
             Item::Question { .. } => "a question and its context",
+            Item::Record(_) => "a record",
         }
     }
 
@@ -38,6 +41,7 @@ impl Item {
             Item::Text(text) => text.len(),
             Item::Pair { text, text_pair } => text.len() + text_pair.len(),
             Item::Question { question, context } => question.len() + context.len(),
+            Item::Record(record) => record.iter().map(|(name, value)| name.len() + value.to_string().len()).sum(),
         }
     }
 }
@@ -56,6 +60,8 @@ pub enum Prediction {
     Embedding(#[serde(serialize_with = "numbers")] Vec<f32>),
     /// A vector of `width` numbers, at least one, for each token: `values` has them token by token.
     TokenEmbeddings(TokenEmbeddings),
+    /// What a regression gives.
+    Number(#[serde(serialize_with = "number")] f32),
     /// Why there is none, where the request asked to go on (`on_error`).
     Error(ItemError),
 }
@@ -92,6 +98,7 @@ impl Prediction {
             }
             Prediction::Embedding(values) => size_of_val(values.as_slice()),
             Prediction::TokenEmbeddings(tokens) => size_of_val(tokens.values.as_slice()),
+            Prediction::Number(_) => 0,
             Prediction::Error(error) => error.error.len(),
         };
         size_of::<Prediction>() + inside

@@ -37,6 +37,8 @@ mod predict;
 mod stats;
 /// Versions, policies, loading, swapping, failing.
 mod store;
+/// Records of named columns.
+mod tabular;
 /// Texts: embeddings of the fixtures and of the shared encoder.
 mod text;
 /// The Open Inference Protocol.

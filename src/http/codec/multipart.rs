@@ -210,7 +210,7 @@ mod tests {
             .unwrap();
         let form = Multipart::from_request(request, &()).await.unwrap();
         let limits = JsonLimits { max_depth: 64, max_elements: 1600, max_items: 2 };
-        read(form, &Target { inputs, task }, &limits).await
+        read(form, &Target { inputs, task, records: false }, &limits).await
     }
 
     fn show(result: Result<PredictBody, CodecError>) -> String {

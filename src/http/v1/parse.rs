@@ -206,7 +206,8 @@ pub(super) async fn parse(model: &LoadedModel, kind: BodyKind, body: Bytes, limi
 }
 
 fn target(model: &LoadedModel) -> Target<'_> {
-    Target { inputs: &model.inputs, task: model.pipeline.is_some() }
+    let records = model.pipeline.as_ref().is_some_and(|pipeline| pipeline.takes_records());
+    Target { inputs: &model.inputs, task: model.pipeline.is_some(), records }
 }
 
 fn parse_json(model: &LoadedModel, body: &Bytes, limits: &Limits) -> Result<Call, ApiError> {

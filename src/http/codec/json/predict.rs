@@ -24,6 +24,8 @@ pub struct Target<'a> {
     pub inputs: &'a [Spec],
     /// Whether the model has a task, so that items are expected.
     pub task: bool,
+    /// Whether its items are records.
+    pub records: bool,
 }
 
 impl<'a> Target<'a> {
@@ -249,7 +251,7 @@ impl<'a> InputsSeed<'a> {
     }
 
     fn item(self, index: usize) -> ItemSeed<'a> {
-        ItemSeed { context: self.context, index }
+        ItemSeed { context: self.context, index, records: self.model.records }
     }
 }
 
@@ -321,6 +323,10 @@ impl<'de> Visitor<'de> for InputsSeed<'_> {
             return Ok(PredictInput::Tensors(Vec::new()));
         };
         let is_input = self.model.inputs.iter().any(|spec| spec.name == key);
+        if self.model.records {
+            let item = self.item(0).read_record(map, first)?;
+            return Ok(PredictInput::Items { items: vec![item], single: true });
+        }
         if self.model.task && (ITEM_KEYS.contains(&key) || !is_input) {
             let item = self.item(0).read_object(map, first)?;
             return Ok(PredictInput::Items { items: vec![item], single: true });
@@ -355,6 +361,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 struct ItemSeed<'a> {
     context: &'a Context<'a>,
     index: usize,
+    records: bool,
 }
 
 impl ItemSeed<'_> {
@@ -367,6 +374,24 @@ impl ItemSeed<'_> {
             Ok(bytes) => Ok(Item::Bytes(bytes.into())),
             Err(error) => Err(self.refuse(format!("the base64 is not valid: {error}"))),
         }
+    }
+
+    /// Reads a record whose first column's name was read.
+    fn read_record<'de, A: MapAccess<'de>>(self, mut map: A, first: Option<String>) -> Result<Item, A::Error> {
+        let field = format!("inputs[{}]", self.index);
+        let count = Cell::new(0);
+        let mut record = serde_json::Map::new();
+        let mut key = first;
+        while let Some(name) = key {
+            let seed = super::document::DocumentSeed { context: self.context, depth: 3, field: &field, count: &count };
+            let value = map.next_value_seed(seed)?;
+            if record.contains_key(&name) {
+                return Err(self.context.malformed(format!("{field}: the column {:?} is doubled", clip(&name))));
+            }
+            record.insert(name, value);
+            key = map.next_key()?;
+        }
+        Ok(Item::Record(record))
     }
 
     /// Reads an item object whose first key was read.
@@ -451,6 +476,9 @@ impl<'de> Visitor<'de> for ItemSeed<'_> {
         self.context.enter(3)?;
         let mut map = map;
         let first = map.next_key()?;
+        if self.records {
+            return self.read_record(map, first);
+        }
         self.read_object(map, first)
     }
 }
@@ -510,7 +538,7 @@ mod tests {
     }
 
     fn parse(inputs: &[Spec], task: bool, json: &str) -> Result<PredictBody, CodecError> {
-        parse_predict(&Bytes::copy_from_slice(json.as_bytes()), &Target { inputs, task }, &LIMITS)
+        parse_predict(&Bytes::copy_from_slice(json.as_bytes()), &Target { inputs, task, records: false }, &LIMITS)
     }
 
     fn parse_one(dtype: DType, x: &str) -> Result<String, String> {
@@ -817,6 +845,7 @@ mod tests {
                         Item::Text(text) => format!("t:{text}"),
                         Item::Pair { text, text_pair } => format!("p:{text}/{text_pair}"),
                         Item::Question { question, context } => format!("q:{question}/{context}"),
+                        Item::Record(record) => format!("r:{}", serde_json::Value::Object(record.clone())),
                     })
                     .collect();
                 format!("{single} {}", items.join(" "))
