@@ -25,7 +25,7 @@ LIBRARY := library
 GPU_ENV := source lib-cuda/env.sh
 endif
 
-.PHONY: help run test check gpu-run gpu-check clients models fixtures bench bench-models soak clean library gpu-library fmt-check lint docs openapi-check deny
+.PHONY: fuzz help run test check gpu-run gpu-check clients models fixtures bench bench-models soak clean library gpu-library fmt-check lint docs openapi-check deny
 
 help:  ## List these commands
 	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## */\1\t/' | column -t -s $$'\t'
@@ -104,6 +104,10 @@ bench: $(LIBRARY) bench-models  ## Run the benchmarks
 soak: $(LIBRARY) bench-models  ## Load a release build for ten minutes, rightly and wrongly; nothing may be lost or kept
 	$(CARGO) build --release --locked
 	$(PYTHON) tools/soak.py $(TARGET)/release/ortus $(TARGET)/bench-models $(SOAK)
+
+# Each target for so many seconds, as in: make fuzz FUZZ="600 image"
+fuzz:  ## Give everything that reads foreign bytes made-up ones
+	tools/fuzz.sh $(FUZZ)
 
 bench-models: $(VENV)/.installed
 	$(VENV)/bin/python tools/make_bench_models.py $(TARGET)/bench-models

@@ -40,3 +40,9 @@ pub use repository::FolderError;
 pub use settings::{ModelOverrides, ModelSettings, StoreSettings, TuningSettings};
 pub use status::{LoadOverrides, LoadedModel, ModelState, ModelStatus, VersionStatus};
 pub use tune::{Measured, Tuned};
+
+/// Reads a model configuration (`config.pbtxt`), for the fuzzer alone.
+#[cfg(fuzzing)]
+pub fn fuzz_config_pbtxt(text: &str) {
+    let _ = config_pbtxt::GivenConfig::parse_text(text);
+}

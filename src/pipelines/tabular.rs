@@ -9,6 +9,7 @@ use super::labels;
 use super::{ClassScore, Item, Notes, Outputs, Parameters, Pipeline, PipelineError, Prediction, Prepared, only_run};
 use crate::tensor::{DType, Dim, Spec, Tensor, Value, ValueType};
 use serde_json::Value as Json;
+use std::collections::HashSet;
 use std::sync::Arc;
 
 pub(crate) const CLASSIFICATION: &str = "tabular-classification";
@@ -91,9 +92,7 @@ fn table_inputs(specs: &[Spec], columns: Option<&[String]>) -> Result<Vec<TableI
     match (required.as_slice(), columns) {
         ([], _) => Err(setup("the graph has no input that must be given".to_owned())),
         (_, Some(columns)) if columns.len() > MAX_COLUMNS => Err(setup(format!("more than {MAX_COLUMNS} columns"))),
-        (_, Some(columns))
-            if (1..columns.len()).any(|at| columns.get(..at).is_some_and(|before| before.contains(&columns[at]))) =>
-        {
+        (_, Some(columns)) if columns.iter().collect::<HashSet<_>>().len() < columns.len() => {
             Err(setup("columns of model.toml names a column twice".to_owned()))
         }
         ([spec], Some(columns)) => Ok(vec![table(spec, columns.to_vec())?]),

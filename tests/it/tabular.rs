@@ -39,7 +39,10 @@ fn a_record_is_answered_with_classes() {
         assert!(answer["detail"].as_str().unwrap().contains(expected), "{answer}");
     };
     refused(json!({"a": 1, "b": 2}), "inputs[0]: the record has no column \"c\"");
-    refused(json!([{"a": 1, "b": 2, "c": 3}, {"a": 1, "b": "x", "c": 3}]), "inputs[1]: column \"b\": expected a number");
+    refused(
+        json!([{"a": 1, "b": 2, "c": 3}, {"a": 1, "b": "x", "c": 3}]),
+        "inputs[1]: column \"b\": expected a number",
+    );
     refused(json!({"a": 1, "b": 2, "c": 3, "d": 4}), "no column \"d\"; its columns are \"a\", \"b\", \"c\"");
     refused(json!("text"), "expected a record, an object of column to value, got a text");
 }
@@ -68,10 +71,9 @@ fn an_items_error_stands_in_its_place_where_that_is_asked_for() {
 
 #[test]
 fn columns_that_do_not_fit_are_said_at_load() {
-    for (columns, expected) in [
-        ("[\"a\", \"b\"]", "it takes 3 columns, but 2 are named"),
-        ("[\"a\", \"b\", \"a\"]", "names a column twice"),
-    ] {
+    for (columns, expected) in
+        [("[\"a\", \"b\"]", "it takes 3 columns, but 2 are named"), ("[\"a\", \"b\", \"a\"]", "names a column twice")]
+    {
         let store = tempfile::tempdir().unwrap();
         copy_folder(&fixture("store/zipmap"), &store.path().join("zipmap"));
         let manifest = format!("[pipeline]\ntask = \"tabular-classification\"\ncolumns = {columns}\n");

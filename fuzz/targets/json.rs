@@ -1,0 +1,19 @@
+//! JSON bodies of predictions, for a model of tensors, one of items and one of records.
+#![no_main]
+
+use bytes::Bytes;
+use ortus::http::codec::json::{JsonLimits, Target, parse_predict};
+use ortus::tensor::{DType, Dim, Spec, ValueType};
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    let spec = |name: &str, dtype| {
+        let shape = Some(vec![Dim::Dynamic(None), Dim::Fixed(2)]);
+        Spec { name: name.to_owned(), ty: ValueType::Tensor { dtype, shape }, optional: false }
+    };
+    let inputs = [spec("x", DType::Fp32), spec("s", DType::String), spec("h", DType::Bf16)];
+    let limits = JsonLimits { max_depth: 16, max_elements: 1 << 12, max_items: 16 };
+    let bytes = Bytes::copy_from_slice(data);
+    for (task, records) in [(false, false), (true, false), (true, true)] {
+        let _ = parse_predict(&bytes, &Target { inputs: &inputs, task, records }, &limits);
+    }
+});
