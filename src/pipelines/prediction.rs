@@ -259,4 +259,27 @@ mod tests {
         let tokens = Prediction::TokenEmbeddings(TokenEmbeddings { width: 2, values });
         check(&tokens, r#"[[[0.1,-2.0],["NaN",1e-7]]]"#);
     }
+
+    #[test]
+    fn answers_of_tasks_on_texts_have_the_fields_of_transformers_in_their_order() {
+        let (score, start, end) = (0.5, 1, 3);
+        let label = TokenLabel { entity: "B-X".into(), score, index: 2, word: "##a".into(), start, end };
+        check(
+            &Prediction::TokenLabels(vec![label]),
+            r###"[{"entity":"B-X","score":0.5,"index":2,"word":"##a","start":1,"end":3}]"###,
+        );
+        let group = EntityGroup { entity_group: "X".into(), score, word: "a".into(), start, end };
+        let text = r#"[{"entity_group":"X","score":0.5,"word":"a","start":1,"end":3}]"#;
+        check(&Prediction::EntityGroups(vec![group]), text);
+        let filled = FilledMask { score, token: 7, token_str: "a".into(), sequence: "a b".into() };
+        let text = r#"[{"score":0.5,"token":7,"token_str":"a","sequence":"a b"}]"#;
+        check(&Prediction::FilledMask(vec![filled.clone()]), text);
+        check(&Prediction::FilledMasks(vec![vec![filled]]), &format!("[{text}]"));
+        let answer = Answer { score, start, end, answer: "a".into() };
+        let text = r#"{"score":0.5,"start":1,"end":3,"answer":"a"}"#;
+        check(&Prediction::Answer(answer.clone()), text);
+        check(&Prediction::Answers(vec![answer]), &format!("[{text}]"));
+        let ranked = RankedLabels { sequence: "s".into(), labels: vec!["a".into()], scores: vec![f32::NAN] };
+        check(&Prediction::RankedLabels(ranked), r#"{"sequence":"s","labels":["a"],"scores":["NaN"]}"#);
+    }
 }

@@ -489,7 +489,7 @@ mod tests {
     fn a_context_of_too_many_parts_is_refused() {
         let context = "w ".repeat(180);
         assert_eq!(runs(9, &ask("w0", &context), json!({"doc_stride": 0})).unwrap().len(), 36);
-        let windows = Windows { tokens: 9, stride: 4, first_tokens: 3, count: 100 };
+        let windows = Windows { tokens: 9, stride: 4, first_tokens: 3, count: 43 };
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("tokenizer.json"), super::super::a_tokenizer().to_string()).unwrap();
         let tokenizer = super::super::tokenizer::TextTokenizer::from_folder(
@@ -499,6 +499,6 @@ mod tests {
             999,
         );
         let refused = tokenizer.unwrap().unwrap().windows("w0", &context, &windows).unwrap_err().to_string();
-        assert!(refused.contains("parts, more than 100; shorten it or choose a smaller doc_stride"), "{refused}");
+        assert!(refused.contains("44 parts, more than 43; shorten it or choose a smaller doc_stride"), "{refused}");
     }
 }

@@ -67,7 +67,7 @@ impl FillMask {
                         return Err(format!("expected at most {MAX_FILLED}, got {value}"));
                     }
                 }
-                ("targets", Json::String(target)) => checked.targets = Some(self.ids_of(&[target.clone()])?),
+                ("targets", Json::String(target)) => checked.targets = Some(self.ids_of(std::slice::from_ref(target))?),
                 ("targets", value) => checked.targets = Some(self.ids_of(&texts(value)?)?),
                 _ => return Ok(false),
             }
