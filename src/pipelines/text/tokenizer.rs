@@ -163,7 +163,9 @@ impl TextTokenizer {
         let special = self.special_tokens(true);
         if special >= self.max_tokens {
             let most = self.max_tokens;
-            return Err(refuse(format!("a pair has {special} special tokens alone, and the model takes {most}")));
+            return Err(refuse(format!(
+                "a pair has {special} special tokens alone, and the model takes {most} tokens; send one text"
+            )));
         }
         let encoding = self.inner.encode_fast((text, text_pair), true).map_err(cannot_take)?;
         tokens_of(&encoding)
@@ -553,6 +555,40 @@ pub(crate) mod tests {
         let sides = json!({"model_max_length": 4, "truncation_side": "left"});
         let left = tokenizer(&[(TOKENIZER, words()), (TOKENIZER_CONFIG, sides)]).encode(long).unwrap();
         assert_eq!(left.ids, [2, 13, 14, 3]);
+    }
+
+    #[test]
+    fn places_are_counted_in_characters_and_words_within_their_text() {
+        let located = tokenizer(&[(TOKENIZER, words())]).locate("é w1").unwrap();
+        assert_eq!(located.tokens.ids, [2, 1, 8, 3]);
+        assert_eq!(located.offsets, [(0, 0), (0, 1), (2, 4), (0, 0)]);
+        assert_eq!(located.special, [true, false, false, true]);
+        assert_eq!(located.words, [None, Some(0), Some(1), None]);
+        assert_eq!(located.texts, [None, Some(0), Some(0), None]);
+    }
+
+    #[test]
+    fn a_pair_without_room_for_a_text_is_refused() {
+        let mut long = words();
+        let special = json!({"SpecialToken": {"id": "[SEP]", "type_id": 0}});
+        long["post_processor"]["pair"].as_array_mut().unwrap().extend(vec![special; 5]);
+        let tokenizer = tokenizer(&[(TOKENIZER, long)]);
+        let refused = tokenizer.encode_pair("w0", "w1").unwrap_err().to_string();
+        assert!(refused.contains("a pair has 5 special tokens alone, and the model takes 5"), "{refused}");
+        assert!(tokenizer.encode_beside("w0", &["w1".to_owned()]).is_err());
+        let windows = Windows { tokens: 9, stride: 0, first_tokens: 1, count: 9 };
+        assert!(tokenizer.windows("w0", "w1", &windows).is_err());
+    }
+
+    #[test]
+    fn special_tokens_are_named_by_either_file() {
+        let config = json!({"mask_token": {"content": "<m>"}, "clean_up_tokenization_spaces": true, "cls_token": null});
+        let map = json!({"mask_token": "<other>", "unk_token": "<u>", "cls_token": "<s>"});
+        let found = SpecialTokens::from_folder(folder(&[(TOKENIZER_CONFIG, config), (SPECIAL_TOKENS_MAP, map)]).path());
+        let expected = ["<m>", "<u>", "<s>"].map(|token| Some(token.to_owned()));
+        let [mask, unknown, class] = expected;
+        assert_eq!(found.unwrap(), SpecialTokens { mask, unknown, class, tidy: true });
+        assert_eq!(SpecialTokens::from_folder(folder(&[]).path()).unwrap(), SpecialTokens::default());
     }
 
     #[test]
