@@ -95,10 +95,7 @@ fn classifier() -> Arc<dyn Pipeline> {
     .unwrap();
     let spec = |name: &str, sizes: &[usize]| Spec {
         name: name.to_owned(),
-        ty: ValueType::Tensor {
-            dtype: DType::Fp32,
-            shape: Some(sizes.iter().map(|&size| Dim::Fixed(size)).collect()),
-        },
+        ty: ValueType::Tensor { dtype: DType::Fp32, shape: Some(sizes.iter().map(|&size| Dim::Fixed(size)).collect()) },
         optional: false,
     };
     let (inputs, outputs) = ([spec("pixel_values", &[1, 3, 224, 224])], [spec("logits", &[1, 1000])]);

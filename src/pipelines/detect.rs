@@ -5,8 +5,9 @@
 //! task does not need may be missing, malformed or of any other kind. Reads files: call it off the async threads.
 
 use super::files::read_json_object;
-use super::image::{ImageClassification, ImageInput, ImageSettings, ScoreFunction, find_logits};
+use super::image::{ImageClassification, ImageInput, ImageSettings};
 use super::labels;
+use super::scores::{ScoreFunction, find_logits};
 use super::text::{self, FEATURE_EXTRACTION};
 use super::{Pipeline, PipelineError, PipelineLimits, PipelineManifest, tabular};
 use crate::tensor::Spec;
@@ -82,10 +83,15 @@ pub(crate) struct Made {
 type Maker = fn(&Sources<'_>) -> Result<Made, PipelineError>;
 
 /// The tasks that are served beside `raw` and `image-classification`.
-const MAKERS: [(&str, Maker); 3] = [
+const MAKERS: [(&str, Maker); 8] = [
     (FEATURE_EXTRACTION, text::make_feature_extraction),
     (tabular::CLASSIFICATION, tabular::make_classification),
     (tabular::REGRESSION, tabular::make_regression),
+    ("fill-mask", text::make_fill_mask),
+    ("question-answering", text::make_question_answering),
+    ("text-classification", text::make_text_classification),
+    ("token-classification", text::make_token_classification),
+    ("zero-shot-classification", text::make_zero_shot),
 ];
 
 /// What was found.
@@ -266,13 +272,7 @@ fn image_classification(
     }
     let settings = ImageSettings::new(preprocessor.as_ref(), manifest.image.as_ref(), &input)?;
     let labels = labels::find(folder, manifest.labels.as_ref(), config.as_ref(), classes)?;
-    let function = config.as_ref().and_then(|config| config.get("problem_type")).and_then(Value::as_str);
-    let function = function.and_then(|problem_type| match problem_type {
-        "multi_label_classification" => Some(ScoreFunction::Sigmoid),
-        "single_label_classification" => Some(ScoreFunction::Softmax),
-        "regression" => Some(ScoreFunction::None),
-        _ => None,
-    });
+    let function = ScoreFunction::from_config(config.as_ref());
     let prepared = match (&preprocessor, &manifest.image) {
         (Some(_), None) => format!("pictures are prepared as {PREPROCESSOR} says"),
         (Some(_), Some(_)) => format!("pictures are prepared as {PREPROCESSOR} and [pipeline.image] of model.toml say"),
@@ -362,9 +362,7 @@ mod tests {
     #[test]
     fn tasks_that_are_not_served_are_raw_and_said() {
         for (architecture, model_type, task) in [
-            ("BertForTokenClassification", "bert", "token-classification"),
             ("YolosForObjectDetection", "yolos", "object-detection"),
-            ("BertForSequenceClassification", "bert", "text-classification"),
             ("Wav2Vec2ForSequenceClassification", "wav2vec2", "audio-classification"),
             ("WhisperForConditionalGeneration", "whisper", "automatic-speech-recognition"),
             ("GPT2LMHeadModel", "gpt2", "text-generation"),
@@ -377,6 +375,32 @@ mod tests {
         }
         let yolox = "task = \"object-detection\"\ndecoder = \"yolox\"\nlabels = \"labels.txt\"\n[image]\nresize = \"letterbox\"";
         check(yolox, &[], vision(), (RAW, "task = \"object-detection\"", "object-detection is not served yet"));
+    }
+
+    #[test]
+    fn tasks_on_texts_are_found_by_the_architecture() {
+        let tokenizer = crate::pipelines::text::a_tokenizer().to_string();
+        let tokenizer = ("tokenizer.json", tokenizer.as_str());
+        let mask = ("tokenizer_config.json", r#"{"mask_token": "[UNK]"}"#);
+        let float = |name: &str, dims: &[i64]| spec(name, DType::Fp32, dims);
+        let tokens = || vec![float("logits", &[-1, -1, 3])];
+        let ends = || vec![float("start_logits", &[-1, -1]), float("end_logits", &[-1, -1])];
+        for (architecture, outputs, task) in [
+            ("BertForSequenceClassification", text().1, "text-classification"),
+            ("BertForTokenClassification", tokens(), "token-classification"),
+            ("BertForMaskedLM", tokens(), "fill-mask"),
+            ("BertForQuestionAnswering", ends(), "question-answering"),
+        ] {
+            let config = format!(r#"{{"architectures": ["{architecture}"]}}"#);
+            let files = [("config.json", config.as_str()), tokenizer, mask];
+            check("", &files, (text().0, outputs.clone()), (task, architecture, ""));
+            check("", &files[..1], (text().0, outputs.clone()), (RAW, architecture, "there is no tokenizer.json"));
+            check("", &files, (text().0, vec![]), (RAW, architecture, "the graph has no"));
+        }
+        let entails = r#"{"architectures": ["BertForSequenceClassification"], "id2label": ["entailment", "neutral"]}"#;
+        let files = [("config.json", entails), tokenizer];
+        let zero_shot = "zero-shot-classification";
+        check(&format!("task = {zero_shot:?}"), &files, text(), (zero_shot, "model.toml says", ""));
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod padding;
 mod pool;
 mod prediction;
 mod prepared;
+mod scores;
 mod settings;
 mod tabular;
 pub mod text;
@@ -20,9 +21,13 @@ pub use detect::{Detected, detect};
 pub use error::{PipelineError, PoolError};
 pub use padding::Padding;
 pub use pool::Pool;
-pub use prediction::{ClassScore, Item, ItemError, Parameters, Prediction, TokenEmbeddings};
+pub use prediction::{
+    Answer, ClassScore, EntityGroup, FilledMask, Item, ItemError, Parameters, Prediction, RankedLabels,
+    TokenEmbeddings, TokenLabel,
+};
 pub(crate) use prepared::only_run;
 pub use prepared::{Inputs, Notes, Outputs, Prepared};
+pub use scores::ScoreFunction;
 pub use settings::{ImageOverrides, LabelsSource, PipelineLimits, PipelineManifest};
 
 /// Preprocessing and postprocessing of one model's task, item by item: which items run together is decided by the queue in

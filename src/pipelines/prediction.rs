@@ -62,6 +62,19 @@ pub enum Prediction {
     TokenEmbeddings(TokenEmbeddings),
     /// What a regression gives.
     Number(#[serde(serialize_with = "number")] f32),
+    /// In the order of the text.
+    TokenLabels(Vec<TokenLabel>),
+    /// In the order of the text.
+    EntityGroups(Vec<EntityGroup>),
+    /// For the only mask of a text; best first.
+    FilledMask(Vec<FilledMask>),
+    /// For each mask of a text that has several; best first.
+    FilledMasks(Vec<Vec<FilledMask>>),
+    /// Where one was asked for.
+    Answer(Answer),
+    /// Best first.
+    Answers(Vec<Answer>),
+    RankedLabels(RankedLabels),
     /// Why there is none, where the request asked to go on (`on_error`).
     Error(ItemError),
 }
@@ -83,6 +96,67 @@ pub struct TokenEmbeddings {
     pub values: Vec<f32>,
 }
 
+/// What one token is.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TokenLabel {
+    pub entity: String,
+    #[serde(serialize_with = "number")]
+    pub score: f32,
+    /// The token's place among all tokens, special ones counted.
+    pub index: usize,
+    /// The token as the vocabulary has it.
+    pub word: String,
+    /// In characters of the text, as `end`.
+    pub start: usize,
+    pub end: usize,
+}
+
+/// Neighbouring tokens that name one thing.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct EntityGroup {
+    pub entity_group: String,
+    #[serde(serialize_with = "number")]
+    pub score: f32,
+    /// The tokens as text, in the tokenizer's spelling.
+    pub word: String,
+    /// In characters of the text, as `end`.
+    pub start: usize,
+    pub end: usize,
+}
+
+/// A token that may stand where a text has its mask.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct FilledMask {
+    #[serde(serialize_with = "number")]
+    pub score: f32,
+    /// Its place in the vocabulary.
+    pub token: u32,
+    pub token_str: String,
+    /// The text with the token in it, in the tokenizer's spelling.
+    pub sequence: String,
+}
+
+/// A part of a context that answers a question; empty where nothing does.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Answer {
+    #[serde(serialize_with = "number")]
+    pub score: f32,
+    /// In characters of the context, as `end`.
+    pub start: usize,
+    pub end: usize,
+    pub answer: String,
+}
+
+/// A text and the labels that it was offered, best first.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RankedLabels {
+    pub sequence: String,
+    pub labels: Vec<String>,
+    /// One for each label.
+    #[serde(serialize_with = "numbers")]
+    pub scores: Vec<f32>,
+}
+
 /// What is wrong with one item of a request whose other items are answered.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ItemError {
@@ -99,9 +173,31 @@ impl Prediction {
             Prediction::Embedding(values) => size_of_val(values.as_slice()),
             Prediction::TokenEmbeddings(tokens) => size_of_val(tokens.values.as_slice()),
             Prediction::Number(_) => 0,
+            Prediction::TokenLabels(labels) => {
+                labels.iter().map(|label| size_of_val(label) + label.entity.len() + label.word.len()).sum()
+            }
+            Prediction::EntityGroups(groups) => {
+                groups.iter().map(|group| size_of_val(group) + group.entity_group.len() + group.word.len()).sum()
+            }
+            Prediction::FilledMask(filled) => filled.iter().map(FilledMask::bytes).sum(),
+            Prediction::FilledMasks(masks) => masks.iter().flatten().map(FilledMask::bytes).sum(),
+            Prediction::Answer(answer) => answer.answer.len(),
+            Prediction::Answers(answers) => {
+                answers.iter().map(|answer| size_of_val(answer) + answer.answer.len()).sum()
+            }
+            Prediction::RankedLabels(ranked) => {
+                let labels = ranked.labels.iter().map(|label| size_of_val(label) + label.len()).sum::<usize>();
+                ranked.sequence.len() + labels + size_of_val(ranked.scores.as_slice())
+            }
             Prediction::Error(error) => error.error.len(),
         };
         size_of::<Prediction>() + inside
+    }
+}
+
+impl FilledMask {
+    fn bytes(&self) -> usize {
+        size_of_val(self) + self.token_str.len() + self.sequence.len()
     }
 }
 
@@ -169,5 +265,28 @@ mod tests {
         check(&Prediction::Embedding(values.clone()), r#"[0.1,-2.0,"NaN",1e-7]"#);
         let tokens = Prediction::TokenEmbeddings(TokenEmbeddings { width: 2, values });
         check(&tokens, r#"[[[0.1,-2.0],["NaN",1e-7]]]"#);
+    }
+
+    #[test]
+    fn answers_of_tasks_on_texts_have_the_fields_of_transformers_in_their_order() {
+        let (score, start, end) = (0.5, 1, 3);
+        let label = TokenLabel { entity: "B-X".into(), score, index: 2, word: "##a".into(), start, end };
+        check(
+            &Prediction::TokenLabels(vec![label]),
+            r###"[{"entity":"B-X","score":0.5,"index":2,"word":"##a","start":1,"end":3}]"###,
+        );
+        let group = EntityGroup { entity_group: "X".into(), score, word: "a".into(), start, end };
+        let text = r#"[{"entity_group":"X","score":0.5,"word":"a","start":1,"end":3}]"#;
+        check(&Prediction::EntityGroups(vec![group]), text);
+        let filled = FilledMask { score, token: 7, token_str: "a".into(), sequence: "a b".into() };
+        let text = r#"[{"score":0.5,"token":7,"token_str":"a","sequence":"a b"}]"#;
+        check(&Prediction::FilledMask(vec![filled.clone()]), text);
+        check(&Prediction::FilledMasks(vec![vec![filled]]), &format!("[{text}]"));
+        let answer = Answer { score, start, end, answer: "a".into() };
+        let text = r#"{"score":0.5,"start":1,"end":3,"answer":"a"}"#;
+        check(&Prediction::Answer(answer.clone()), text);
+        check(&Prediction::Answers(vec![answer]), &format!("[{text}]"));
+        let ranked = RankedLabels { sequence: "s".into(), labels: vec!["a".into()], scores: vec![f32::NAN] };
+        check(&Prediction::RankedLabels(ranked), r#"{"sequence":"s","labels":["a"],"scores":["NaN"]}"#);
     }
 }

@@ -1,6 +1,6 @@
 //! Routes of other servers: OpenAI's embeddings, Text Embeddings Inference's embeddings and reranking.
 
-use crate::server::Server;
+use crate::server::{Server, copy_folder, shared_models};
 use serde_json::{Value, json};
 
 fn numbers(vector: &Value) -> Vec<f32> {
@@ -79,4 +79,29 @@ fn several_embedders_must_be_told_apart() {
     let (status, answer) = server.post_json("/embed?model=token-features", &json!({"inputs": "the cat"}));
     assert_eq!(status, 422);
     assert!(answer["error"].as_str().unwrap().contains("for each token"), "{answer}");
+}
+#[test]
+fn a_reranker_orders_texts_as_the_reference() {
+    let Some(models) = shared_models() else { return };
+    let folder = models.join("store/tiny-reranker");
+    let store = tempfile::tempdir().unwrap();
+    copy_folder(&folder, &store.path().join("tiny-reranker"));
+    let server = Server::on(store, &[]);
+    let expected: Value = serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
+    let cases = expected["cases"].as_array().unwrap();
+    let query = &cases[0]["input"]["text"];
+    let cases: Vec<&Value> = cases.iter().filter(|case| &case["input"]["text"] == query).collect();
+    let texts: Vec<&Value> = cases.iter().map(|case| &case["input"]["text_pair"]).collect();
+    let (status, ranks) =
+        server.post_json("/rerank", &json!({"query": query, "texts": texts, "truncate": true, "return_text": true}));
+    assert_eq!(status, 200, "{ranks}");
+    let ranks = ranks.as_array().unwrap();
+    assert_eq!(ranks.len(), cases.len());
+    assert!(ranks.is_sorted_by(|a, b| a["score"].as_f64() >= b["score"].as_f64()), "{ranks:?}");
+    for rank in ranks {
+        let case = cases[rank["index"].as_u64().unwrap() as usize];
+        assert_eq!(rank["text"], case["input"]["text_pair"]);
+        let differs = (rank["score"].as_f64().unwrap() - case["predictions"]["score"].as_f64().unwrap()).abs();
+        assert!(differs < 1e-4, "{differs}: {rank} is not {case}");
+    }
 }

@@ -41,6 +41,8 @@ mod store;
 mod tabular;
 /// Texts: embeddings of the fixtures and of the shared encoder.
 mod text;
+/// Texts: classes, entities, masks and answers of the shared models against transformers.
+mod text_tasks;
 /// The Open Inference Protocol.
 mod v2;
 /// Warming models up on request.

@@ -4,22 +4,13 @@
 
 use super::settings::{ImageSettings, Pad};
 use super::{ChannelOrder, ImageInput, Picture, Refusal, decode, resize, tensor};
-use crate::pipelines::labels::numbered;
+use crate::pipelines::scores::{class_logits, classify, count_from};
 use crate::pipelines::{
-    ClassScore, Item, Notes, Outputs, Parameters, Pipeline, PipelineError, PipelineLimits, Prediction, Prepared,
+    Item, Notes, Outputs, Parameters, Pipeline, PipelineError, PipelineLimits, Prediction, Prepared, ScoreFunction,
     only_run,
 };
-use crate::tensor::{Dim, Spec};
 
 const DEFAULT_TOP_K: usize = 5;
-
-/// What turns logits into scores.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ScoreFunction {
-    Softmax,
-    Sigmoid,
-    None,
-}
 
 /// One model's classification of pictures.
 pub struct ImageClassification {
@@ -32,38 +23,6 @@ pub struct ImageClassification {
     /// `None`: softmax for several classes, sigmoid for one.
     pub function: Option<ScoreFunction>,
     pub limits: PipelineLimits,
-}
-
-/// The logits among `outputs` and their fixed number of classes: the output of that name, else the first float output
-/// of rank 2 or more.
-///
-/// # Errors
-/// Says in one sentence why there is none.
-pub(crate) fn find_logits(outputs: &[Spec]) -> Result<(String, Option<usize>), String> {
-    let is_logits = |spec: &&Spec| {
-        let float = matches!(spec.ty.dtype(), Some(dtype) if dtype.is_float() && dtype.bits() >= 16);
-        float && spec.ty.shape().is_none_or(|dims| dims.len() >= 2)
-    };
-    let named = outputs.iter().filter(|spec| spec.name == "logits").find(is_logits);
-    let Some(spec) = named.or_else(|| outputs.iter().find(is_logits)) else {
-        return Err("the graph has no float output of rank 2 or more that could hold the class scores".to_owned());
-    };
-    let Some(dims) = spec.ty.shape() else { return Ok((spec.name.clone(), None)) };
-    let mut classes = None;
-    for dim in dims.iter().skip(1) {
-        match dim {
-            Dim::Fixed(1) => {}
-            Dim::Dynamic(_) => return Ok((spec.name.clone(), None)),
-            Dim::Fixed(size) if classes.is_none() => classes = Some(*size),
-            Dim::Fixed(_) => {
-                return Err(format!("output {:?} is {}: expected one score for each class", spec.name, spec.ty));
-            }
-        }
-    }
-    match classes.unwrap_or(1) {
-        0 => Err(format!("output {:?} is {}: it has no classes", spec.name, spec.ty)),
-        classes => Ok((spec.name.clone(), Some(classes))),
-    }
 }
 
 struct Checked {
@@ -102,26 +61,9 @@ impl Pipeline for ImageClassification {
         parameters: &Parameters,
     ) -> Result<Prediction, PipelineError> {
         let checked = read_parameters(parameters)?;
-        let logits =
-            only_run(outputs)?.iter().find(|(name, _)| *name == self.output).and_then(|(_, value)| value.as_tensor());
-        let Some(logits) = logits else {
-            return Err(PipelineError::Outputs(format!("the graph gave no tensor named {:?}", self.output)));
-        };
-        let wrong = || {
-            PipelineError::Outputs(format!(
-                "output {:?}: expected a float tensor of shape [1, classes], got {} of shape {:?}",
-                self.output,
-                logits.dtype(),
-                logits.shape()
-            ))
-        };
-        let Some((&rows, dims)) = logits.shape().split_first() else { return Err(wrong()) };
-        let one_axis = dims.iter().filter(|&&size| size != 1).count() <= 1;
-        if rows != 1 || dims.is_empty() || !one_axis || logits.is_empty() {
-            return Err(wrong());
-        }
-        let values = logits.to_f32().ok_or_else(wrong)?;
-        Ok(self.classify(&values, checked.function.or(self.function), checked.top_k))
+        let logits = class_logits(only_run(outputs)?, &self.output)?;
+        let function = checked.function.or(self.function).unwrap_or_else(|| ScoreFunction::of_classes(logits.len()));
+        Ok(Prediction::Classes(classify(&logits, function, &self.labels, checked.top_k)))
     }
 
     fn check_parameters(&self, parameters: &Parameters) -> Result<(), PipelineError> {
@@ -182,42 +124,6 @@ impl ImageClassification {
         }
         Ok((height, width))
     }
-
-    fn classify(&self, logits: &[f32], function: Option<ScoreFunction>, top_k: usize) -> Prediction {
-        let function = match function {
-            Some(function) => function,
-            None if logits.len() > 1 => ScoreFunction::Softmax,
-            None => ScoreFunction::Sigmoid,
-        };
-        let mut ranked: Vec<(usize, f32)> = scores(logits, function).into_iter().enumerate().collect();
-        // NaN last, equal scores in the order of the classes.
-        let best_first = |a: &(usize, f32), b: &(usize, f32)| {
-            let by_score = b.1.partial_cmp(&a.1).unwrap_or_else(|| a.1.is_nan().cmp(&b.1.is_nan()));
-            by_score.then_with(|| a.0.cmp(&b.0))
-        };
-        if top_k < ranked.len() {
-            ranked.select_nth_unstable_by(top_k, best_first);
-            ranked.truncate(top_k);
-        }
-        ranked.sort_unstable_by(best_first);
-        let label = |index: usize| self.labels.get(index).cloned().unwrap_or_else(|| numbered(index));
-        Prediction::Classes(
-            ranked.into_iter().map(|(index, score)| ClassScore { label: label(index), score }).collect(),
-        )
-    }
-}
-
-fn scores(logits: &[f32], function: ScoreFunction) -> Vec<f32> {
-    match function {
-        ScoreFunction::None => logits.to_vec(),
-        ScoreFunction::Sigmoid => logits.iter().map(|&logit| 1.0 / (1.0 + (-logit).exp())).collect(),
-        ScoreFunction::Softmax => {
-            let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let powers: Vec<f32> = logits.iter().map(|&logit| (logit - largest).exp()).collect();
-            let sum: f32 = powers.iter().sum();
-            powers.into_iter().map(|power| power / sum).collect()
-        }
-    }
 }
 
 fn read_parameters(parameters: &Parameters) -> Result<Checked, PipelineError> {
@@ -226,15 +132,13 @@ fn read_parameters(parameters: &Parameters) -> Result<Checked, PipelineError> {
         let wrong = |problem: String| Err(PipelineError::Parameter { name: name.clone(), problem });
         match (name.as_str(), value) {
             ("top_k" | "function_to_apply", serde_json::Value::Null) => {}
-            ("top_k", value) => match value.as_u64() {
-                Some(top_k) if top_k >= 1 => checked.top_k = usize::try_from(top_k).unwrap_or(usize::MAX),
-                _ => return wrong(format!("expected an integer of at least 1, got {value}")),
+            ("top_k", value) => match count_from(value) {
+                Ok(top_k) => checked.top_k = top_k,
+                Err(problem) => return wrong(problem),
             },
-            ("function_to_apply", value) => match value.as_str() {
-                Some("softmax") => checked.function = Some(ScoreFunction::Softmax),
-                Some("sigmoid") => checked.function = Some(ScoreFunction::Sigmoid),
-                Some("none") => checked.function = Some(ScoreFunction::None),
-                _ => return wrong(format!("expected \"softmax\", \"sigmoid\" or \"none\", got {value}")),
+            ("function_to_apply", value) => match ScoreFunction::from_parameter(value) {
+                Ok(function) => checked.function = Some(function),
+                Err(problem) => return wrong(problem),
             },
             _ => {
                 return wrong(
@@ -402,16 +306,5 @@ mod tests {
         prepared(&fixed, &png(41, 4), Err("a side of 41 when resized, the model takes 40"));
         fixed.input.width = Some(60);
         prepared(&fixed, &png(8, 4), Err("padded to 60×20 the picture exceeds 1000 pixels"));
-    }
-
-    #[test]
-    fn logits_are_found_by_name_or_type() {
-        let (ids, hidden) = (spec("ids", DType::Int64, &[-1, 4]), spec("hidden", DType::Fp32, &[-1, 7, 7]));
-        let logits = spec("logits", DType::Fp16, &[-1, 10, 1, 1]);
-        assert_eq!(find_logits(&[ids.clone(), hidden.clone(), logits]), Ok(("logits".into(), Some(10))));
-        assert_eq!(find_logits(&[spec("a", DType::Fp32, &[-1, -1])]), Ok(("a".into(), None)));
-        assert_eq!(find_logits(&[spec("a", DType::Fp32, &[-1, 1])]), Ok(("a".into(), Some(1))));
-        assert!(find_logits(&[ids]).unwrap_err().contains("no float output"));
-        assert!(find_logits(&[hidden]).unwrap_err().contains("expected one score"));
     }
 }

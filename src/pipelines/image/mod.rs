@@ -14,8 +14,7 @@ mod tensor;
 #[cfg(test)]
 mod golden;
 
-pub(crate) use classification::find_logits;
-pub use classification::{ImageClassification, ScoreFunction};
+pub use classification::ImageClassification;
 #[cfg(test)]
 pub(crate) use input::tests::spec as input_spec;
 pub use input::{ImageInput, Layout};

@@ -1,7 +1,9 @@
 //! Token ids against those of Python's tokenizers, and token counts against the shared sentence-transformers model.
 //!
 //! `tests/golden/text.json` is made by `tools/make_fixtures.py`; its embeddings are compared through the server, in `tests/it`.
+//! `tests/golden/tokens.json` is made by `tools/make_tokenizer_golden.py`.
 
+use super::tokenizer::{Located, TextTokenizer, Windows};
 use crate::pipelines::image::input_spec as spec;
 use crate::pipelines::{Item, Padding, Parameters, Pipeline, PipelineLimits, PipelineManifest, detect};
 use crate::tensor::{DType, Spec};
@@ -81,4 +83,88 @@ fn a_sentence_transformers_model_has_the_tokens_of_its_reference() {
     let started = std::time::Instant::now();
     assert_eq!(token_ids(pipeline.as_ref(), &"ab, ".repeat(65_536), &Parameters::new()).len(), 256);
     println!("a text of 262,144 bytes: {:?}", started.elapsed());
+}
+
+/// FNV-1a over the numbers' 4 bytes, lowest first, as hexadecimal digits.
+fn hash(numbers: impl IntoIterator<Item = u32>) -> String {
+    let byte = |value: u64, byte: u8| (value ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    let bytes = numbers.into_iter().flat_map(u32::to_le_bytes);
+    format!("{:016x}", bytes.fold(0xcbf2_9ce4_8422_2325, byte))
+}
+
+fn hash_places<'a>(parts: impl IntoIterator<Item = &'a Located>) -> String {
+    let places = parts.into_iter().flat_map(|part| &part.offsets).flat_map(|&(start, end)| [start, end]);
+    hash(places.map(|place| u32::try_from(place).unwrap()))
+}
+
+/// Compares `tokenizer.json` in `folder` with what Python made of the same lines.
+#[track_caller]
+fn tokenizes_as_python(name: &str, folder: &Path, lines: &[&str], found: &Value) {
+    // A limit beyond every line, as in the reference.
+    let tokenizer = |limit| TextTokenizer::from_folder(folder, None, Some(limit), 1 << 20).unwrap().unwrap();
+    let whole = tokenizer(100_000);
+    let mut wrong = Vec::new();
+    for (place, line) in lines.iter().enumerate() {
+        let got = match whole.locate(line) {
+            Ok(located) => located,
+            // Without special tokens an empty line has none at all.
+            Err(_) => {
+                assert_eq!(found["ids"][place], hash([]), "{name}: {line:?}");
+                continue;
+            }
+        };
+        let decoded = whole.decode(&got.tokens.ids, true).unwrap();
+        let hashes = [
+            ("ids", place, hash(got.tokens.ids.iter().copied())),
+            ("places", place, hash_places([&got])),
+            ("decoded", place / 10, hash(decoded.bytes().map(u32::from))),
+        ];
+        let kept = if place % 10 == 0 { 3 } else { 2 };
+        for (what, place, hash) in
+            hashes.into_iter().take(kept).filter(|(what, place, hash)| found[*what][*place] != **hash)
+        {
+            wrong.push(format!("{what} {place} {hash}: {line:?} {:?} {:?} {decoded:?}", got.tokens.ids, got.offsets));
+        }
+    }
+    let short = tokenizer(64);
+    let parts = found["parts"].as_array().unwrap();
+    for (place, expected) in parts.iter().enumerate() {
+        let context = lines[place * 20..place * 20 + 8].join(" ");
+        let windows = Windows { tokens: 64, stride: 16, first_tokens: 64, count: 999 };
+        let got = short.windows("who is it?", &context, &windows).unwrap();
+        let words = got.iter().flat_map(|part| &part.words).map(|word| word.map_or(0, |word| word + 1));
+        let ids = hash(got.iter().flat_map(|part| &part.tokens.ids).copied());
+        let got = serde_json::json!([got.len(), ids, hash_places(&got), hash(words)]);
+        if got != *expected {
+            wrong.push(format!("parts {place}: {got} is not {expected}"));
+        }
+        let first = short.encode_beside(&context, &["This is it.".to_owned()]).unwrap();
+        if found["firsts"][place] != hash(first[0].ids.iter().copied()) {
+            wrong.push(format!("firsts {place}: {first:?}"));
+        }
+    }
+    println!("{name}: {} lines, {} long ones, {} wrong", lines.len(), parts.len(), wrong.len());
+    assert!(wrong.is_empty(), "{}", wrong.into_iter().take(9).collect::<Vec<_>>().join("\n"));
+}
+
+#[test]
+fn a_thousand_lines_of_many_scripts_have_the_tokens_and_places_of_python() {
+    let golden = json(&root().join("tests/golden/tokens.json"));
+    let lines: Vec<&str> = golden["lines"].as_array().unwrap().iter().map(|line| line.as_str().unwrap()).collect();
+    assert_eq!(lines.len(), 1000);
+    let unigram = tempfile::tempdir().unwrap();
+    std::fs::write(unigram.path().join("tokenizer.json"), golden["unigram"].to_string()).unwrap();
+    let shared = shared_model();
+    for (name, found) in golden["found"].as_object().unwrap() {
+        let folder = match (name.strip_prefix("shared/"), &shared) {
+            (Some(model), Some(shared)) => shared.with_file_name(model),
+            (Some(_), None) => continue,
+            (None, _) if name == "unigram" => unigram.path().to_owned(),
+            (None, _) => root().join(name),
+        };
+        // The tokenizer alone: what is beside it would lower the limit.
+        let alone = tempfile::tempdir().unwrap();
+        std::fs::copy(folder.join("tokenizer.json"), alone.path().join("tokenizer.json")).unwrap();
+        tokenizes_as_python(name, alone.path(), &lines, found);
+    }
 }

@@ -1,17 +1,21 @@
-//! A text to token ids, by `tokenizer.json`, as transformers' fast tokenizers do it.
+//! A text to token ids and back, by `tokenizer.json`, as transformers' fast tokenizers do it.
 //!
 //! Invariants: a text longer than the limit is refused before it is tokenized; no more than `max_tokens` tokens come out,
-//! special tokens counted; nothing is padded, and nothing runs on threads of the tokenizer's own. The only file that knows
-//! the `tokenizers` crate.
+//! special tokens counted; nothing is padded, and nothing runs on threads of the tokenizer's own. Places in a text are
+//! counted in Unicode characters, as Python counts. The only file that knows the `tokenizers` crate.
 
 use super::TOKENIZER;
 use crate::pipelines::PipelineError;
 use crate::pipelines::files::{read_bytes, read_json_object};
 use serde_json::Value;
 use std::path::Path;
-use tokenizers::{PostProcessor, TruncationDirection, TruncationParams, TruncationStrategy};
+use tokenizers::{
+    Decoder, Encoding, Model, ModelWrapper, OffsetType, PostProcessor, PreTokenizer, TruncationDirection,
+    TruncationParams, TruncationStrategy,
+};
 
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 /// The largest known, of multilingual models with 250,000 pieces, have about 35 MB.
 const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
 /// Where no file says how many tokens the model takes.
@@ -39,6 +43,41 @@ pub(crate) struct Tokens {
     pub(crate) type_ids: Vec<u32>,
     /// Whether the text had more tokens than these.
     pub(crate) truncated: bool,
+}
+
+/// Tokens and where they stand in the text, or in the texts of a pair. All lists have one length.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Located {
+    pub(crate) tokens: Tokens,
+    /// Start and end of each token in its text, in characters.
+    pub(crate) offsets: Vec<(usize, usize)>,
+    /// Whether the model's template put the token there.
+    pub(crate) special: Vec<bool>,
+    /// The word that each token is of, counted within its text; `None` for special tokens.
+    pub(crate) words: Vec<Option<u32>>,
+    /// The text that each token is of, 0 or 1; `None` for special tokens.
+    pub(crate) texts: Vec<Option<usize>>,
+}
+
+impl Located {
+    /// Roughly the bytes in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        const EACH: usize = 2 * size_of::<u32>() + 2 * size_of::<usize>() + 1 + size_of::<Option<u32>>() + 16;
+        size_of::<Located>() + self.offsets.len() * EACH
+    }
+}
+
+/// How a long text is read in several parts beside a short one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Windows {
+    /// Tokens of a part at most, with those of the short text and the special ones.
+    pub(crate) tokens: usize,
+    /// Tokens that a part has in common with the next, where there is room for so many and one more.
+    pub(crate) stride: usize,
+    /// Tokens of the short text at most.
+    pub(crate) first_tokens: usize,
+    /// Parts at most.
+    pub(crate) count: usize,
 }
 
 /// How many tokens a model takes, and the file that says so.
@@ -93,12 +132,15 @@ impl TextTokenizer {
     /// # Errors
     /// [`PipelineError::TooLarge`] where the text is longer than the server's limit.
     pub(crate) fn check_length(&self, text: &str) -> Result<(), PipelineError> {
-        if text.len() > self.max_text_bytes {
-            let problem = format!(
-                "the text has {} bytes, more than max_text_bytes = {}; send it in parts",
-                text.len(),
-                self.max_text_bytes
-            );
+        self.check_bytes(text.len())
+    }
+
+    /// # Errors
+    /// As [`TextTokenizer::check_length`], for a text of so many bytes.
+    pub(crate) fn check_bytes(&self, bytes: usize) -> Result<(), PipelineError> {
+        let most = self.max_text_bytes;
+        if bytes > most {
+            let problem = format!("the text has {bytes} bytes, more than max_text_bytes = {most}; send it in parts");
             return Err(PipelineError::TooLarge { index: 0, problem });
         }
         Ok(())
@@ -109,19 +151,180 @@ impl TextTokenizer {
     /// # Errors
     /// Where the text has no tokens, or the tokenizer cannot take it.
     pub(crate) fn encode(&self, text: &str) -> Result<Tokens, PipelineError> {
-        let refuse = |problem: &str| PipelineError::Item { index: 0, problem: problem.to_owned() };
-        let encoding = self.inner.encode_fast(text, true).map_err(|error| {
-            tracing::debug!(%error, "a text could not be tokenized");
-            refuse("the model's tokenizer cannot take this text")
-        })?;
-        if encoding.is_empty() {
-            return Err(refuse("the text has no tokens"));
+        let encoding = self.inner.encode_fast(text, true).map_err(cannot_take)?;
+        tokens_of(&encoding)
+    }
+
+    /// The tokens of two texts that are read together; where they are too long, the longer one is cut first.
+    ///
+    /// # Errors
+    /// As [`TextTokenizer::encode`].
+    pub(crate) fn encode_pair(&self, text: &str, text_pair: &str) -> Result<Tokens, PipelineError> {
+        let special = self.special_tokens(true);
+        if special >= self.max_tokens {
+            let most = self.max_tokens;
+            return Err(refuse(format!(
+                "a pair has {special} special tokens alone, and the model takes {most} tokens; send one text"
+            )));
         }
-        Ok(Tokens {
-            truncated: !encoding.get_overflowing().is_empty(),
-            ids: encoding.get_ids().to_vec(),
-            type_ids: encoding.get_type_ids().to_vec(),
-        })
+        let encoding = self.inner.encode_fast((text, text_pair), true).map_err(cannot_take)?;
+        tokens_of(&encoding)
+    }
+
+    /// The tokens of `text` as [`TextTokenizer::encode`] gives them, and where they stand.
+    ///
+    /// # Errors
+    /// As [`TextTokenizer::encode`].
+    pub(crate) fn locate(&self, text: &str) -> Result<Located, PipelineError> {
+        let encoding = self.inner.encode_char_offsets(text, true).map_err(cannot_take)?;
+        located(&encoding)
+    }
+
+    /// `text` beside each of `pairs`; where the two are too long, only `text` is cut.
+    ///
+    /// # Errors
+    /// As [`TextTokenizer::encode`], and where one of `pairs` leaves no room for the text.
+    pub(crate) fn encode_beside(&self, text: &str, pairs: &[String]) -> Result<Vec<Tokens>, PipelineError> {
+        let special = self.special_tokens(true);
+        let direction = self.direction();
+        let whole = self.bare(text, 0, Some(self.max_tokens), OffsetType::None)?;
+        let beside = |pair: &String| {
+            let second = self.bare(pair, 1, Some(self.max_tokens), OffsetType::None)?;
+            let room = self.max_tokens.saturating_sub(special + second.len());
+            if room == 0 {
+                let most = self.max_tokens;
+                return Err(refuse(format!(
+                    "{pair:?} leaves no room for the text within the {most} tokens that the model takes; shorten it"
+                )));
+            }
+            let mut first = whole.clone();
+            let truncated = first.len() > room;
+            first.truncate(room, 0, direction);
+            // Only what is left counts, and the post-processor would go through all that was cut off.
+            first.take_overflowing();
+            let encoding = self.inner.post_process(first, Some(second), true).map_err(cannot_take)?;
+            Ok(Tokens { truncated, ..tokens_of(&encoding)? })
+        };
+        pairs.iter().map(beside).collect()
+    }
+
+    /// `first` beside each part of `second`, which are as many as it takes to read all of it.
+    ///
+    /// # Errors
+    /// As [`TextTokenizer::encode`], where `first` leaves no room, and where there are too many parts.
+    pub(crate) fn windows(&self, first: &str, second: &str, windows: &Windows) -> Result<Vec<Located>, PipelineError> {
+        let mut first = self.bare(first, 0, Some(windows.first_tokens), OffsetType::Char)?;
+        first.truncate(windows.first_tokens, 0, self.direction());
+        first.take_overflowing();
+        let mut second = self.bare(second, 1, None, OffsetType::Char)?;
+        let special = self.special_tokens(true);
+        let room = windows.tokens.min(self.max_tokens).saturating_sub(special + first.len());
+        if room == 0 {
+            return Err(refuse(format!(
+                "the question's {} tokens and {special} special ones leave no room for the context within {} tokens; \
+                 shorten the question",
+                first.len(),
+                windows.tokens.min(self.max_tokens)
+            )));
+        }
+        let stride = windows.stride.min(room - 1);
+        let count = 1 + second.len().saturating_sub(room).div_ceil(room - stride);
+        if count > windows.count {
+            return Err(refuse(format!(
+                "the context is read in {count} parts, more than {}; shorten it or choose a smaller doc_stride",
+                windows.count
+            )));
+        }
+        second.truncate(room, stride, self.direction());
+        let rest = second.take_overflowing();
+        let part = |part: Encoding| {
+            let encoding = self.inner.post_process(first.clone(), Some(part), true).map_err(cannot_take)?;
+            located(&encoding)
+        };
+        std::iter::once(second).chain(rest).map(part).collect()
+    }
+
+    /// The tokens of `text` without special ones, of which no more than about `limit` are wanted.
+    fn bare(
+        &self,
+        text: &str,
+        type_id: u32,
+        limit: Option<usize>,
+        offsets: OffsetType,
+    ) -> Result<Encoding, PipelineError> {
+        let inner = &self.inner;
+        let bare = || {
+            let added = inner.get_added_vocabulary();
+            let mut pieces = added.extract_and_normalize(inner.get_normalizer(), text);
+            if let Some(pre_tokenizer) = inner.get_pre_tokenizer() {
+                pre_tokenizer.pre_tokenize(&mut pieces)?;
+            }
+            let limit = limit.map(|limit| (limit, self.direction()));
+            inner.get_model().tokenize_in_pretokenized(&mut pieces, limit)?;
+            pieces.into_encoding(None, type_id, offsets)
+        };
+        bare().map_err(cannot_take)
+    }
+
+    fn direction(&self) -> TruncationDirection {
+        self.inner.get_truncation().map_or(TruncationDirection::Right, |truncation| truncation.direction)
+    }
+
+    /// How many special tokens a text or a pair gets.
+    fn special_tokens(&self, pair: bool) -> usize {
+        self.inner.get_post_processor().map_or(0, |processor| processor.added_tokens(pair))
+    }
+
+    /// The token's text in the vocabulary.
+    pub(crate) fn token(&self, id: u32) -> String {
+        self.inner.id_to_token(id).unwrap_or_default()
+    }
+
+    pub(crate) fn id_of(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The first token of a text, special ones left out.
+    pub(crate) fn first_token(&self, text: &str) -> Option<u32> {
+        self.bare(text, 0, Some(1), OffsetType::None).ok()?.get_ids().first().copied()
+    }
+
+    /// Tokens as they are in the vocabulary to the text that they make.
+    ///
+    /// # Errors
+    /// Where the tokenizer cannot: a fault of its file.
+    pub(crate) fn join(&self, tokens: Vec<String>) -> Result<String, PipelineError> {
+        match self.inner.get_decoder() {
+            Some(decoder) => decoder.decode(tokens).map_err(cannot_decode),
+            None => Ok(tokens.join(" ")),
+        }
+    }
+
+    /// The text that `ids` make.
+    ///
+    /// # Errors
+    /// As [`TextTokenizer::join`].
+    pub(crate) fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, PipelineError> {
+        self.inner.decode(ids, skip_special).map_err(cannot_decode)
+    }
+
+    /// Whether the vocabulary marks tokens that go on with a word, as BERT's `##` does.
+    pub(crate) fn marks_subwords(&self) -> bool {
+        match self.inner.get_model() {
+            ModelWrapper::WordPiece(model) => !model.continuing_subword_prefix.is_empty(),
+            ModelWrapper::BPE(model) => model.continuing_subword_prefix.as_ref().is_some_and(|mark| !mark.is_empty()),
+            ModelWrapper::WordLevel(_) | ModelWrapper::Unigram(_) => false,
+        }
+    }
+
+    /// The token that stands for what the vocabulary lacks, as the model itself has it.
+    pub(crate) fn own_unknown(&self) -> Option<u32> {
+        match self.inner.get_model() {
+            ModelWrapper::WordPiece(model) => self.id_of(&model.unk_token),
+            ModelWrapper::BPE(model) => self.id_of(model.unk_token.as_ref()?),
+            ModelWrapper::WordLevel(model) => self.id_of(&model.unk_token),
+            ModelWrapper::Unigram(_) => None,
+        }
     }
 
     /// Tokens that `prompt` puts in front of a text: its own, without the special token that would end it.
@@ -133,6 +336,78 @@ impl TextTokenizer {
         let encoding = self.inner.encode_fast(prompt, true).map_err(refuse)?;
         let ends_special = encoding.get_special_tokens_mask().last().is_some_and(|&mask| mask == 1);
         Ok(encoding.len() - usize::from(ends_special))
+    }
+}
+
+fn refuse(problem: String) -> PipelineError {
+    PipelineError::Item { index: 0, problem }
+}
+
+fn cannot_take(error: tokenizers::Error) -> PipelineError {
+    tracing::debug!(%error, "a text could not be tokenized");
+    refuse("the model's tokenizer cannot take this text".to_owned())
+}
+
+fn cannot_decode(error: tokenizers::Error) -> PipelineError {
+    PipelineError::Outputs(format!("the model's tokenizer cannot make a text of its tokens: {error}"))
+}
+
+fn tokens_of(encoding: &Encoding) -> Result<Tokens, PipelineError> {
+    if encoding.is_empty() {
+        return Err(refuse("the text has no tokens".to_owned()));
+    }
+    Ok(Tokens {
+        truncated: !encoding.get_overflowing().is_empty(),
+        ids: encoding.get_ids().to_vec(),
+        type_ids: encoding.get_type_ids().to_vec(),
+    })
+}
+
+fn located(encoding: &Encoding) -> Result<Located, PipelineError> {
+    Ok(Located {
+        tokens: tokens_of(encoding)?,
+        offsets: encoding.get_offsets().to_vec(),
+        special: encoding.get_special_tokens_mask().iter().map(|&mask| mask == 1).collect(),
+        words: encoding.get_word_ids().to_vec(),
+        texts: encoding.get_sequence_ids(),
+    })
+}
+
+/// Tokens with a meaning of their own, and how decoded text is tidied, from the files beside a tokenizer.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct SpecialTokens {
+    /// Stands for a word that is asked for.
+    pub(crate) mask: Option<String>,
+    /// Stands for what the vocabulary lacks.
+    pub(crate) unknown: Option<String>,
+    /// Begins a text.
+    pub(crate) class: Option<String>,
+    /// Whether spaces before punctuation are taken out of decoded text.
+    pub(crate) tidy: bool,
+}
+
+impl SpecialTokens {
+    /// # Errors
+    /// Where a file is malformed.
+    pub(crate) fn from_folder(folder: &Path) -> Result<SpecialTokens, PipelineError> {
+        let config = read_json_object(folder, TOKENIZER_CONFIG)?;
+        let map = read_json_object(folder, SPECIAL_TOKENS_MAP)?;
+        let named = |key: &str| [&config, &map].into_iter().flatten().find_map(|file| content_of(file.get(key)?));
+        let tidy = config.as_ref().and_then(|config| config.get("clean_up_tokenization_spaces"));
+        Ok(SpecialTokens {
+            mask: named("mask_token"),
+            unknown: named("unk_token"),
+            class: named("cls_token"),
+            tidy: tidy == Some(&Value::Bool(true)),
+        })
+    }
+}
+
+/// A special token's text, which files give alone or with its properties.
+fn content_of(value: &Value) -> Option<String> {
+    match value {
+        Value::String(token) => Some(token.clone()),
+        other => other.get("content").and_then(Value::as_str).map(str::to_owned),
     }
 }
 
@@ -185,13 +460,9 @@ pub(crate) fn pad_id(folder: &Path, config: Option<&Value>) -> i64 {
     if let Some(id) = config.and_then(|config| config.get("pad_token_id")).and_then(id) {
         return id;
     }
-    let content = |value: &Value| match value {
-        Value::String(token) => Some(token.clone()),
-        other => other.get("content").and_then(Value::as_str).map(str::to_owned),
-    };
-    let token = [TOKENIZER_CONFIG, "special_tokens_map.json"].into_iter().find_map(|file| {
+    let token = [TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP].into_iter().find_map(|file| {
         let file = read_json_object(folder, file).ok().flatten()?;
-        file.get("pad_token").and_then(content)
+        file.get("pad_token").and_then(content_of)
     });
     let Ok(Some(bytes)) = read_bytes(folder, TOKENIZER, MAX_TOKENIZER_BYTES) else { return 0 };
     let Ok(tokenizer) = serde_json::from_slice::<PadFields>(&bytes) else { return 0 };
@@ -284,6 +555,40 @@ pub(crate) mod tests {
         let sides = json!({"model_max_length": 4, "truncation_side": "left"});
         let left = tokenizer(&[(TOKENIZER, words()), (TOKENIZER_CONFIG, sides)]).encode(long).unwrap();
         assert_eq!(left.ids, [2, 13, 14, 3]);
+    }
+
+    #[test]
+    fn places_are_counted_in_characters_and_words_within_their_text() {
+        let located = tokenizer(&[(TOKENIZER, words())]).locate("é w1").unwrap();
+        assert_eq!(located.tokens.ids, [2, 1, 8, 3]);
+        assert_eq!(located.offsets, [(0, 0), (0, 1), (2, 4), (0, 0)]);
+        assert_eq!(located.special, [true, false, false, true]);
+        assert_eq!(located.words, [None, Some(0), Some(1), None]);
+        assert_eq!(located.texts, [None, Some(0), Some(0), None]);
+    }
+
+    #[test]
+    fn a_pair_without_room_for_a_text_is_refused() {
+        let mut long = words();
+        let special = json!({"SpecialToken": {"id": "[SEP]", "type_id": 0}});
+        long["post_processor"]["pair"].as_array_mut().unwrap().extend(vec![special; 5]);
+        let tokenizer = tokenizer(&[(TOKENIZER, long)]);
+        let refused = tokenizer.encode_pair("w0", "w1").unwrap_err().to_string();
+        assert!(refused.contains("a pair has 5 special tokens alone, and the model takes 5"), "{refused}");
+        assert!(tokenizer.encode_beside("w0", &["w1".to_owned()]).is_err());
+        let windows = Windows { tokens: 9, stride: 0, first_tokens: 1, count: 9 };
+        assert!(tokenizer.windows("w0", "w1", &windows).is_err());
+    }
+
+    #[test]
+    fn special_tokens_are_named_by_either_file() {
+        let config = json!({"mask_token": {"content": "<m>"}, "clean_up_tokenization_spaces": true, "cls_token": null});
+        let map = json!({"mask_token": "<other>", "unk_token": "<u>", "cls_token": "<s>"});
+        let found = SpecialTokens::from_folder(folder(&[(TOKENIZER_CONFIG, config), (SPECIAL_TOKENS_MAP, map)]).path());
+        let expected = ["<m>", "<u>", "<s>"].map(|token| Some(token.to_owned()));
+        let [mask, unknown, class] = expected;
+        assert_eq!(found.unwrap(), SpecialTokens { mask, unknown, class, tidy: true });
+        assert_eq!(SpecialTokens::from_folder(folder(&[]).path()).unwrap(), SpecialTokens::default());
     }
 
     #[test]
