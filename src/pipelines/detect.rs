@@ -5,7 +5,7 @@
 //! task does not need may be missing, malformed or of any other kind. Reads files: call it off the async threads.
 
 use super::files::read_json_object;
-use super::image::{ImageClassification, ImageInput, ImageSettings, ScoreFunction, find_logits};
+use super::image::{self, ImageClassification, ImageInput, OBJECT_DETECTION, Pictures, ScoreFunction, find_logits};
 use super::labels;
 use super::text::{self, FEATURE_EXTRACTION};
 use super::{Pipeline, PipelineError, PipelineLimits, PipelineManifest};
@@ -17,13 +17,13 @@ use std::sync::Arc;
 const IMAGE_CLASSIFICATION: &str = "image-classification";
 const RAW: &str = "raw";
 const CONFIG: &str = "config.json";
-const PREPROCESSOR: &str = "preprocessor_config.json";
+pub(crate) const PREPROCESSOR: &str = "preprocessor_config.json";
 
 /// Endings of `architectures` and the tasks they stand for; the first that fits.
 const ARCHITECTURES: [(&str, &str); 26] = [
     ("ForImageClassification", IMAGE_CLASSIFICATION),
     ("ForImageClassificationWithTeacher", IMAGE_CLASSIFICATION),
-    ("ForObjectDetection", "object-detection"),
+    ("ForObjectDetection", OBJECT_DETECTION),
     ("ForZeroShotObjectDetection", "zero-shot-object-detection"),
     ("ForSemanticSegmentation", "image-segmentation"),
     ("ForInstanceSegmentation", "image-segmentation"),
@@ -82,7 +82,8 @@ pub(crate) struct Made {
 type Maker = fn(&Sources<'_>) -> Result<Made, PipelineError>;
 
 /// The tasks that are served beside `raw` and `image-classification`.
-const MAKERS: [(&str, Maker); 1] = [(FEATURE_EXTRACTION, text::make_feature_extraction)];
+const MAKERS: [(&str, Maker); 2] =
+    [(FEATURE_EXTRACTION, text::make_feature_extraction), (OBJECT_DETECTION, image::make_object_detection)];
 
 /// What was found.
 pub struct Detected {
@@ -214,7 +215,7 @@ fn task_of(architecture: &str, config: &Value) -> Option<&'static str> {
 fn check_applies(manifest: &PipelineManifest, found: Option<&Found>) -> Result<(), PipelineError> {
     let task = found.map_or(RAW, |found| found.task.as_str());
     for (key, set, needs) in [
-        ("decoder", manifest.decoder.is_some(), "object-detection"),
+        ("decoder", manifest.decoder.is_some(), OBJECT_DETECTION),
         ("columns", manifest.columns.is_some(), "tabular-classification"),
     ] {
         if set && task != needs {
@@ -259,7 +260,7 @@ fn image_classification(
             "the size of the pictures is unknown: add {PREPROCESSOR}, or size in [pipeline.image] of model.toml"
         ));
     }
-    let settings = ImageSettings::new(preprocessor.as_ref(), manifest.image.as_ref(), &input)?;
+    let (pictures, prepared) = Pictures::new(preprocessor.as_ref(), manifest.image.as_ref(), input, limits)?;
     let labels = labels::find(folder, manifest.labels.as_ref(), config.as_ref(), classes)?;
     let function = config.as_ref().and_then(|config| config.get("problem_type")).and_then(Value::as_str);
     let function = function.and_then(|problem_type| match problem_type {
@@ -268,14 +269,8 @@ fn image_classification(
         "regression" => Some(ScoreFunction::None),
         _ => None,
     });
-    let prepared = match (&preprocessor, &manifest.image) {
-        (Some(_), None) => format!("pictures are prepared as {PREPROCESSOR} says"),
-        (Some(_), Some(_)) => format!("pictures are prepared as {PREPROCESSOR} and [pipeline.image] of model.toml say"),
-        (None, Some(_)) => "pictures are prepared as [pipeline.image] of model.toml says".to_owned(),
-        (None, None) => "pictures are resized to the graph's input and scaled to 0…1".to_owned(),
-    };
     let evidence = format!("{}; {prepared}", found.evidence);
-    let pipeline = ImageClassification { settings, input, output, labels, function, limits: limits.clone() };
+    let pipeline = ImageClassification { pictures, output, labels, function };
     Ok(Detected { task: pipeline.task().to_owned(), pipeline: Some(Arc::new(pipeline)), evidence, missing: Vec::new() })
 }
 
@@ -358,7 +353,6 @@ mod tests {
     fn tasks_that_are_not_served_are_raw_and_said() {
         for (architecture, model_type, task) in [
             ("BertForTokenClassification", "bert", "token-classification"),
-            ("YolosForObjectDetection", "yolos", "object-detection"),
             ("BertForSequenceClassification", "bert", "text-classification"),
             ("Wav2Vec2ForSequenceClassification", "wav2vec2", "audio-classification"),
             ("WhisperForConditionalGeneration", "whisper", "automatic-speech-recognition"),
@@ -370,8 +364,23 @@ mod tests {
             let missing = format!("the task {task} is not served yet: tensors only");
             check("", &[("config.json", &config)], text(), (RAW, architecture, &missing));
         }
-        let yolox = "task = \"object-detection\"\ndecoder = \"yolox\"\nlabels = \"labels.txt\"\n[image]\nresize = \"letterbox\"";
-        check(yolox, &[], vision(), (RAW, "task = \"object-detection\"", "object-detection is not served yet"));
+    }
+
+    #[test]
+    fn detectors_are_found_by_the_architecture_or_the_manifest() {
+        let config = r#"{"architectures": ["YolosForObjectDetection"], "model_type": "yolos", "id2label": ["a", "b"]}"#;
+        let files = [("config.json", config), ("preprocessor_config.json", VIT)];
+        let outputs = vec![spec("logits", DType::Fp32, &[-1, -1, 3]), spec("pred_boxes", DType::Fp32, &[-1, -1, 4])];
+        check("", &files, (vision().0, outputs), (OBJECT_DETECTION, "boxes are read by the decoder \"detr\"", ""));
+        check("", &files, vision(), (RAW, "YolosForObjectDetection", "name the decoder in [pipeline] of model.toml"));
+        let yolox =
+            "task = \"object-detection\"\ndecoder = \"yolox\"\nlabels = [\"a\"]\n[image]\nresize = \"letterbox\"";
+        let head = || {
+            let input = spec("images", DType::Fp32, &[1, 3, 32, 32]);
+            (vec![input], vec![spec("output", DType::Fp32, &[1, 21, 6])])
+        };
+        check(yolox, &[], head(), (OBJECT_DETECTION, "the decoder \"yolox\"; pictures are prepared as", ""));
+        refused("task = \"object-detection\"\ndecoder = \"none\"", &[], head(), "expected one of \"detr\"");
     }
 
     #[test]

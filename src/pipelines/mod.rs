@@ -19,7 +19,7 @@ pub use detect::{Detected, detect};
 pub use error::{PipelineError, PoolError};
 pub use padding::Padding;
 pub use pool::Pool;
-pub use prediction::{ClassScore, Item, ItemError, Parameters, Prediction, TokenEmbeddings};
+pub use prediction::{BoundingBox, ClassScore, Detection, Item, ItemError, Parameters, Prediction, TokenEmbeddings};
 pub(crate) use prepared::only_run;
 pub use prepared::{Inputs, Notes, Outputs, Prepared};
 pub use settings::{ImageOverrides, LabelsSource, PipelineLimits, PipelineManifest};

@@ -56,6 +56,8 @@ pub enum Prediction {
     Embedding(#[serde(serialize_with = "numbers")] Vec<f32>),
     /// A vector of `width` numbers, at least one, for each token: `values` has them token by token.
     TokenEmbeddings(TokenEmbeddings),
+    /// Best first.
+    Objects(Vec<Detection>),
     /// Why there is none, where the request asked to go on (`on_error`).
     Error(ItemError),
 }
@@ -66,6 +68,30 @@ pub struct ClassScore {
     pub label: String,
     #[serde(serialize_with = "number")]
     pub score: f32,
+}
+
+/// A thing found in a picture.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Detection {
+    pub label: String,
+    /// 0 to 1.
+    #[serde(serialize_with = "number")]
+    pub score: f32,
+    #[serde(rename = "box")]
+    pub bounds: BoundingBox,
+}
+
+/// Edges in pixels of the picture that came, from its upper left corner; they may lie outside of it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct BoundingBox {
+    #[serde(serialize_with = "number")]
+    pub xmin: f32,
+    #[serde(serialize_with = "number")]
+    pub ymin: f32,
+    #[serde(serialize_with = "number")]
+    pub xmax: f32,
+    #[serde(serialize_with = "number")]
+    pub ymax: f32,
 }
 
 /// A vector for each token of one text.
@@ -92,6 +118,9 @@ impl Prediction {
             }
             Prediction::Embedding(values) => size_of_val(values.as_slice()),
             Prediction::TokenEmbeddings(tokens) => size_of_val(tokens.values.as_slice()),
+            Prediction::Objects(objects) => {
+                objects.iter().map(|object| size_of_val(object) + object.label.len()).sum::<usize>()
+            }
             Prediction::Error(error) => error.error.len(),
         };
         size_of::<Prediction>() + inside
@@ -162,5 +191,14 @@ mod tests {
         check(&Prediction::Embedding(values.clone()), r#"[0.1,-2.0,"NaN",1e-7]"#);
         let tokens = Prediction::TokenEmbeddings(TokenEmbeddings { width: 2, values });
         check(&tokens, r#"[[[0.1,-2.0],["NaN",1e-7]]]"#);
+    }
+
+    #[test]
+    fn objects_have_the_shape_of_the_reference() {
+        let bounds = BoundingBox { xmin: -1.5, ymin: 0.0, xmax: 2.0, ymax: 3.25 };
+        check(
+            &Prediction::Objects(vec![Detection { label: "cat".into(), score: 0.1, bounds }]),
+            r#"[{"label":"cat","score":0.1,"box":{"xmin":-1.5,"ymin":0.0,"xmax":2.0,"ymax":3.25}}]"#,
+        );
     }
 }

@@ -23,6 +23,8 @@ mod cli;
 mod golden;
 /// Pictures: the embedded digits and the shared classifiers.
 mod image;
+/// Detectors and the other tasks on pictures, against their references.
+mod image_tasks;
 /// Predictions that are answered later.
 mod jobs;
 /// Start, readiness, drain, connections that misbehave.

@@ -1,14 +1,19 @@
 //! Tasks on pictures: encoded bytes to the tensor a vision graph takes, scores to classes.
 //!
-//! Steps, each its own file: [`decode`] → [`resize`] (and centre crop) → [`tensor`]; [`settings`] says how, from
-//! `preprocessor_config.json`, and [`input`] what the graph takes. The numbers are those of Pillow and of transformers'
-//! image processors.
+//! Steps, each its own file: [`decode`] → [`resize`] (and centre crop) → [`tensor`], put together in [`prepare`];
+//! [`settings`] says how, from `preprocessor_config.json`, and [`input`] what the graph takes. The numbers are those of
+//! Pillow and of transformers' image processors. One file for each task: [`classification`], [`detection`] (whose model
+//! outputs are read by [`boxes`] and thinned out by [`suppression`]).
 
+mod boxes;
 mod classification;
 mod decode;
+mod detection;
 mod input;
+mod prepare;
 mod resize;
 mod settings;
+mod suppression;
 mod tensor;
 
 #[cfg(test)]
@@ -16,9 +21,13 @@ mod golden;
 
 pub(crate) use classification::find_logits;
 pub use classification::{ImageClassification, ScoreFunction};
+pub use detection::ObjectDetection;
+pub(crate) use detection::{TASK as OBJECT_DETECTION, make as make_object_detection};
 #[cfg(test)]
 pub(crate) use input::tests::spec as input_spec;
 pub use input::{ImageInput, Layout};
+pub use prepare::Pictures;
+pub(crate) use prepare::Placed;
 pub use settings::{ChannelOrder, Geometry, ImageSettings, Normalize, Pad, Resample, Size};
 
 /// Decoded pixels, 8 bits a channel, interleaved, row by row; `channels` is 3 (RGB) or 1 (grey).
