@@ -5,7 +5,8 @@
 //! task does not need may be missing, malformed or of any other kind. Reads files: call it off the async threads.
 
 use super::files::read_json_object;
-use super::image::{self, ImageClassification, ImageInput, OBJECT_DETECTION, Pictures, ScoreFunction, find_logits};
+use super::image::{self, ImageClassification, ImageInput, Pictures, ScoreFunction, find_logits};
+use super::image::{DEPTH_ESTIMATION, IMAGE_FEATURE_EXTRACTION, IMAGE_SEGMENTATION, OBJECT_DETECTION};
 use super::labels;
 use super::text::{self, FEATURE_EXTRACTION};
 use super::{Pipeline, PipelineError, PipelineLimits, PipelineManifest};
@@ -20,15 +21,15 @@ const CONFIG: &str = "config.json";
 pub(crate) const PREPROCESSOR: &str = "preprocessor_config.json";
 
 /// Endings of `architectures` and the tasks they stand for; the first that fits.
-const ARCHITECTURES: [(&str, &str); 26] = [
+const ARCHITECTURES: [(&str, &str); 27] = [
     ("ForImageClassification", IMAGE_CLASSIFICATION),
     ("ForImageClassificationWithTeacher", IMAGE_CLASSIFICATION),
     ("ForObjectDetection", OBJECT_DETECTION),
     ("ForZeroShotObjectDetection", "zero-shot-object-detection"),
-    ("ForSemanticSegmentation", "image-segmentation"),
-    ("ForInstanceSegmentation", "image-segmentation"),
-    ("ForUniversalSegmentation", "image-segmentation"),
-    ("ForDepthEstimation", "depth-estimation"),
+    ("ForSemanticSegmentation", IMAGE_SEGMENTATION),
+    ("ForInstanceSegmentation", IMAGE_SEGMENTATION),
+    ("ForUniversalSegmentation", IMAGE_SEGMENTATION),
+    ("ForDepthEstimation", DEPTH_ESTIMATION),
     ("ForVideoClassification", "video-classification"),
     ("ForAudioClassification", "audio-classification"),
     ("ForAudioFrameClassification", "audio-frame-classification"),
@@ -46,6 +47,7 @@ const ARCHITECTURES: [(&str, &str); 26] = [
     ("VisionEncoderDecoderModel", "image-to-text"),
     ("SpeechEncoderDecoderModel", "automatic-speech-recognition"),
     ("EncoderDecoderModel", "text2text-generation"),
+    ("ModelWithProjection", FEATURE_EXTRACTION),
     ("Model", FEATURE_EXTRACTION),
 ];
 
@@ -82,8 +84,13 @@ pub(crate) struct Made {
 type Maker = fn(&Sources<'_>) -> Result<Made, PipelineError>;
 
 /// The tasks that are served beside `raw` and `image-classification`.
-const MAKERS: [(&str, Maker); 2] =
-    [(FEATURE_EXTRACTION, text::make_feature_extraction), (OBJECT_DETECTION, image::make_object_detection)];
+const MAKERS: [(&str, Maker); 5] = [
+    (FEATURE_EXTRACTION, text::make_feature_extraction),
+    (OBJECT_DETECTION, image::make_object_detection),
+    (IMAGE_SEGMENTATION, image::make_image_segmentation),
+    (DEPTH_ESTIMATION, image::make_depth_estimation),
+    (IMAGE_FEATURE_EXTRACTION, image::make_image_feature_extraction),
+];
 
 /// What was found.
 pub struct Detected {
@@ -181,7 +188,11 @@ fn find_task(
         Err(_) => return Ok(None),
     };
     if let Some(architecture) = config.get("architectures").and_then(|names| names.get(0)).and_then(Value::as_str) {
-        let task = task_of(architecture, config);
+        // Encoders of pictures and of texts have the same endings.
+        let task = task_of(architecture, config).map(|task| match task {
+            FEATURE_EXTRACTION if takes_picture && folder.join(PREPROCESSOR).is_file() => IMAGE_FEATURE_EXTRACTION,
+            task => task,
+        });
         let evidence = match task {
             Some(_) => format!("{CONFIG} names the architecture {architecture}"),
             None => format!("{CONFIG} names the architecture {architecture}, which stands for no known task"),
@@ -401,6 +412,33 @@ mod tests {
         let given = (text().0, vec![spec("sentence_embedding", DType::Fp32, &[-1, 4])]);
         check("", &[masked, modules, tokenizer], given, (FEATURE_EXTRACTION, "the graph's sentence_embedding", ""));
         refused("columns = [\"age\"]", &[bert, tokenizer], encoder(), "the task is feature-extraction: remove columns");
+    }
+
+    #[test]
+    fn maps_and_embeddings_of_pictures_are_found_by_the_architecture() {
+        let found = |architecture: &str, output: Spec, expected: (&str, &str, &str)| {
+            let config = format!(r#"{{"architectures": ["{architecture}"], "id2label": ["a", "b"]}}"#);
+            let files = [("config.json", config.as_str()), ("preprocessor_config.json", VIT)];
+            check("", &files, (vision().0, vec![output]), expected);
+        };
+        let output = |name, dims: &[i64]| spec(name, DType::Fp32, dims);
+        let segformer = "SegformerForSemanticSegmentation";
+        found(segformer, output("logits", &[-1, 2, -1, -1]), (IMAGE_SEGMENTATION, "masks are made of logits; ", ""));
+        found(segformer, output("logits", &[-1, 2]), (RAW, segformer, "needs a float output [1, classes, height"));
+        found(segformer, output("logits", &[-1, 3, -1, -1]), (RAW, segformer, "has 2 labels, but the graph's output"));
+        let depth = "DepthAnythingForDepthEstimation";
+        found(depth, output("predicted_depth", &[-1, -1, -1]), (DEPTH_ESTIMATION, "those of predicted_depth", ""));
+        found(depth, output("predicted_depth", &[-1]), (RAW, depth, "needs a float output [1, height, width]"));
+        let rows = "a row of last_hidden_state";
+        let hidden = || output("last_hidden_state", &[-1, -1, 4]);
+        found("Dinov2Model", hidden(), (IMAGE_FEATURE_EXTRACTION, rows, ""));
+        let clip = "CLIPVisionModelWithProjection";
+        found(clip, output("image_embeds", &[-1, 4]), (IMAGE_FEATURE_EXTRACTION, "embedding is image_embeds", ""));
+        found(
+            "ViTModel",
+            output("a", &[-1]),
+            (RAW, "ViTModel", "last_hidden_state [1, patches, width] or pooler_output"),
+        );
     }
 
     #[test]

@@ -19,7 +19,10 @@ pub use detect::{Detected, detect};
 pub use error::{PipelineError, PoolError};
 pub use padding::Padding;
 pub use pool::Pool;
-pub use prediction::{BoundingBox, ClassScore, Detection, Item, ItemError, Parameters, Prediction, TokenEmbeddings};
+pub use prediction::{
+    BoundingBox, ClassScore, DepthMap, Detection, Item, ItemError, Mask, Parameters, Prediction, Rows, Segment,
+    TokenEmbeddings,
+};
 pub(crate) use prepared::only_run;
 pub use prepared::{Inputs, Notes, Outputs, Prepared};
 pub use settings::{ImageOverrides, LabelsSource, PipelineLimits, PipelineManifest};

@@ -58,6 +58,9 @@ pub enum Prediction {
     TokenEmbeddings(TokenEmbeddings),
     /// Best first.
     Objects(Vec<Detection>),
+    /// In the order of the classes.
+    Segments(Vec<Segment>),
+    Depth(DepthMap),
     /// Why there is none, where the request asked to go on (`on_error`).
     Error(ItemError),
 }
@@ -94,6 +97,46 @@ pub struct BoundingBox {
     pub ymax: f32,
 }
 
+/// The pixels of a picture that are of one class.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Segment {
+    /// None where each pixel has the class that is best there.
+    pub score: Option<f32>,
+    pub label: String,
+    pub mask: Mask,
+}
+
+/// A mask of the size of the picture that came.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Mask {
+    /// A grey PNG in base64, 255 inside.
+    Png(String),
+    /// COCO's run lengths, not compressed: column by column, outside and inside in turn, beginning outside.
+    Rle {
+        /// Height and width.
+        size: [u32; 2],
+        counts: Vec<u32>,
+    },
+}
+
+/// How far the pixels of a picture are, in the model's own unit.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DepthMap {
+    /// As the model gave it.
+    pub predicted_depth: Rows,
+    /// A grey PNG in base64 of the size of the picture that came: 0 for the least, 255 for the greatest depth.
+    pub depth: String,
+}
+
+/// Numbers row by row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rows {
+    /// Numbers of a row, at least one.
+    pub width: usize,
+    pub values: Vec<f32>,
+}
+
 /// A vector for each token of one text.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TokenEmbeddings {
@@ -121,9 +164,27 @@ impl Prediction {
             Prediction::Objects(objects) => {
                 objects.iter().map(|object| size_of_val(object) + object.label.len()).sum::<usize>()
             }
+            Prediction::Segments(segments) => segments.iter().map(Segment::bytes).sum::<usize>(),
+            Prediction::Depth(map) => size_of_val(map.predicted_depth.values.as_slice()) + map.depth.len(),
             Prediction::Error(error) => error.error.len(),
         };
         size_of::<Prediction>() + inside
+    }
+}
+
+impl Segment {
+    fn bytes(&self) -> usize {
+        let mask = match &self.mask {
+            Mask::Png(text) => text.len(),
+            Mask::Rle { counts, .. } => size_of_val(counts.as_slice()),
+        };
+        size_of_val(self) + self.label.len() + mask
+    }
+}
+
+impl Serialize for Rows {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.values.chunks_exact(self.width.max(1)).map(Numbers))
     }
 }
 
@@ -199,6 +260,21 @@ mod tests {
         check(
             &Prediction::Objects(vec![Detection { label: "cat".into(), score: 0.1, bounds }]),
             r#"[{"label":"cat","score":0.1,"box":{"xmin":-1.5,"ymin":0.0,"xmax":2.0,"ymax":3.25}}]"#,
+        );
+    }
+
+    #[test]
+    fn masks_and_depths_have_the_shape_of_the_reference() {
+        let segment = |mask| Segment { score: None, label: "sky".into(), mask };
+        let masks = [Mask::Png("AA==".into()), Mask::Rle { size: [2, 3], counts: vec![0, 6] }].map(segment);
+        check(
+            &Prediction::Segments(masks.to_vec()),
+            r#"[{"score":null,"label":"sky","mask":"AA=="},{"score":null,"label":"sky","mask":{"size":[2,3],"counts":[0,6]}}]"#,
+        );
+        let predicted_depth = Rows { width: 2, values: vec![0.1, f32::NAN, 2.0, 3.0] };
+        check(
+            &Prediction::Depth(DepthMap { predicted_depth, depth: "AA==".into() }),
+            r#"{"predicted_depth":[[0.1,"NaN"],[2.0,3.0]],"depth":"AA=="}"#,
         );
     }
 }

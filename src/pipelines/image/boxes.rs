@@ -4,6 +4,7 @@
 //! graph makes a panic. Which decoder a model needs is said in its manifest, or found by [`Decoder::guess`] where the
 //! outputs cannot be mistaken.
 
+use super::outputs::{fixed_dim, floats_of_rank, names, tensor_named, unexpected};
 use super::suppression::{Candidate, largest};
 use super::{ImageInput, Placed, Size};
 use crate::pipelines::{Outputs, PipelineError};
@@ -131,20 +132,12 @@ impl Decoder {
     /// # Errors
     /// Says in one sentence what is missing.
     pub(crate) fn heads(self, outputs: &[Spec]) -> Result<Heads, String> {
-        let is_table = |spec: &&Spec| {
-            let float = matches!(spec.ty.dtype(), Some(dtype) if dtype.is_float() && dtype.bits() >= 16);
-            float && spec.ty.shape().is_none_or(|dims| dims.len() == 3)
-        };
-        let dim = |spec: &Spec, axis: usize| match spec.ty.shape().and_then(|dims| dims.get(axis)) {
-            Some(Dim::Fixed(size)) => Some(*size),
-            Some(Dim::Dynamic(_)) | None => None,
-        };
-        let tables = || outputs.iter().filter(is_table);
-        let (name, names) = (self.name(), outputs.iter().take(16).map(|spec| spec.name.as_str()).collect::<Vec<_>>());
+        let tables = || floats_of_rank(outputs, &[3]);
+        let name = self.name();
         let missing = |what: &str| {
             format!(
                 "the decoder {name:?} needs {what}; the graph's outputs are {}: choose another decoder",
-                names.join(", ")
+                names(outputs)
             )
         };
         // Columns that are not classes.
@@ -157,9 +150,9 @@ impl Decoder {
         };
         let (scores, boxes) = match self {
             Decoder::Detr | Decoder::RtDetr | Decoder::Ssd => {
-                let is_boxes = |spec: &&Spec| dim(spec, 2).is_none_or(|width| width == 4);
+                let is_boxes = |spec: &&Spec| fixed_dim(spec, 2).is_none_or(|width| width == 4);
                 let boxes = tables().filter(|spec| spec.name.contains("box")).find(is_boxes);
-                let boxes = boxes.or_else(|| tables().find(|spec| dim(spec, 2) == Some(4)));
+                let boxes = boxes.or_else(|| tables().find(|spec| fixed_dim(spec, 2) == Some(4)));
                 let boxes = boxes.ok_or_else(|| missing("boxes as a float output [1, n, 4]"))?;
                 let scores = tables().find(|spec| spec.name != boxes.name);
                 let scores = scores.ok_or_else(|| missing("scores as a float output [1, n, classes]"))?;
@@ -169,7 +162,7 @@ impl Decoder {
                 (tables().next().ok_or_else(|| missing("a float output of rank 3"))?, None)
             }
         };
-        let classes = match dim(scores, axis).map(|width| width.checked_sub(beside)) {
+        let classes = match fixed_dim(scores, axis).map(|width| width.checked_sub(beside)) {
             Some(Some(0) | None) => {
                 return Err(format!("output {:?} is {}: too narrow for {name}", scores.name, scores.ty));
             }
@@ -380,21 +373,12 @@ fn on_canvas([xmin, ymin, xmax, ymax]: [f64; 4], placed: &Placed) -> [f64; 4] {
 
 impl Table {
     fn read(outputs: &Outputs, wanted: &str) -> Result<Table, PipelineError> {
-        let tensor = outputs.iter().find(|(name, _)| name == wanted).and_then(|(_, value)| value.as_tensor());
-        let Some(tensor) = tensor else {
-            return Err(PipelineError::Outputs(format!("the graph gave no tensor named {wanted:?}")));
-        };
+        let tensor = tensor_named(outputs, wanted)?;
         let table = match *tensor.shape() {
             [1, rows, width] if width > 0 => tensor.to_f32().map(|values| Table { values, rows, width }),
             _ => None,
         };
-        table.ok_or_else(|| {
-            PipelineError::Outputs(format!(
-                "output {wanted:?}: expected a float tensor of shape [1, rows, columns], got {} of shape {:?}",
-                tensor.dtype(),
-                tensor.shape()
-            ))
-        })
+        table.ok_or_else(|| unexpected(wanted, "[1, rows, columns]", tensor))
     }
 
     fn rows(&self) -> impl Iterator<Item = &[f32]> {

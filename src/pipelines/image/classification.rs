@@ -3,6 +3,7 @@
 //! Knows nothing of files: what it needs is found by [`crate::pipelines::detect()`].
 
 use super::Pictures;
+use super::outputs::{tensor_named, unexpected};
 use crate::pipelines::labels::numbered;
 use crate::pipelines::{
     ClassScore, Item, Notes, Outputs, Parameters, Pipeline, PipelineError, Prediction, Prepared, only_run,
@@ -91,19 +92,8 @@ impl Pipeline for ImageClassification {
         parameters: &Parameters,
     ) -> Result<Prediction, PipelineError> {
         let checked = read_parameters(parameters)?;
-        let logits =
-            only_run(outputs)?.iter().find(|(name, _)| *name == self.output).and_then(|(_, value)| value.as_tensor());
-        let Some(logits) = logits else {
-            return Err(PipelineError::Outputs(format!("the graph gave no tensor named {:?}", self.output)));
-        };
-        let wrong = || {
-            PipelineError::Outputs(format!(
-                "output {:?}: expected a float tensor of shape [1, classes], got {} of shape {:?}",
-                self.output,
-                logits.dtype(),
-                logits.shape()
-            ))
-        };
+        let logits = tensor_named(only_run(outputs)?, &self.output)?;
+        let wrong = || unexpected(&self.output, "[1, classes]", logits);
         let Some((&rows, dims)) = logits.shape().split_first() else { return Err(wrong()) };
         let one_axis = dims.iter().filter(|&&size| size != 1).count() <= 1;
         if rows != 1 || dims.is_empty() || !one_axis || logits.is_empty() {

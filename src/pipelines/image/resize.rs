@@ -366,4 +366,18 @@ mod tests {
         let refused = resize(picture, &geometry, Resample::Bicubic, LIMIT).unwrap_err();
         assert!(matches!(refused, Refusal::TooLarge(text) if text.contains("becomes 256×15360000")));
     }
+
+    #[test]
+    fn a_shape_that_is_kept_is_rounded_to_multiples() {
+        let check = |(height, width), expected| {
+            let size = Size { height: 518, width: 518 };
+            assert_eq!(nearest_multiple(Size { height, width }, size, 14), expected);
+        };
+        // The side whose factor is nearer to 1 decides for both.
+        check((480, 640), (518, 686));
+        check((640, 480), (686, 518));
+        check((1000, 2000), (518, 1036));
+        check((518, 518), (518, 518));
+        check((1, 16_384), (14, 518));
+    }
 }

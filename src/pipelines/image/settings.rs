@@ -791,6 +791,18 @@ mod tests {
         );
         check(json!({"image_processor_type": "LevitImageProcessor"}), edge(256, 224), Resample::Bicubic);
         check(json!({"image_processor_type": "PoolFormerImageProcessor"}), edge(248, 224), Resample::Bicubic);
+        let dpt = |more: Value| {
+            let mut file = json!({"image_processor_type": "DPTImageProcessor", "size": {"height": 518, "width": 518}, "ensure_multiple_of": 14});
+            file.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            file
+        };
+        let multiple = Geometry::Multiple { size: size(518, 518), multiple: 14 };
+        check(dpt(json!({"keep_aspect_ratio": true})), multiple, Resample::Bicubic);
+        check(dpt(json!({"size": 500, "resample": 2})), Exact { size: size(504, 504), crop: None }, Resample::Bilinear);
+        let detr = json!({"feature_extractor_type": "DetrFeatureExtractor", "size": 600, "max_size": 1000});
+        check(detr, ShortestEdge { edge: 600, longest: Some(1000), crop: None }, Resample::Bilinear);
+        let yolos = json!({"image_processor_type": "YolosImageProcessor"});
+        check(yolos, ShortestEdge { edge: 800, longest: Some(1333), crop: None }, Resample::Bilinear);
         let mobilevit =
             check(json!({"image_processor_type": "MobileViTImageProcessor"}), edge(224, 256), Resample::Bilinear);
         assert_eq!(mobilevit.channel_order, ChannelOrder::Bgr);
