@@ -5,7 +5,7 @@
 //! outputs cannot be mistaken.
 
 use super::outputs::{fixed_dim, floats_of_rank, names, tensor_named, unexpected};
-use super::suppression::{Candidate, largest};
+use super::suppression::{Candidate, best, largest};
 use super::{ImageInput, Placed, Size};
 use crate::pipelines::{Outputs, PipelineError};
 use crate::tensor::{Dim, Spec};
@@ -233,12 +233,12 @@ impl Heads {
         let found = logits.rows().zip(self.boxes(outputs, logits)?).filter_map(|(logits, edges)| {
             let (_, peak) = largest(logits)?;
             let (_, classes) = logits.split_last()?;
-            let (class, best) = largest(classes)?;
+            let (class, top) = largest(classes)?;
             let sum: f32 = logits.iter().map(|logit| (logit - peak).exp()).sum();
-            let score = (best - peak).exp() / sum;
+            let score = (top - peak).exp() / sum;
             (score > threshold).then(|| Candidate { class, score, edges: on_canvas(centred(edges), placed) })
         });
-        Ok(found.collect())
+        Ok(best(found))
     }
 
     fn rt_detr(
@@ -248,15 +248,12 @@ impl Heads {
         placed: &Placed,
         threshold: f32,
     ) -> Result<Vec<Candidate>, PipelineError> {
-        let mut found = Vec::new();
-        for (logits, edges) in logits.rows().zip(self.boxes(outputs, logits)?) {
-            for (class, logit) in logits.iter().enumerate() {
-                let score = 1.0 / (1.0 + (-logit).exp());
-                if score > threshold {
-                    found.push(Candidate { class, score, edges: on_canvas(centred(edges), placed) });
-                }
-            }
-        }
+        let boxes = self.boxes(outputs, logits)?;
+        let found = logits.rows().zip(boxes).flat_map(|(logits, edges)| {
+            let edges = on_canvas(centred(edges), placed);
+            logits.iter().enumerate().map(move |(class, logit)| Candidate { class, score: sigmoid(*logit), edges })
+        });
+        let mut found = best(found.filter(|candidate| candidate.score > threshold));
         // As the reference: a query may be several classes, but there are no more objects than queries.
         found.sort_by(|a, b| b.score.total_cmp(&a.score));
         found.truncate(logits.rows);
@@ -270,15 +267,13 @@ impl Heads {
         placed: &Placed,
         threshold: f32,
     ) -> Result<Vec<Candidate>, PipelineError> {
-        let mut found = Vec::new();
-        for (scores, edges) in scores.rows().zip(self.boxes(outputs, scores)?) {
-            for (class, &score) in scores.iter().enumerate().skip(1) {
-                if score > threshold {
-                    found.push(Candidate { class, score, edges: on_canvas(edges.map(f64::from), placed) });
-                }
-            }
-        }
-        Ok(found)
+        let boxes = self.boxes(outputs, scores)?;
+        let found = scores.rows().zip(boxes).flat_map(|(scores, edges)| {
+            let edges = on_canvas(edges.map(f64::from), placed);
+            let things = scores.iter().enumerate().skip(1);
+            things.map(move |(class, &score)| Candidate { class, score, edges })
+        });
+        Ok(best(found.filter(|candidate| candidate.score > threshold)))
     }
 
     fn yolox(&self, table: &Table, placed: &Placed, threshold: f32) -> Result<Vec<Candidate>, PipelineError> {
@@ -294,26 +289,26 @@ impl Heads {
         });
         let found = table.rows().zip(cells).filter_map(|(row, (stride, column, line))| {
             let [x, y, width, height, objectness, classes @ ..] = row else { return None };
-            let (class, best) = largest(classes)?;
-            let score = objectness * best;
+            let (class, top) = largest(classes)?;
+            let score = objectness * top;
             let edges = || {
                 let centre = ((f64::from(*x) + column) * stride, (f64::from(*y) + line) * stride);
                 around(centre, (f64::from(*width).exp() * stride, f64::from(*height).exp() * stride))
             };
             (score > threshold).then(|| Candidate { class, score, edges: edges() })
         });
-        Ok(found.collect())
+        Ok(best(found))
     }
 }
 
 fn yolov5(table: &Table, threshold: f32) -> Vec<Candidate> {
     let found = table.rows().filter_map(|row| {
         let [x, y, width, height, objectness, classes @ ..] = row else { return None };
-        let (class, best) = largest(classes)?;
-        let score = objectness * best;
+        let (class, top) = largest(classes)?;
+        let score = objectness * top;
         (score > threshold).then(|| Candidate { class, score, edges: centred([*x, *y, *width, *height]) })
     });
-    found.collect()
+    best(found)
 }
 
 fn yolov8(table: &Table, threshold: f32) -> Vec<Candidate> {
@@ -322,24 +317,21 @@ fn yolov8(table: &Table, threshold: f32) -> Vec<Candidate> {
     let (Some(x), Some(y), Some(width), Some(height)) = (rows.next(), rows.next(), rows.next(), rows.next()) else {
         return Vec::new();
     };
-    let mut best = vec![(0usize, f32::NEG_INFINITY); table.width];
+    let mut tops = vec![(0usize, f32::NEG_INFINITY); table.width];
     for (class, scores) in rows.enumerate() {
-        for (best, &score) in best.iter_mut().zip(scores) {
+        for (top, &score) in tops.iter_mut().zip(scores) {
             // NaN is kept and never exceeds the threshold.
-            if score > best.1 || score.is_nan() {
-                *best = (class, score);
+            if score > top.1 || score.is_nan() {
+                *top = (class, score);
             }
         }
     }
     let boxes = x.iter().zip(y).zip(width.iter().zip(height));
-    let found = boxes.zip(best).filter(|(_, (_, score))| *score > threshold);
-    found
-        .map(|(((&x, &y), (&width, &height)), (class, score))| Candidate {
-            class,
-            score,
-            edges: centred([x, y, width, height]),
-        })
-        .collect()
+    let found = boxes.zip(tops).filter(|(_, (_, score))| *score > threshold);
+    best(found.map(|(((&x, &y), (&width, &height)), (class, score))| {
+        let edges = centred([x, y, width, height]);
+        Candidate { class, score, edges }
+    }))
 }
 
 fn yolo_nms(table: &Table, threshold: f32) -> Vec<Candidate> {
@@ -352,7 +344,11 @@ fn yolo_nms(table: &Table, threshold: f32) -> Vec<Candidate> {
             edges: [xmin, ymin, xmax, ymax].map(f64::from),
         })
     });
-    found.collect()
+    best(found)
+}
+
+fn sigmoid(logit: f32) -> f32 {
+    1.0 / (1.0 + (-logit).exp())
 }
 
 /// Edges of a box given as centre and size.

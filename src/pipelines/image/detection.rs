@@ -146,6 +146,7 @@ mod tests {
     use super::*;
     use crate::pipelines::{PipelineLimits, PipelineManifest, detect};
     use crate::tensor::{DType, Spec, Tensor, Value as TensorValue};
+    use proptest::prelude::*;
     use serde_json::json;
 
     type Shape<'a> = (&'a str, &'a [usize]);
@@ -340,5 +341,34 @@ mod tests {
         }
         let nothing = json!({"threshold": null, "iou": null, "max_detections": null});
         assert!(pipeline.check_parameters(nothing.as_object().unwrap()).is_ok());
+    }
+
+    fn any_number() -> impl Strategy<Value = f32> {
+        prop_oneof![6 => -2.0..40.0f32, 2 => 0.0..1.0f32, 1 => any::<f32>(), 1 => Just(f32::NAN)]
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_the_graph_gives_boxes_are_numbers(
+            values in prop::collection::vec(any_number(), 21 * 6),
+            boxes in prop::collection::vec(any_number(), 21 * 4),
+        ) {
+            for (name, _) in Decoder::ALL {
+                let one: [(Shape<'_>, &[f32]); 1] = [(("output", &[1, 21, 6]), &values)];
+                let two: [(Shape<'_>, &[f32]); 2] = [(("scores", &[1, 21, 6]), &values), (("boxes", &[1, 21, 4]), &boxes)];
+                let tensors: &[(Shape<'_>, &[f32])] = if name.starts_with("yolo") { &one } else { &two };
+                let shapes: Vec<_> = tensors.iter().map(|(shape, _)| *shape).collect();
+                let pipeline = made(&format!("decoder = {name:?}"), "{}", &shapes).unwrap();
+                let parameters = json!({"threshold": 0, "max_detections": 50});
+                let got = pipeline.postprocess(&[outputs(tensors)], &notes(), parameters.as_object().unwrap());
+                let Prediction::Objects(got) = got.unwrap() else { panic!("objects") };
+                prop_assert!(got.len() <= 50);
+                for one in got {
+                    let BoundingBox { xmin, ymin, xmax, ymax } = one.bounds;
+                    prop_assert!([one.score, xmin, ymin, xmax, ymax].iter().all(|number| number.is_finite()), "{name}");
+                    prop_assert!(xmin <= xmax && ymin <= ymax);
+                }
+            }
+        }
     }
 }

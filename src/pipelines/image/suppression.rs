@@ -17,6 +17,27 @@ pub(crate) struct Candidate {
     pub(crate) edges: [f64; 4],
 }
 
+/// The best [`MAX_CANDIDATES`] of what is found, in no order; those that are not finite are left out. Takes memory for
+/// twice as many, however many are found.
+pub(crate) fn best(found: impl Iterator<Item = Candidate>) -> Vec<Candidate> {
+    let by_score = |a: &Candidate, b: &Candidate| b.score.total_cmp(&a.score);
+    let cut = |kept: &mut Vec<Candidate>| {
+        if kept.len() > MAX_CANDIDATES {
+            kept.select_nth_unstable_by(MAX_CANDIDATES, by_score);
+            kept.truncate(MAX_CANDIDATES);
+        }
+    };
+    let mut kept = Vec::new();
+    for candidate in found.filter(is_usable) {
+        kept.push(candidate);
+        if kept.len() >= 2 * MAX_CANDIDATES {
+            cut(&mut kept);
+        }
+    }
+    cut(&mut kept);
+    kept
+}
+
 /// The best `most` of `candidates`, best first; with `iou`, without those that overlap a better box of their class by more
 /// than that share of what both cover. Boxes that are not finite, or end before they start, are dropped.
 pub(crate) fn suppress(mut candidates: Vec<Candidate>, iou: Option<f64>, most: usize) -> Vec<Candidate> {
@@ -101,6 +122,19 @@ mod tests {
         }
         all.push(candidate(0, 0.5, [1.0, 0.0, 0.0, 1.0]));
         assert_eq!(suppress(all, Some(0.5), 9), [good]);
+    }
+
+    #[test]
+    fn of_many_boxes_the_best_are_looked_at() {
+        let count = 3 * MAX_CANDIDATES;
+        let found = (0..count).map(|at| candidate(at, (at * 7 % count) as f32, [0.0, 0.0, 1.0, 1.0]));
+        let mut kept = best(found);
+        kept.sort_by(|a, b| b.score.total_cmp(&a.score));
+        let scores: Vec<_> = kept.iter().map(|one| one.score).collect();
+        assert_eq!(scores.len(), MAX_CANDIDATES);
+        assert!(scores.iter().enumerate().all(|(place, &score)| score == (count - 1 - place) as f32));
+        let odd = [candidate(0, f32::NAN, [0.0; 4]), candidate(0, 0.5, [f64::NAN; 4]), candidate(0, 0.5, [0.0; 4])];
+        assert_eq!(best(odd.into_iter()), odd[2..]);
     }
 
     #[test]
