@@ -16,7 +16,7 @@ pub(crate) struct Taps<const N: usize> {
     pub(crate) weights: [f32; N],
 }
 
-/// The taps of one axis of a map, for every pixel of the picture along it.
+/// An axis of the picture and of the map.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Along {
     Rows,
