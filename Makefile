@@ -95,6 +95,7 @@ models: $(VENV)/.installed  ## Train models/digits again and write its golden an
 
 fixtures: $(VENV)/.installed  ## Write the test models and their golden answers again
 	$(VENV)/bin/python tools/make_fixtures.py
+	$(VENV)/bin/python tools/make_image_tasks.py
 
 # ORTUS_BENCH chooses, as in: ORTUS_BENCH="mlp echo --rounds 3" make bench
 bench: $(LIBRARY) bench-models  ## Run the benchmarks

@@ -5,7 +5,8 @@
 //! task does not need may be missing, malformed or of any other kind. Reads files: call it off the async threads.
 
 use super::files::read_json_object;
-use super::image::{ImageClassification, ImageInput, ImageSettings};
+use super::image::{self, ImageClassification, ImageInput, Pictures};
+use super::image::{DEPTH_ESTIMATION, IMAGE_FEATURE_EXTRACTION, IMAGE_SEGMENTATION, OBJECT_DETECTION};
 use super::labels;
 use super::scores::{ScoreFunction, find_logits};
 use super::text::{self, FEATURE_EXTRACTION};
@@ -18,18 +19,18 @@ use std::sync::Arc;
 const IMAGE_CLASSIFICATION: &str = "image-classification";
 const RAW: &str = "raw";
 const CONFIG: &str = "config.json";
-const PREPROCESSOR: &str = "preprocessor_config.json";
+pub(crate) const PREPROCESSOR: &str = "preprocessor_config.json";
 
 /// Endings of `architectures` and the tasks they stand for; the first that fits.
-const ARCHITECTURES: [(&str, &str); 26] = [
+const ARCHITECTURES: [(&str, &str); 27] = [
     ("ForImageClassification", IMAGE_CLASSIFICATION),
     ("ForImageClassificationWithTeacher", IMAGE_CLASSIFICATION),
-    ("ForObjectDetection", "object-detection"),
+    ("ForObjectDetection", OBJECT_DETECTION),
     ("ForZeroShotObjectDetection", "zero-shot-object-detection"),
-    ("ForSemanticSegmentation", "image-segmentation"),
-    ("ForInstanceSegmentation", "image-segmentation"),
-    ("ForUniversalSegmentation", "image-segmentation"),
-    ("ForDepthEstimation", "depth-estimation"),
+    ("ForSemanticSegmentation", IMAGE_SEGMENTATION),
+    ("ForInstanceSegmentation", IMAGE_SEGMENTATION),
+    ("ForUniversalSegmentation", IMAGE_SEGMENTATION),
+    ("ForDepthEstimation", DEPTH_ESTIMATION),
     ("ForVideoClassification", "video-classification"),
     ("ForAudioClassification", "audio-classification"),
     ("ForAudioFrameClassification", "audio-frame-classification"),
@@ -47,6 +48,7 @@ const ARCHITECTURES: [(&str, &str); 26] = [
     ("VisionEncoderDecoderModel", "image-to-text"),
     ("SpeechEncoderDecoderModel", "automatic-speech-recognition"),
     ("EncoderDecoderModel", "text2text-generation"),
+    ("ModelWithProjection", FEATURE_EXTRACTION),
     ("Model", FEATURE_EXTRACTION),
 ];
 
@@ -83,7 +85,7 @@ pub(crate) struct Made {
 type Maker = fn(&Sources<'_>) -> Result<Made, PipelineError>;
 
 /// The tasks that are served beside `raw` and `image-classification`.
-const MAKERS: [(&str, Maker); 8] = [
+const MAKERS: [(&str, Maker); 12] = [
     (FEATURE_EXTRACTION, text::make_feature_extraction),
     (tabular::CLASSIFICATION, tabular::make_classification),
     (tabular::REGRESSION, tabular::make_regression),
@@ -92,6 +94,10 @@ const MAKERS: [(&str, Maker); 8] = [
     ("text-classification", text::make_text_classification),
     ("token-classification", text::make_token_classification),
     ("zero-shot-classification", text::make_zero_shot),
+    (OBJECT_DETECTION, image::make_object_detection),
+    (IMAGE_SEGMENTATION, image::make_image_segmentation),
+    (DEPTH_ESTIMATION, image::make_depth_estimation),
+    (IMAGE_FEATURE_EXTRACTION, image::make_image_feature_extraction),
 ];
 
 /// What was found.
@@ -190,7 +196,11 @@ fn find_task(
         Err(_) => return Ok(None),
     };
     if let Some(architecture) = config.get("architectures").and_then(|names| names.get(0)).and_then(Value::as_str) {
-        let task = task_of(architecture, config);
+        // Encoders of pictures and of texts have the same endings.
+        let task = task_of(architecture, config).map(|task| match task {
+            FEATURE_EXTRACTION if takes_picture && folder.join(PREPROCESSOR).is_file() => IMAGE_FEATURE_EXTRACTION,
+            task => task,
+        });
         let evidence = match task {
             Some(_) => format!("{CONFIG} names the architecture {architecture}"),
             None => format!("{CONFIG} names the architecture {architecture}, which stands for no known task"),
@@ -224,7 +234,7 @@ fn task_of(architecture: &str, config: &Value) -> Option<&'static str> {
 fn check_applies(manifest: &PipelineManifest, found: Option<&Found>) -> Result<(), PipelineError> {
     let task = found.map_or(RAW, |found| found.task.as_str());
     for (key, set, needs) in [
-        ("decoder", manifest.decoder.is_some(), "object-detection"),
+        ("decoder", manifest.decoder.is_some(), OBJECT_DETECTION),
         ("columns", manifest.columns.is_some(), tabular::CLASSIFICATION),
     ] {
         let belongs = task == needs || needs == tabular::CLASSIFICATION && task == tabular::REGRESSION;
@@ -270,17 +280,11 @@ fn image_classification(
             "the size of the pictures is unknown: add {PREPROCESSOR}, or size in [pipeline.image] of model.toml"
         ));
     }
-    let settings = ImageSettings::new(preprocessor.as_ref(), manifest.image.as_ref(), &input)?;
+    let (pictures, prepared) = Pictures::new(preprocessor.as_ref(), manifest.image.as_ref(), input, limits)?;
     let labels = labels::find(folder, manifest.labels.as_ref(), config.as_ref(), classes)?;
     let function = ScoreFunction::from_config(config.as_ref());
-    let prepared = match (&preprocessor, &manifest.image) {
-        (Some(_), None) => format!("pictures are prepared as {PREPROCESSOR} says"),
-        (Some(_), Some(_)) => format!("pictures are prepared as {PREPROCESSOR} and [pipeline.image] of model.toml say"),
-        (None, Some(_)) => "pictures are prepared as [pipeline.image] of model.toml says".to_owned(),
-        (None, None) => "pictures are resized to the graph's input and scaled to 0…1".to_owned(),
-    };
     let evidence = format!("{}; {prepared}", found.evidence);
-    let pipeline = ImageClassification { settings, input, output, labels, function, limits: limits.clone() };
+    let pipeline = ImageClassification { pictures, output, labels, function };
     Ok(Detected { task: pipeline.task().to_owned(), pipeline: Some(Arc::new(pipeline)), evidence, missing: Vec::new() })
 }
 
@@ -362,7 +366,6 @@ mod tests {
     #[test]
     fn tasks_that_are_not_served_are_raw_and_said() {
         for (architecture, model_type, task) in [
-            ("YolosForObjectDetection", "yolos", "object-detection"),
             ("Wav2Vec2ForSequenceClassification", "wav2vec2", "audio-classification"),
             ("WhisperForConditionalGeneration", "whisper", "automatic-speech-recognition"),
             ("GPT2LMHeadModel", "gpt2", "text-generation"),
@@ -373,8 +376,23 @@ mod tests {
             let missing = format!("the task {task} is not served yet: tensors only");
             check("", &[("config.json", &config)], text(), (RAW, architecture, &missing));
         }
-        let yolox = "task = \"object-detection\"\ndecoder = \"yolox\"\nlabels = \"labels.txt\"\n[image]\nresize = \"letterbox\"";
-        check(yolox, &[], vision(), (RAW, "task = \"object-detection\"", "object-detection is not served yet"));
+    }
+
+    #[test]
+    fn detectors_are_found_by_the_architecture_or_the_manifest() {
+        let config = r#"{"architectures": ["YolosForObjectDetection"], "model_type": "yolos", "id2label": ["a", "b"]}"#;
+        let files = [("config.json", config), ("preprocessor_config.json", VIT)];
+        let outputs = vec![spec("logits", DType::Fp32, &[-1, -1, 3]), spec("pred_boxes", DType::Fp32, &[-1, -1, 4])];
+        check("", &files, (vision().0, outputs), (OBJECT_DETECTION, "boxes are read by the decoder \"detr\"", ""));
+        check("", &files, vision(), (RAW, "YolosForObjectDetection", "name the decoder in [pipeline] of model.toml"));
+        let yolox =
+            "task = \"object-detection\"\ndecoder = \"yolox\"\nlabels = [\"a\"]\n[image]\nresize = \"letterbox\"";
+        let head = || {
+            let input = spec("images", DType::Fp32, &[1, 3, 32, 32]);
+            (vec![input], vec![spec("output", DType::Fp32, &[1, 21, 6])])
+        };
+        check(yolox, &[], head(), (OBJECT_DETECTION, "the decoder \"yolox\"; pictures are prepared as", ""));
+        refused("task = \"object-detection\"\ndecoder = \"none\"", &[], head(), "expected one of \"detr\"");
     }
 
     #[test]
@@ -421,6 +439,33 @@ mod tests {
         let given = (text().0, vec![spec("sentence_embedding", DType::Fp32, &[-1, 4])]);
         check("", &[masked, modules, tokenizer], given, (FEATURE_EXTRACTION, "the graph's sentence_embedding", ""));
         refused("columns = [\"age\"]", &[bert, tokenizer], encoder(), "the task is feature-extraction: remove columns");
+    }
+
+    #[test]
+    fn maps_and_embeddings_of_pictures_are_found_by_the_architecture() {
+        let found = |architecture: &str, output: Spec, expected: (&str, &str, &str)| {
+            let config = format!(r#"{{"architectures": ["{architecture}"], "id2label": ["a", "b"]}}"#);
+            let files = [("config.json", config.as_str()), ("preprocessor_config.json", VIT)];
+            check("", &files, (vision().0, vec![output]), expected);
+        };
+        let output = |name, dims: &[i64]| spec(name, DType::Fp32, dims);
+        let segformer = "SegformerForSemanticSegmentation";
+        found(segformer, output("logits", &[-1, 2, -1, -1]), (IMAGE_SEGMENTATION, "masks are made of logits; ", ""));
+        found(segformer, output("logits", &[-1, 2]), (RAW, segformer, "needs a float output [1, classes, height"));
+        found(segformer, output("logits", &[-1, 3, -1, -1]), (RAW, segformer, "has 2 labels, but the graph's output"));
+        let depth = "DepthAnythingForDepthEstimation";
+        found(depth, output("predicted_depth", &[-1, -1, -1]), (DEPTH_ESTIMATION, "those of predicted_depth", ""));
+        found(depth, output("predicted_depth", &[-1]), (RAW, depth, "needs a float output [1, height, width]"));
+        let rows = "a row of last_hidden_state";
+        let hidden = || output("last_hidden_state", &[-1, -1, 4]);
+        found("Dinov2Model", hidden(), (IMAGE_FEATURE_EXTRACTION, rows, ""));
+        let clip = "CLIPVisionModelWithProjection";
+        found(clip, output("image_embeds", &[-1, 4]), (IMAGE_FEATURE_EXTRACTION, "embedding is image_embeds", ""));
+        found(
+            "ViTModel",
+            output("a", &[-1]),
+            (RAW, "ViTModel", "last_hidden_state [1, patches, width] or pooler_output"),
+        );
     }
 
     #[test]

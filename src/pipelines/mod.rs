@@ -22,8 +22,8 @@ pub use error::{PipelineError, PoolError};
 pub use padding::Padding;
 pub use pool::Pool;
 pub use prediction::{
-    Answer, ClassScore, EntityGroup, FilledMask, Item, ItemError, Parameters, Prediction, RankedLabels,
-    TokenEmbeddings, TokenLabel,
+    Answer, BoundingBox, ClassScore, DepthMap, Detection, EntityGroup, FilledMask, Item, ItemError, Mask, Parameters,
+    Prediction, RankedLabels, Rows, Segment, TokenEmbeddings, TokenLabel,
 };
 pub(crate) use prepared::only_run;
 pub use prepared::{Inputs, Notes, Outputs, Prepared};

@@ -75,6 +75,11 @@ pub enum Prediction {
     /// Best first.
     Answers(Vec<Answer>),
     RankedLabels(RankedLabels),
+    /// Best first.
+    Objects(Vec<Detection>),
+    /// In the order of the classes.
+    Segments(Vec<Segment>),
+    Depth(DepthMap),
     /// Why there is none, where the request asked to go on (`on_error`).
     Error(ItemError),
 }
@@ -85,6 +90,70 @@ pub struct ClassScore {
     pub label: String,
     #[serde(serialize_with = "number")]
     pub score: f32,
+}
+
+/// A thing found in a picture.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Detection {
+    pub label: String,
+    /// 0 to 1.
+    #[serde(serialize_with = "number")]
+    pub score: f32,
+    #[serde(rename = "box")]
+    pub bounds: BoundingBox,
+}
+
+/// Edges in pixels of the picture that came, from its upper left corner; they may lie outside of it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct BoundingBox {
+    #[serde(serialize_with = "number")]
+    pub xmin: f32,
+    #[serde(serialize_with = "number")]
+    pub ymin: f32,
+    #[serde(serialize_with = "number")]
+    pub xmax: f32,
+    #[serde(serialize_with = "number")]
+    pub ymax: f32,
+}
+
+/// The pixels of a picture that are of one class.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Segment {
+    /// None where each pixel has the class that is best there.
+    pub score: Option<f32>,
+    pub label: String,
+    pub mask: Mask,
+}
+
+/// A mask of the size of the picture that came.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Mask {
+    /// A grey PNG in base64, 255 inside.
+    Png(String),
+    /// COCO's run lengths, not compressed: column by column, outside and inside in turn, beginning outside.
+    Rle {
+        /// Height and width.
+        size: [u32; 2],
+        counts: Vec<u32>,
+    },
+}
+
+/// How far the pixels of a picture are, in the model's own unit.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DepthMap {
+    /// As the model gave it.
+    pub predicted_depth: Rows,
+    /// A grey PNG in base64 of the size of the picture that came: 0 for the least, 255 for the greatest depth.
+    pub depth: String,
+}
+
+/// Numbers row by row.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rows {
+    /// Numbers of a row, at least one.
+    pub width: usize,
+    pub values: Vec<f32>,
 }
 
 /// A vector for each token of one text.
@@ -189,6 +258,11 @@ impl Prediction {
                 let labels = ranked.labels.iter().map(|label| size_of_val(label) + label.len()).sum::<usize>();
                 ranked.sequence.len() + labels + size_of_val(ranked.scores.as_slice())
             }
+            Prediction::Objects(objects) => {
+                objects.iter().map(|object| size_of_val(object) + object.label.len()).sum::<usize>()
+            }
+            Prediction::Segments(segments) => segments.iter().map(Segment::bytes).sum::<usize>(),
+            Prediction::Depth(map) => size_of_val(map.predicted_depth.values.as_slice()) + map.depth.len(),
             Prediction::Error(error) => error.error.len(),
         };
         size_of::<Prediction>() + inside
@@ -198,6 +272,22 @@ impl Prediction {
 impl FilledMask {
     fn bytes(&self) -> usize {
         size_of_val(self) + self.token_str.len() + self.sequence.len()
+    }
+}
+
+impl Segment {
+    fn bytes(&self) -> usize {
+        let mask = match &self.mask {
+            Mask::Png(text) => text.len(),
+            Mask::Rle { counts, .. } => size_of_val(counts.as_slice()),
+        };
+        size_of_val(self) + self.label.len() + mask
+    }
+}
+
+impl Serialize for Rows {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.values.chunks_exact(self.width.max(1)).map(Numbers))
     }
 }
 
@@ -288,5 +378,29 @@ mod tests {
         check(&Prediction::Answers(vec![answer]), &format!("[{text}]"));
         let ranked = RankedLabels { sequence: "s".into(), labels: vec!["a".into()], scores: vec![f32::NAN] };
         check(&Prediction::RankedLabels(ranked), r#"{"sequence":"s","labels":["a"],"scores":["NaN"]}"#);
+    }
+
+    #[test]
+    fn objects_have_the_shape_of_the_reference() {
+        let bounds = BoundingBox { xmin: -1.5, ymin: 0.0, xmax: 2.0, ymax: 3.25 };
+        check(
+            &Prediction::Objects(vec![Detection { label: "cat".into(), score: 0.1, bounds }]),
+            r#"[{"label":"cat","score":0.1,"box":{"xmin":-1.5,"ymin":0.0,"xmax":2.0,"ymax":3.25}}]"#,
+        );
+    }
+
+    #[test]
+    fn masks_and_depths_have_the_shape_of_the_reference() {
+        let segment = |mask| Segment { score: None, label: "sky".into(), mask };
+        let masks = [Mask::Png("AA==".into()), Mask::Rle { size: [2, 3], counts: vec![0, 6] }].map(segment);
+        check(
+            &Prediction::Segments(masks.to_vec()),
+            r#"[{"score":null,"label":"sky","mask":"AA=="},{"score":null,"label":"sky","mask":{"size":[2,3],"counts":[0,6]}}]"#,
+        );
+        let predicted_depth = Rows { width: 2, values: vec![0.1, f32::NAN, 2.0, 3.0] };
+        check(
+            &Prediction::Depth(DepthMap { predicted_depth, depth: "AA==".into() }),
+            r#"{"predicted_depth":[[0.1,"NaN"],[2.0,3.0]],"depth":"AA=="}"#,
+        );
     }
 }

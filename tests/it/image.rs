@@ -67,7 +67,7 @@ fn check_classifier(name: &str) {
     assert!(median <= tolerance("median_score_abs"), "{name}: median {median}");
 }
 
-fn content_type(file: &str) -> &'static str {
+pub fn content_type(file: &str) -> &'static str {
     match file.rsplit('.').next() {
         Some("png") => "image/png",
         Some("webp") => "image/webp",

@@ -25,6 +25,8 @@ mod dialects;
 mod golden;
 /// Pictures: the embedded digits and the shared classifiers.
 mod image;
+/// Detectors and the other tasks on pictures, against their references.
+mod image_tasks;
 /// Predictions that are answered later.
 mod jobs;
 /// Start, readiness, drain, connections that misbehave.

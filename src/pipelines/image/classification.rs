@@ -2,27 +2,23 @@
 //!
 //! Knows nothing of files: what it needs is found by [`crate::pipelines::detect()`].
 
-use super::settings::{ImageSettings, Pad};
-use super::{ChannelOrder, ImageInput, Picture, Refusal, decode, resize, tensor};
+use super::Pictures;
 use crate::pipelines::scores::{class_logits, classify, count_from};
 use crate::pipelines::{
-    Item, Notes, Outputs, Parameters, Pipeline, PipelineError, PipelineLimits, Prediction, Prepared, ScoreFunction,
-    only_run,
+    Item, Notes, Outputs, Parameters, Pipeline, PipelineError, Prediction, Prepared, ScoreFunction, only_run,
 };
 
 const DEFAULT_TOP_K: usize = 5;
 
 /// One model's classification of pictures.
 pub struct ImageClassification {
-    pub settings: ImageSettings,
-    pub input: ImageInput,
+    pub pictures: Pictures,
     /// Name of the output that holds the logits.
     pub output: String,
     /// By class; where shorter than the logits, the rest is `LABEL_n`.
     pub labels: Vec<String>,
     /// `None`: softmax for several classes, sigmoid for one.
     pub function: Option<ScoreFunction>,
-    pub limits: PipelineLimits,
 }
 
 struct Checked {
@@ -44,14 +40,7 @@ impl Pipeline for ImageClassification {
     }
 
     fn preprocess(&self, item: &Item, _: &Parameters) -> Result<Prepared, PipelineError> {
-        let Item::Bytes(bytes) = item else {
-            let problem = format!("expected a picture (bytes, {{\"b64\": …}} or a data: URL), got {}", item.noun());
-            return Err(PipelineError::Item { index: 0, problem });
-        };
-        let picture = self.prepare(bytes)?;
-        let (height, width) = self.size_in_tensor(&picture)?;
-        let tensor = tensor::fill(&picture, height, width, &self.settings, &self.input)?;
-        Ok(Prepared::one(vec![(self.input.name.clone(), tensor)]))
+        self.pictures.prepare(item)
     }
 
     fn postprocess(
@@ -68,61 +57,6 @@ impl Pipeline for ImageClassification {
 
     fn check_parameters(&self, parameters: &Parameters) -> Result<(), PipelineError> {
         read_parameters(parameters).map(|_| ())
-    }
-}
-
-impl ImageClassification {
-    fn prepare(&self, bytes: &[u8]) -> Result<Picture, Refusal> {
-        let grey = self.settings.channel_order == ChannelOrder::Grey;
-        let picture = decode::decode(bytes, grey, self.limits.max_pixels)?;
-        let picture = resize::resize(picture, &self.settings.geometry, self.settings.resample, self.limits.max_pixels)?;
-        let (height, width) = self.canvas(&picture);
-        let fits = |declared: Option<usize>, side: usize| declared.is_none_or(|declared| declared == side);
-        if picture.height as usize > height || picture.width as usize > width {
-            return Err(Refusal::Bad(format!(
-                "the picture is {}×{} when resized, larger than the model's {width}×{height}",
-                picture.width, picture.height
-            )));
-        }
-        if self.settings.pad != Pad::Largest && !(fits(self.input.height, height) && fits(self.input.width, width)) {
-            let side = |side: Option<usize>| side.map_or("any".to_owned(), |side| side.to_string());
-            return Err(Refusal::Bad(format!(
-                "the picture is {width}×{height} when resized, but the model takes {}×{}",
-                side(self.input.width),
-                side(self.input.height)
-            )));
-        }
-        Ok(picture)
-    }
-
-    /// Height and width that `picture` takes in the tensor.
-    fn canvas(&self, picture: &Picture) -> (usize, usize) {
-        match self.settings.pad {
-            Pad::To(size) => (size.height as usize, size.width as usize),
-            Pad::None | Pad::Largest => (picture.height as usize, picture.width as usize),
-        }
-    }
-
-    /// The size in the graph's tensor. A processor that pads to the largest picture of a batch pads to the graph's fixed
-    /// size where there is one, and not at all where there is none: every item is prepared alone.
-    fn size_in_tensor(&self, picture: &Picture) -> Result<(usize, usize), Refusal> {
-        let (height, width) = self.canvas(picture);
-        if self.settings.pad != Pad::Largest {
-            return Ok((height, width));
-        }
-        let side = |declared: Option<usize>, size: usize| match declared {
-            Some(declared) if size > declared => {
-                Err(Refusal::Bad(format!("the picture has a side of {size} when resized, the model takes {declared}")))
-            }
-            declared => Ok(declared.unwrap_or(size)),
-        };
-        let (height, width) = (side(self.input.height, height)?, side(self.input.width, width)?);
-        // Padding multiplies the pixels again.
-        let most = self.limits.max_pixels;
-        if (height as u64).saturating_mul(width as u64) > most {
-            return Err(Refusal::TooLarge(format!("padded to {width}×{height} the picture exceeds {most} pixels")));
-        }
-        Ok((height, width))
     }
 }
 
@@ -152,22 +86,14 @@ fn read_parameters(parameters: &Parameters) -> Result<Checked, PipelineError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::input::tests::spec;
-    use super::super::{Geometry, Size};
     use super::*;
     use crate::tensor::{DType, Tensor, Value};
     use serde_json::json;
 
-    fn pipeline(geometry: Geometry, pad: Pad) -> ImageClassification {
-        let input = ImageInput::find(&[spec("pixel_values", DType::Fp32, &[-1, 3, -1, -1])]).unwrap();
-        let settings = ImageSettings { geometry, pad, ..ImageSettings::exact(4, 4) };
-        let labels = ["ant", "bee", "cat"].map(String::from).to_vec();
-        let limits = PipelineLimits { max_pixels: 1000, ..PipelineLimits::default() };
-        ImageClassification { settings, input, output: "logits".into(), labels, function: None, limits }
-    }
-
     fn square() -> ImageClassification {
-        pipeline(Geometry::Exact { size: Size { height: 4, width: 4 }, crop: None }, Pad::None)
+        let labels = ["ant", "bee", "cat"].map(String::from).to_vec();
+        let pictures = Pictures::exact(4, 4);
+        ImageClassification { pictures, output: "logits".into(), labels, function: None }
     }
 
     fn parameters(value: serde_json::Value) -> Parameters {
@@ -263,48 +189,5 @@ mod tests {
             assert!(error.starts_with(expected), "{error}");
         }
         assert!(square().check_parameters(&parameters(json!({"top_k": null}))).is_ok());
-    }
-
-    fn png(width: u32, height: u32) -> Item {
-        let mut bytes = std::io::Cursor::new(Vec::new());
-        image::RgbImage::new(width, height).write_to(&mut bytes, image::ImageFormat::Png).unwrap();
-        Item::Bytes(bytes.into_inner().into())
-    }
-
-    #[track_caller]
-    fn prepared(pipeline: &ImageClassification, item: &Item, expected: Result<&[usize], &str>) {
-        match (pipeline.preprocess(item, &Parameters::new()), expected) {
-            (Ok(prepared), Ok(shape)) => {
-                let (name, tensor) = &prepared.runs[0][0];
-                assert_eq!((name.as_str(), tensor.shape()), ("pixel_values", shape));
-            }
-            (Err(error), Err(expected)) => assert!(error.to_string().contains(expected), "{error}"),
-            (got, expected) => panic!("{got:?} is not {expected:?}"),
-        }
-    }
-
-    #[test]
-    fn a_picture_becomes_a_tensor_or_an_error() {
-        prepared(&square(), &png(9, 3), Ok(&[1, 3, 4, 4]));
-        prepared(&square(), &Item::Text("x".into()), Err("expected a picture"));
-        prepared(&square(), &png(50, 50), Err("the picture's dimensions are 50×50; the limit is 1000"));
-    }
-
-    #[test]
-    fn pictures_of_any_size_are_padded_only_where_the_processor_pads() {
-        prepared(&pipeline(Geometry::Keep { crop: None }, Pad::None), &png(9, 3), Ok(&[1, 3, 3, 9]));
-        prepared(&pipeline(Geometry::Keep { crop: None }, Pad::Largest), &png(2, 5), Ok(&[1, 3, 5, 2]));
-        let to = Pad::To(Size { height: 6, width: 9 });
-        prepared(&pipeline(Geometry::Keep { crop: None }, to), &png(2, 5), Ok(&[1, 3, 6, 9]));
-        prepared(&pipeline(Geometry::Keep { crop: None }, to), &png(10, 1), Err("larger than the model's 9×6"));
-        let mut fixed = pipeline(Geometry::ShortestEdge { edge: 4, longest: None, crop: None }, Pad::None);
-        fixed.input.width = Some(4);
-        prepared(&fixed, &png(8, 4), Err("the picture is 8×4 when resized, but the model takes 4×any"));
-        let mut fixed = pipeline(Geometry::Keep { crop: None }, Pad::Largest);
-        (fixed.input.height, fixed.input.width) = (Some(20), Some(40));
-        prepared(&fixed, &png(8, 4), Ok(&[1, 3, 20, 40]));
-        prepared(&fixed, &png(41, 4), Err("a side of 41 when resized, the model takes 40"));
-        fixed.input.width = Some(60);
-        prepared(&fixed, &png(8, 4), Err("padded to 60×20 the picture exceeds 1000 pixels"));
     }
 }

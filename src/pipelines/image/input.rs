@@ -1,6 +1,7 @@
 //! What picture tensor a graph takes: layout, channels, element type and, where declared, height and width.
 //!
-//! Read from the declared shape alone: `[N, C, H, W]` or `[N, H, W, C]`, `C` being 1 or 3.
+//! Read from the declared shape alone: `[N, C, H, W]` or `[N, H, W, C]`, `C` being 1 or 3. Beside the picture a graph may
+//! take `pixel_mask` `[N, H, W]`, as exports of DETR do: which pixels are the picture's and which are padding.
 
 use crate::tensor::{DType, Dim, Spec};
 
@@ -24,17 +25,48 @@ pub struct ImageInput {
     pub height: Option<usize>,
     /// `None` where the graph takes any.
     pub width: Option<usize>,
+    /// Where the graph is told which pixels are padding.
+    pub mask: Option<MaskInput>,
+}
+
+/// The input `pixel_mask`: 1 for the picture's pixels, 0 for padding.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MaskInput {
+    /// INT64, BOOL or FP32.
+    pub dtype: DType,
+    /// `None` where it is the picture's.
+    pub height: Option<usize>,
+    /// `None` where it is the picture's.
+    pub width: Option<usize>,
+}
+
+/// Masks of a size of their own are coarser than the picture.
+const MAX_MASK_SIDE: usize = 4096;
+
+impl MaskInput {
+    pub(crate) const NAME: &str = "pixel_mask";
+
+    fn from_spec(spec: &Spec) -> Option<MaskInput> {
+        let dtype = spec.ty.dtype().filter(|dtype| matches!(dtype, DType::Int64 | DType::Bool | DType::Fp32))?;
+        let Some([_, height, width]) = spec.ty.shape() else { return None };
+        let (height, width) = (fixed(height), fixed(width));
+        let sane = |side: Option<usize>| side.is_none_or(|side| (1..=MAX_MASK_SIDE).contains(&side));
+        let is_mask = spec.name == MaskInput::NAME && !spec.optional && sane(height) && sane(width);
+        is_mask.then_some(MaskInput { dtype, height, width })
+    }
 }
 
 impl ImageInput {
-    /// The picture input among `inputs`: the only one that a request must give.
+    /// The picture input among `inputs`: the only one that a request must give, beside a mask of its pixels.
     ///
     /// # Errors
     /// Says in one sentence why the graph does not take one picture tensor.
     pub fn find(inputs: &[Spec]) -> Result<ImageInput, String> {
-        let mut needed = inputs.iter().filter(|input| !input.optional);
+        let mask = inputs.iter().find_map(MaskInput::from_spec);
+        let is_mask = |input: &Spec| mask.is_some() && input.name == MaskInput::NAME;
+        let mut needed = inputs.iter().filter(|input| !input.optional && !is_mask(input));
         match (needed.next(), needed.next()) {
-            (Some(input), None) => ImageInput::from_spec(input),
+            (Some(input), None) => ImageInput::from_spec(input).map(|input| ImageInput { mask, ..input }),
             (None, _) => Err("the graph has no input that a request gives".to_owned()),
             (Some(_), Some(_)) => Err(format!(
                 "the graph needs more than one input ({})",
@@ -69,7 +101,7 @@ impl ImageInput {
         if height == Some(0) || width == Some(0) {
             return refuse("the height or width is 0");
         }
-        Ok(ImageInput { name: spec.name.clone(), dtype, layout, channels, height, width })
+        Ok(ImageInput { name: spec.name.clone(), dtype, layout, channels, height, width, mask: None })
     }
 }
 
@@ -120,5 +152,15 @@ pub(crate) mod tests {
         let two = [spec("pixel_values", DType::Fp32, &[1, 3, 8, 8]), spec("mask", DType::Fp32, &[1, 3, 8, 8])];
         assert_eq!(ImageInput::find(&two).unwrap_err(), "the graph needs more than one input (pixel_values, mask)");
         assert!(ImageInput::find(&[]).is_err());
+    }
+
+    #[test]
+    fn a_mask_of_the_pixels_may_stand_beside_the_picture() {
+        let picture = spec("pixel_values", DType::Fp32, &[-1, 3, -1, -1]);
+        let with_mask = [picture.clone(), spec("pixel_mask", DType::Int64, &[-1, 64, -1])];
+        let mask = ImageInput::find(&with_mask).unwrap().mask;
+        assert_eq!(mask, Some(MaskInput { dtype: DType::Int64, height: Some(64), width: None }));
+        let odd = [picture, spec("pixel_mask", DType::Int64, &[-1, 64])];
+        assert!(ImageInput::find(&odd).unwrap_err().contains("more than one input"));
     }
 }

@@ -1,23 +1,44 @@
 //! Tasks on pictures: encoded bytes to the tensor a vision graph takes, scores to classes.
 //!
-//! Steps, each its own file: [`decode`] → [`resize`] (and centre crop) → [`tensor`]; [`settings`] says how, from
-//! `preprocessor_config.json`, and [`input`] what the graph takes. The numbers are those of Pillow and of transformers'
-//! image processors.
+//! Steps, each its own file: [`decode`] → [`resize`] (and centre crop) → [`tensor`], put together in [`prepare`];
+//! [`settings`] says how, from `preprocessor_config.json`, and [`input`] what the graph takes. The numbers are those of
+//! Pillow and of transformers' image processors. One file for each task: [`classification`], [`detection`] (whose model
+//! outputs are read by [`boxes`] and thinned out by [`suppression`]), [`segmentation`] and [`depth`] (whose maps [`maps`]
+//! enlarges), [`features`].
 
+mod boxes;
 mod classification;
 mod decode;
+mod depth;
+mod detection;
+mod features;
 mod input;
+mod maps;
+mod outputs;
+mod prepare;
 mod resize;
+mod segmentation;
 mod settings;
+mod suppression;
 mod tensor;
 
 #[cfg(test)]
 mod golden;
 
 pub use classification::ImageClassification;
+pub use depth::DepthEstimation;
+pub(crate) use depth::{TASK as DEPTH_ESTIMATION, make as make_depth_estimation};
+pub use detection::ObjectDetection;
+pub(crate) use detection::{TASK as OBJECT_DETECTION, make as make_object_detection};
+pub use features::ImageFeatureExtraction;
+pub(crate) use features::{TASK as IMAGE_FEATURE_EXTRACTION, make as make_image_feature_extraction};
 #[cfg(test)]
 pub(crate) use input::tests::spec as input_spec;
 pub use input::{ImageInput, Layout};
+pub use prepare::Pictures;
+pub(crate) use prepare::Placed;
+pub use segmentation::ImageSegmentation;
+pub(crate) use segmentation::{TASK as IMAGE_SEGMENTATION, make as make_image_segmentation};
 pub use settings::{ChannelOrder, Geometry, ImageSettings, Normalize, Pad, Resample, Size};
 
 /// Decoded pixels, 8 bits a channel, interleaved, row by row; `channels` is 3 (RGB) or 1 (grey).

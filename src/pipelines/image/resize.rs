@@ -36,18 +36,72 @@ pub(crate) fn resize(
     max_pixels: u64,
 ) -> Result<Picture, Refusal> {
     let source = Size { height: picture.height, width: picture.width };
-    match *geometry {
-        Geometry::Keep { crop } => {
-            place(picture, (source.height.into(), source.width.into()), crop, 0, resample, max_pixels)
-        }
-        Geometry::Exact { size, crop } => {
-            place(picture, (size.height.into(), size.width.into()), crop, 0, resample, max_pixels)
-        }
-        Geometry::ShortestEdge { edge, longest, crop } => {
-            place(picture, shortest_edge(source, edge, longest), crop, 0, resample, max_pixels)
-        }
-        Geometry::Letterbox { size, pad_value } => letterbox(picture, size, pad_value, resample, max_pixels),
+    let (full, crop) = plan(source, geometry);
+    if let Geometry::Letterbox { size, pad_value } = *geometry {
+        let inner = place(picture, full, None, pad_value, resample, max_pixels)?;
+        return Ok(on_canvas(&inner, size, 0, 0, pad_value));
     }
+    place(picture, full, crop, 0, resample, max_pixels)
+}
+
+/// Where a picture stands on the canvas that [`resize`] makes of it: a point of the picture times `scale` plus `offset` is
+/// the point on the canvas, both in pixels counted from the left or upper edge.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Placement {
+    pub(crate) scale_x: f64,
+    pub(crate) scale_y: f64,
+    pub(crate) offset_x: f64,
+    pub(crate) offset_y: f64,
+}
+
+/// Where a picture of the size `source` stands after [`resize`].
+pub(crate) fn placement(source: Size, geometry: &Geometry) -> Placement {
+    if let Geometry::Letterbox { size, .. } = *geometry {
+        // The ratio before it is cut to whole pixels, as YOLOX divides by it.
+        let ratio = letterbox_ratio(source, size);
+        return Placement { scale_x: ratio, scale_y: ratio, offset_x: 0.0, offset_y: 0.0 };
+    }
+    let ((height, width), crop) = plan(source, geometry);
+    let offset =
+        |full: u64, crop: Option<u32>| axis(full, crop).map_or(0.0, |axis| f64::from(axis.start) - axis.offset as f64);
+    Placement {
+        scale_x: width as f64 / f64::from(source.width.max(1)),
+        scale_y: height as f64 / f64::from(source.height.max(1)),
+        offset_x: offset(width, crop.map(|crop| crop.width)),
+        offset_y: offset(height, crop.map(|crop| crop.height)),
+    }
+}
+
+/// Height and width that the whole picture is resized to, and what is then kept of it.
+fn plan(source: Size, geometry: &Geometry) -> ((u64, u64), Option<Size>) {
+    match *geometry {
+        Geometry::Keep { crop } => ((source.height.into(), source.width.into()), crop),
+        Geometry::Exact { size, crop } => ((size.height.into(), size.width.into()), crop),
+        Geometry::ShortestEdge { edge, longest, crop } => (shortest_edge(source, edge, longest), crop),
+        Geometry::Multiple { size, multiple } => (nearest_multiple(source, size, multiple), None),
+        Geometry::Letterbox { size, .. } => {
+            let ratio = letterbox_ratio(source, size);
+            // Cut to whole pixels as YOLOX does; a thin picture keeps one pixel.
+            let side = |side: u32, most: u32| ((f64::from(side) * ratio) as u64).clamp(1, u64::from(most.max(1)));
+            ((side(source.height, size.height), side(source.width, size.width)), None)
+        }
+    }
+}
+
+fn letterbox_ratio(source: Size, size: Size) -> f64 {
+    let ratio = |side: u32, source: u32| f64::from(side) / f64::from(source.max(1));
+    ratio(size.height, source.height).min(ratio(size.width, source.width))
+}
+
+/// DPT's way to keep the shape: both sides by the factor of the side that changes least, to whole multiples.
+fn nearest_multiple(source: Size, size: Size, multiple: u32) -> (u64, u64) {
+    let factor = |side: u32, source: u32| f64::from(side) / f64::from(source.max(1));
+    let (rows, columns) = (factor(size.height, source.height), factor(size.width, source.width));
+    let factor = if (1.0 - columns).abs() < (1.0 - rows).abs() { columns } else { rows };
+    let multiple = f64::from(multiple.max(1));
+    // Python's rounding: a half goes to the even side.
+    let side = |side: u32| ((f64::from(side) * factor / multiple).round_ties_even() * multiple).max(multiple) as u64;
+    (side(source.height), side(source.width))
 }
 
 /// transformers' `get_resize_output_image_size`: the short side becomes `edge`, the long one is cut, not rounded.
@@ -102,16 +156,6 @@ fn place(
         return Ok(kept);
     }
     Ok(on_canvas(&kept, Size { height: rows.canvas, width: columns.canvas }, rows.start, columns.start, fill))
-}
-
-fn letterbox(picture: Picture, size: Size, fill: u8, resample: Resample, max_pixels: u64) -> Result<Picture, Refusal> {
-    let (height, width) = (f64::from(picture.height), f64::from(picture.width));
-    let ratio = (f64::from(size.height) / height).min(f64::from(size.width) / width);
-    // Cut to whole pixels as YOLOX does; a thin picture keeps one pixel.
-    let rows = ((height * ratio) as u64).clamp(1, size.height.into());
-    let columns = ((width * ratio) as u64).clamp(1, size.width.into());
-    let inner = place(picture, (rows, columns), None, fill, resample, max_pixels)?;
-    Ok(on_canvas(&inner, size, 0, 0, fill))
 }
 
 /// `picture` with its top left corner at (`top`, `left`) of a canvas that it fits into.
@@ -321,5 +365,19 @@ mod tests {
         let geometry = Geometry::ShortestEdge { edge: 256, longest: None, crop: None };
         let refused = resize(picture, &geometry, Resample::Bicubic, LIMIT).unwrap_err();
         assert!(matches!(refused, Refusal::TooLarge(text) if text.contains("becomes 256×15360000")));
+    }
+
+    #[test]
+    fn a_shape_that_is_kept_is_rounded_to_multiples() {
+        let check = |(height, width), expected| {
+            let size = Size { height: 518, width: 518 };
+            assert_eq!(nearest_multiple(Size { height, width }, size, 14), expected);
+        };
+        // The side whose factor is nearer to 1 decides for both.
+        check((480, 640), (518, 686));
+        check((640, 480), (686, 518));
+        check((1000, 2000), (518, 1036));
+        check((518, 518), (518, 518));
+        check((1, 16_384), (14, 518));
     }
 }

@@ -58,6 +58,11 @@ pub enum Geometry {
         longest: Option<u32>,
         crop: Option<Size>,
     },
+    /// About `size`, the picture's shape kept but for rounding: sides are multiples of `multiple`.
+    Multiple {
+        size: Size,
+        multiple: u32,
+    },
     /// As large as fits into `size`, at its top left, the rest `pad_value`.
     Letterbox {
         size: Size,
@@ -131,6 +136,7 @@ enum Rule {
     Levit,
     PoolFormer,
     EfficientNet,
+    Dpt,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -206,6 +212,13 @@ impl Defaults {
                 ..imagenet
             },
             "efficientformer" => Defaults { resample: Bicubic, center_crop: true, crop_size: Some(224), ..imagenet },
+            "detr" | "conditionaldetr" | "deformabledetr" | "yolos" | "deta" => Defaults {
+                size: Some(SizeForm::Shortest { edge: 800, longest: Some(1333) }),
+                square: false,
+                ..imagenet
+            },
+            "rtdetr" => Defaults { size: exact(640), normalize: false, ..imagenet },
+            "dpt" => Defaults { size: exact(384), resample: Bicubic, rule: Rule::Dpt, ..base },
             "segformer" => Defaults { size: exact(512), ..imagenet },
             "pvt" | "dinov3vit" => imagenet,
             "clip" | "chineseclip" | "bit" => {
@@ -268,6 +281,7 @@ impl ImageSettings {
         }
         match self.geometry {
             Geometry::Keep { crop } | Geometry::ShortestEdge { crop, .. } => crop,
+            Geometry::Multiple { .. } => None,
             Geometry::Exact { size, crop } => Some(crop.unwrap_or(size)),
             Geometry::Letterbox { size, .. } => Some(size),
         }
@@ -298,6 +312,13 @@ fn from_file(file: &Value, input: &ImageInput) -> Result<ImageSettings, Pipeline
     let processor = processor_name(file);
     let defaults = Defaults::of(&processor);
     let size = size_form(file, "size", defaults.square)?.or(defaults.size);
+    let size = match (size, file.get("max_size").and_then(side)) {
+        // Older files of DETR name the bound of the long side on its own.
+        (Some(SizeForm::Shortest { edge, longest: None }), Some(most)) if most > edge => {
+            Some(SizeForm::Shortest { edge, longest: Some(most) })
+        }
+        (size, _) => size,
+    };
     let crop_pct = number(file, "crop_pct")?.or(defaults.crop_pct);
     let crop_size = match size_form(file, "crop_size", true)? {
         Some(SizeForm::Exact(size)) => Some(size),
@@ -319,6 +340,7 @@ fn from_file(file: &Value, input: &ImageInput) -> Result<ImageSettings, Pipeline
             Some(size) => Geometry::Exact { size, crop },
             None => return Err(no_size()),
         },
+        (true, Some(SizeForm::Exact(size))) if defaults.rule == Rule::Dpt => dpt_rule(file, size)?,
         (true, Some(size)) => resize_rule(defaults.rule, size, crop_pct, crop)?,
     };
     let resample = match file.get("resample") {
@@ -391,6 +413,25 @@ fn resize_rule(
     })
 }
 
+/// DPT's resize: to the size itself, or keeping the picture's shape.
+fn dpt_rule(file: &Value, size: Size) -> Result<Geometry, PipelineError> {
+    let multiple = match file.get("ensure_multiple_of") {
+        None | Some(Value::Null) => 1,
+        Some(value) => side(value).ok_or_else(|| {
+            setup(format!("{FILE}: ensure_multiple_of: expected an integer of 1 to {MAX_SIDE}, got {value}"))
+        })?,
+    };
+    if flag(file, "keep_aspect_ratio")? == Some(true) {
+        return Ok(Geometry::Multiple { size, multiple });
+    }
+    let rounded = |side: u32| {
+        let multiple = f64::from(multiple);
+        ((f64::from(side) / multiple).round_ties_even() * multiple).max(multiple) as u32
+    };
+    let size = Size { height: rounded(size.height), width: rounded(size.width) };
+    Ok(Geometry::Exact { size, crop: None })
+}
+
 fn normalize(file: &Value, defaults: &Defaults, input: &ImageInput) -> Result<Normalize, PipelineError> {
     let known = defaults.size.is_some();
     let do_rescale = flag(file, "do_rescale")?.unwrap_or(true);
@@ -450,7 +491,7 @@ fn apply(
     let size = overrides.size.map(|size| checked(size.height, size.width, &field("size"))).transpose()?;
     let crop = overrides.crop_size.map(|size| checked(size.height, size.width, &field("crop_size"))).transpose()?;
     let base_size = base.as_ref().and_then(|base| match base.geometry {
-        Geometry::Exact { size, .. } | Geometry::Letterbox { size, .. } => Some(size),
+        Geometry::Exact { size, .. } | Geometry::Multiple { size, .. } | Geometry::Letterbox { size, .. } => Some(size),
         Geometry::ShortestEdge { edge, .. } => Some(Size { height: edge, width: edge }),
         Geometry::Keep { .. } => None,
     });
@@ -527,7 +568,7 @@ fn with_crop(geometry: Geometry, crop: Option<Size>) -> Geometry {
         Geometry::Keep { .. } => Geometry::Keep { crop: Some(crop) },
         Geometry::Exact { size, .. } => Geometry::Exact { size, crop: Some(crop) },
         Geometry::ShortestEdge { edge, longest, .. } => Geometry::ShortestEdge { edge, longest, crop: Some(crop) },
-        Geometry::Letterbox { .. } => geometry,
+        Geometry::Multiple { .. } | Geometry::Letterbox { .. } => geometry,
     }
 }
 
@@ -750,6 +791,18 @@ mod tests {
         );
         check(json!({"image_processor_type": "LevitImageProcessor"}), edge(256, 224), Resample::Bicubic);
         check(json!({"image_processor_type": "PoolFormerImageProcessor"}), edge(248, 224), Resample::Bicubic);
+        let dpt = |more: Value| {
+            let mut file = json!({"image_processor_type": "DPTImageProcessor", "size": {"height": 518, "width": 518}, "ensure_multiple_of": 14});
+            file.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            file
+        };
+        let multiple = Geometry::Multiple { size: size(518, 518), multiple: 14 };
+        check(dpt(json!({"keep_aspect_ratio": true})), multiple, Resample::Bicubic);
+        check(dpt(json!({"size": 500, "resample": 2})), Exact { size: size(504, 504), crop: None }, Resample::Bilinear);
+        let detr = json!({"feature_extractor_type": "DetrFeatureExtractor", "size": 600, "max_size": 1000});
+        check(detr, ShortestEdge { edge: 600, longest: Some(1000), crop: None }, Resample::Bilinear);
+        let yolos = json!({"image_processor_type": "YolosImageProcessor"});
+        check(yolos, ShortestEdge { edge: 800, longest: Some(1333), crop: None }, Resample::Bilinear);
         let mobilevit =
             check(json!({"image_processor_type": "MobileViTImageProcessor"}), edge(224, 256), Resample::Bilinear);
         assert_eq!(mobilevit.channel_order, ChannelOrder::Bgr);
