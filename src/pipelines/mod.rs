@@ -8,6 +8,7 @@ mod error;
 mod files;
 pub mod image;
 mod labels;
+mod outputs;
 mod padding;
 mod pool;
 mod prediction;

@@ -3,8 +3,9 @@
 //! Invariant: scores are ranked with what is no number last and equal scores in the order of the classes. Knows no task.
 
 use super::labels::numbered;
+use super::outputs::{tensor_named, unexpected};
 use super::{ClassScore, Outputs, PipelineError};
-use crate::tensor::{Dim, Spec, Tensor};
+use crate::tensor::{Dim, Spec};
 use serde_json::Value;
 
 /// What turns logits into scores.
@@ -90,31 +91,13 @@ pub(crate) fn find_logits(outputs: &[Spec]) -> Result<(String, Option<usize>), S
     }
 }
 
-/// The tensor that a run gave under `name`.
-///
-/// # Errors
-/// Where there is none.
-pub(crate) fn tensor_of<'a>(outputs: &'a Outputs, name: &str) -> Result<&'a Tensor, PipelineError> {
-    let value = outputs.iter().find(|(given, _)| given == name);
-    let tensor = value.and_then(|(_, value)| value.as_tensor());
-    tensor.ok_or_else(|| PipelineError::Outputs(format!("the graph gave no tensor named {name:?}")))
-}
-
-/// An output whose type or shape is not `expected`.
-pub(crate) fn misshapen(name: &str, expected: &str, tensor: &Tensor) -> PipelineError {
-    let (dtype, shape) = (tensor.dtype(), tensor.shape());
-    PipelineError::Outputs(format!(
-        "output {name:?}: expected a float tensor of shape {expected}, got {dtype} of shape {shape:?}"
-    ))
-}
-
 /// The logits of one item, one for each class and at least one.
 ///
 /// # Errors
 /// Where the output is missing or has another type or shape.
 pub(crate) fn class_logits(outputs: &Outputs, name: &str) -> Result<Vec<f32>, PipelineError> {
-    let logits = tensor_of(outputs, name)?;
-    let wrong = || misshapen(name, "[1, classes]", logits);
+    let logits = tensor_named(outputs, name)?;
+    let wrong = || unexpected(name, "[1, classes]", logits);
     let Some((&rows, dims)) = logits.shape().split_first() else { return Err(wrong()) };
     let one_axis = dims.iter().filter(|&&size| size != 1).count() <= 1;
     if rows != 1 || dims.is_empty() || !one_axis || logits.is_empty() {

@@ -4,9 +4,9 @@
 //! graph makes a panic. Which decoder a model needs is said in its manifest, or found by [`Decoder::guess`] where the
 //! outputs cannot be mistaken.
 
-use super::outputs::{fixed_dim, floats_of_rank, names, tensor_named, unexpected};
 use super::suppression::{Candidate, best, largest};
 use super::{ImageInput, Placed, Size};
+use crate::pipelines::outputs::{fixed_dim, floats_of_rank, names, tensor_named, unexpected};
 use crate::pipelines::{Outputs, PipelineError};
 use crate::tensor::{Dim, Spec};
 

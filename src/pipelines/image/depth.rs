@@ -5,9 +5,9 @@
 //! metres, others the inverse.
 
 use super::maps::{Along, Taps, cubic, png};
-use super::outputs::{floats_of_rank, names, tensor_named, unexpected};
 use super::{Pictures, Placed};
 use crate::pipelines::detect::{Made, Sources};
+use crate::pipelines::outputs::{floats_of_rank, names, tensor_named, unexpected};
 use crate::pipelines::{
     DepthMap, Item, Notes, Outputs, Parameters, Pipeline, PipelineError, Prediction, Prepared, Rows, only_run,
 };

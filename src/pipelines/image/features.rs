@@ -4,8 +4,8 @@
 //! vector where the graph is made for it, as CLIP's `image_embeds`); with `pool` one vector for the picture.
 
 use super::Pictures;
-use super::outputs::{floats_of_rank, names, tensor_named, unexpected};
 use crate::pipelines::detect::{Made, Sources};
+use crate::pipelines::outputs::{floats_of_rank, names, tensor_named, unexpected};
 use crate::pipelines::{
     Item, Notes, Outputs, Parameters, Pipeline, PipelineError, Prediction, Prepared, TokenEmbeddings, only_run,
 };

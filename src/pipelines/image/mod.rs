@@ -14,7 +14,6 @@ mod detection;
 mod features;
 mod input;
 mod maps;
-mod outputs;
 mod prepare;
 mod resize;
 mod segmentation;

@@ -5,10 +5,10 @@
 //! have other outputs. A centre crop is undone, where the reference stretches what was cropped over the whole picture.
 
 use super::maps::{Along, Taps, linear, png};
-use super::outputs::{fixed_dim, floats_of_rank, names, tensor_named, unexpected};
 use super::{Pictures, Placed, Refusal};
 use crate::pipelines::detect::{Made, Sources};
 use crate::pipelines::labels::{self, numbered};
+use crate::pipelines::outputs::{fixed_dim, floats_of_rank, names, tensor_named, unexpected};
 use crate::pipelines::{
     Item, Mask, Notes, Outputs, Parameters, Pipeline, PipelineError, Prediction, Prepared, Segment, only_run,
 };

@@ -7,7 +7,8 @@
 use super::model::{TextModel, flag, is_float, read_each};
 use super::tokenizer::{Located, SpecialTokens, Windows};
 use crate::pipelines::detect::{Made, Sources};
-use crate::pipelines::scores::{count_from, misshapen, tensor_of};
+use crate::pipelines::outputs::{tensor_named, unexpected};
+use crate::pipelines::scores::count_from;
 use crate::pipelines::{
     Answer, Item, Notes, Outputs, Padding, Parameters, Pipeline, PipelineError, Prediction, Prepared, ScoreFunction,
 };
@@ -260,9 +261,9 @@ fn word_places(part: &Located) -> Vec<(usize, usize)> {
 impl QuestionAnswering {
     /// The logits of one run, one for each token.
     fn logits(outputs: &Outputs, name: &str, tokens: usize) -> Result<Vec<f32>, PipelineError> {
-        let tensor = tensor_of(outputs, name)?;
+        let tensor = tensor_named(outputs, name)?;
         let values = if tensor.shape() == [1, tokens] { tensor.to_f32() } else { None };
-        values.ok_or_else(|| misshapen(name, &format!("[1, {tokens}]"), tensor))
+        values.ok_or_else(|| unexpected(name, &format!("[1, {tokens}]"), tensor))
     }
 }
 

@@ -5,7 +5,7 @@ use super::TOKENIZER;
 use super::input::{TextInputs, padding_of};
 use super::tokenizer::TextTokenizer;
 use crate::pipelines::detect::Sources;
-use crate::pipelines::scores::{misshapen, tensor_of};
+use crate::pipelines::outputs::{tensor_named, unexpected};
 use crate::pipelines::{Outputs, Padding, Parameters, PipelineError};
 use crate::tensor::{Dim, Spec, Tensor};
 use serde_json::Value as Json;
@@ -63,14 +63,14 @@ pub(crate) fn is_float(spec: &Spec) -> bool {
 /// # Errors
 /// Where the output is missing or has another type or shape.
 pub(crate) fn token_rows(outputs: &Outputs, name: &str, tokens: usize) -> Result<Tensor, PipelineError> {
-    let tensor = tensor_of(outputs, name)?;
+    let tensor = tensor_named(outputs, name)?;
     let rows = match tensor.shape() {
         &[1, rows, width] if rows == tokens && width > 0 && tensor.dtype().is_float() => {
             tensor.reshape(vec![rows, width]).ok()
         }
         _ => None,
     };
-    rows.ok_or_else(|| misshapen(name, &format!("[1, {tokens}, classes]"), tensor))
+    rows.ok_or_else(|| unexpected(name, &format!("[1, {tokens}, classes]"), tensor))
 }
 
 /// One row of [`token_rows`].

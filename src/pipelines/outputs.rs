@@ -1,4 +1,4 @@
-//! The graph's outputs by name and kind, for the tasks on pictures.
+//! The graph's outputs by name and kind, for every task that reads some.
 
 use crate::pipelines::{Outputs, PipelineError};
 use crate::tensor::{Dim, Spec, Tensor};
