@@ -4,9 +4,11 @@
 //! `config.json`, else an image processor's file with class names. What is found but not served in this version is served as raw tensors, and said. Files that the
 //! task does not need may be missing, malformed or of any other kind. Reads files: call it off the async threads.
 
+use super::audio::{self, AUDIO_CLASSIFICATION, SPEECH_RECOGNITION};
 use super::files::read_json_object;
-use super::image::{ImageClassification, ImageInput, ImageSettings, ScoreFunction, find_logits};
+use super::image::{ImageClassification, ImageInput, ImageSettings, find_logits};
 use super::labels;
+use super::scores::ScoreFunction;
 use super::text::{self, FEATURE_EXTRACTION};
 use super::{Pipeline, PipelineError, PipelineLimits, PipelineManifest};
 use crate::tensor::Spec;
@@ -30,10 +32,10 @@ const ARCHITECTURES: [(&str, &str); 26] = [
     ("ForUniversalSegmentation", "image-segmentation"),
     ("ForDepthEstimation", "depth-estimation"),
     ("ForVideoClassification", "video-classification"),
-    ("ForAudioClassification", "audio-classification"),
+    ("ForAudioClassification", AUDIO_CLASSIFICATION),
     ("ForAudioFrameClassification", "audio-frame-classification"),
-    ("ForCTC", "automatic-speech-recognition"),
-    ("ForSpeechSeq2Seq", "automatic-speech-recognition"),
+    ("ForCTC", SPEECH_RECOGNITION),
+    ("ForSpeechSeq2Seq", SPEECH_RECOGNITION),
     ("ForSequenceClassification", "text-classification"),
     ("ForTokenClassification", "token-classification"),
     ("ForQuestionAnswering", "question-answering"),
@@ -44,7 +46,7 @@ const ARCHITECTURES: [(&str, &str); 26] = [
     ("DoubleHeadsModel", "text-generation"),
     ("MTModel", "text2text-generation"),
     ("VisionEncoderDecoderModel", "image-to-text"),
-    ("SpeechEncoderDecoderModel", "automatic-speech-recognition"),
+    ("SpeechEncoderDecoderModel", SPEECH_RECOGNITION),
     ("EncoderDecoderModel", "text2text-generation"),
     ("Model", FEATURE_EXTRACTION),
 ];
@@ -82,7 +84,11 @@ pub(crate) struct Made {
 type Maker = fn(&Sources<'_>) -> Result<Made, PipelineError>;
 
 /// The tasks that are served beside `raw` and `image-classification`.
-const MAKERS: [(&str, Maker); 1] = [(FEATURE_EXTRACTION, text::make_feature_extraction)];
+const MAKERS: [(&str, Maker); 3] = [
+    (AUDIO_CLASSIFICATION, audio::make_audio_classification),
+    (FEATURE_EXTRACTION, text::make_feature_extraction),
+    (SPEECH_RECOGNITION, audio::make_speech_recognition),
+];
 
 /// What was found.
 pub struct Detected {
@@ -204,8 +210,8 @@ fn task_of(architecture: &str, config: &Value) -> Option<&'static str> {
     let hears = ["wav2vec2", "hubert", "wavlm", "sew", "unispeech", "audio", "whisper"];
     let hears = hears.iter().any(|part| model_type.contains(part));
     Some(match *task {
-        "text-classification" if hears => "audio-classification",
-        "text2text-generation" if model_type == "whisper" => "automatic-speech-recognition",
+        "text-classification" if hears => AUDIO_CLASSIFICATION,
+        "text2text-generation" if model_type == "whisper" => SPEECH_RECOGNITION,
         task => task,
     })
 }
@@ -261,13 +267,7 @@ fn image_classification(
     }
     let settings = ImageSettings::new(preprocessor.as_ref(), manifest.image.as_ref(), &input)?;
     let labels = labels::find(folder, manifest.labels.as_ref(), config.as_ref(), classes)?;
-    let function = config.as_ref().and_then(|config| config.get("problem_type")).and_then(Value::as_str);
-    let function = function.and_then(|problem_type| match problem_type {
-        "multi_label_classification" => Some(ScoreFunction::Sigmoid),
-        "single_label_classification" => Some(ScoreFunction::Softmax),
-        "regression" => Some(ScoreFunction::None),
-        _ => None,
-    });
+    let function = ScoreFunction::from_config(config.as_ref());
     let prepared = match (&preprocessor, &manifest.image) {
         (Some(_), None) => format!("pictures are prepared as {PREPROCESSOR} says"),
         (Some(_), Some(_)) => format!("pictures are prepared as {PREPROCESSOR} and [pipeline.image] of model.toml say"),
@@ -360,8 +360,6 @@ mod tests {
             ("BertForTokenClassification", "bert", "token-classification"),
             ("YolosForObjectDetection", "yolos", "object-detection"),
             ("BertForSequenceClassification", "bert", "text-classification"),
-            ("Wav2Vec2ForSequenceClassification", "wav2vec2", "audio-classification"),
-            ("WhisperForConditionalGeneration", "whisper", "automatic-speech-recognition"),
             ("GPT2LMHeadModel", "gpt2", "text-generation"),
             ("MarianMTModel", "marian", "text2text-generation"),
             ("VisionEncoderDecoderModel", "vision-encoder-decoder", "image-to-text"),
@@ -372,6 +370,49 @@ mod tests {
         }
         let yolox = "task = \"object-detection\"\ndecoder = \"yolox\"\nlabels = \"labels.txt\"\n[image]\nresize = \"letterbox\"";
         check(yolox, &[], vision(), (RAW, "task = \"object-detection\"", "object-detection is not served yet"));
+    }
+
+    #[test]
+    fn sounds_are_found_by_the_architecture() {
+        let config = |architecture: &str, model_type: &str| {
+            format!(r#"{{"architectures": ["{architecture}"], "model_type": "{model_type}"}}"#)
+        };
+        let inputs = || vec![spec("input_values", DType::Fp32, &[-1, -1])];
+        let classes = || (inputs(), vec![spec("logits", DType::Fp32, &[-1, 5])]);
+        let frames = || (inputs(), vec![spec("logits", DType::Fp32, &[-1, -1, 32])]);
+        let preprocessor = ("preprocessor_config.json", r#"{"sampling_rate": 8000}"#);
+        let vocab = ("vocab.json", r#"{"<pad>": 0}"#);
+        let how = "samples of mean 0 and deviation 1 at 8000 Hz";
+        for architecture in ["Wav2Vec2ForSequenceClassification", "HubertForAudioClassification"] {
+            let config = config(architecture, "wav2vec2");
+            let files = [("config.json", config.as_str()), preprocessor];
+            check("", &files, classes(), (AUDIO_CLASSIFICATION, how, ""));
+            check("", &files[..1], classes(), (RAW, architecture, "preprocessor_config.json is missing"));
+            check("", &files, text(), (RAW, architecture, "no FP32 or FP16 input that could hold a sound"));
+        }
+        let ctc = config("Wav2Vec2ForCTC", "wav2vec2");
+        let files = [("config.json", ctc.as_str()), preprocessor, vocab];
+        check("", &files, frames(), (SPEECH_RECOGNITION, "the characters are those of vocab.json", ""));
+        check("", &files[..2], frames(), (RAW, "Wav2Vec2ForCTC", "there is no vocab.json or tokenizer.json"));
+        check("", &files, classes(), (RAW, "Wav2Vec2ForCTC", "no float output of rank 3"));
+        let demanded = "task = \"automatic-speech-recognition\"";
+        refused(demanded, &files[..2], frames(), "there is no vocab.json or tokenizer.json");
+        let whisper = config("WhisperForConditionalGeneration", "whisper");
+        let mel = ("preprocessor_config.json", r#"{"feature_extractor_type": "WhisperFeatureExtractor"}"#);
+        let files = [("config.json", whisper.as_str()), mel];
+        let two = (
+            vec![
+                spec("input_features", DType::Fp32, &[-1, 80, 3000]),
+                spec("decoder_input_ids", DType::Int64, &[-1, -1]),
+            ],
+            vec![spec("logits", DType::Fp32, &[-1, -1, 51865])],
+        );
+        check("", &files, two, (RAW, "Whisper", "needs the input \"decoder_input_ids\", which a sound does not give"));
+        let classes =
+            (vec![spec("input_features", DType::Fp32, &[-1, 80, 3000])], vec![spec("logits", DType::Fp32, &[-1, 5])]);
+        let config = config("WhisperForAudioClassification", "whisper");
+        let files = [("config.json", config.as_str()), mel];
+        check("", &files, classes, (AUDIO_CLASSIFICATION, "80 log-mel bands", ""));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! One folder for each kind of input. Knows no protocol, no store and no runtime: a [`Pipeline`] is made from the files
 //! beside the model (see [`detect()`]) and the graph's declared inputs and outputs.
 
+pub mod audio;
 pub mod detect;
 mod error;
 mod files;
@@ -12,6 +13,7 @@ mod padding;
 mod pool;
 mod prediction;
 mod prepared;
+mod scores;
 mod settings;
 pub mod text;
 
@@ -19,9 +21,10 @@ pub use detect::{Detected, detect};
 pub use error::{PipelineError, PoolError};
 pub use padding::Padding;
 pub use pool::Pool;
-pub use prediction::{ClassScore, Item, ItemError, Parameters, Prediction, TokenEmbeddings};
+pub use prediction::{ClassScore, Item, ItemError, Parameters, Prediction, SpokenText, TextChunk, TokenEmbeddings};
 pub(crate) use prepared::only_run;
 pub use prepared::{Inputs, Notes, Outputs, Prepared};
+pub use scores::ScoreFunction;
 pub use settings::{ImageOverrides, LabelsSource, PipelineLimits, PipelineManifest};
 
 /// Preprocessing and postprocessing of one model's task, item by item: which items run together is decided by the queue in

@@ -56,6 +56,8 @@ pub enum Prediction {
     Embedding(#[serde(serialize_with = "numbers")] Vec<f32>),
     /// A vector of `width` numbers, at least one, for each token: `values` has them token by token.
     TokenEmbeddings(TokenEmbeddings),
+    /// What was said.
+    Speech(SpokenText),
     /// Why there is none, where the request asked to go on (`on_error`).
     Error(ItemError),
 }
@@ -77,6 +79,22 @@ pub struct TokenEmbeddings {
     pub values: Vec<f32>,
 }
 
+/// What was said in a sound.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SpokenText {
+    pub text: String,
+    /// Where the request asked for times.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chunks: Option<Vec<TextChunk>>,
+}
+
+/// A character or word and when it is said: seconds from the beginning, start and end.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TextChunk {
+    pub text: String,
+    pub timestamp: [f64; 2],
+}
+
 /// What is wrong with one item of a request whose other items are answered.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ItemError {
@@ -92,6 +110,10 @@ impl Prediction {
             }
             Prediction::Embedding(values) => size_of_val(values.as_slice()),
             Prediction::TokenEmbeddings(tokens) => size_of_val(tokens.values.as_slice()),
+            Prediction::Speech(speech) => {
+                let chunks = speech.chunks.iter().flatten();
+                speech.text.len() + chunks.map(|chunk| size_of_val(chunk) + chunk.text.len()).sum::<usize>()
+            }
             Prediction::Error(error) => error.error.len(),
         };
         size_of::<Prediction>() + inside

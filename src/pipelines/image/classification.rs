@@ -4,22 +4,13 @@
 
 use super::settings::{ImageSettings, Pad};
 use super::{ChannelOrder, ImageInput, Picture, Refusal, decode, resize, tensor};
-use crate::pipelines::labels::numbered;
+use crate::pipelines::scores::{ScoreFunction, logits_of, ranked, scores};
 use crate::pipelines::{
-    ClassScore, Item, Notes, Outputs, Parameters, Pipeline, PipelineError, PipelineLimits, Prediction, Prepared,
-    only_run,
+    Item, Notes, Outputs, Parameters, Pipeline, PipelineError, PipelineLimits, Prediction, Prepared, only_run,
 };
 use crate::tensor::{Dim, Spec};
 
 const DEFAULT_TOP_K: usize = 5;
-
-/// What turns logits into scores.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ScoreFunction {
-    Softmax,
-    Sigmoid,
-    None,
-}
 
 /// One model's classification of pictures.
 pub struct ImageClassification {
@@ -102,26 +93,8 @@ impl Pipeline for ImageClassification {
         parameters: &Parameters,
     ) -> Result<Prediction, PipelineError> {
         let checked = read_parameters(parameters)?;
-        let logits =
-            only_run(outputs)?.iter().find(|(name, _)| *name == self.output).and_then(|(_, value)| value.as_tensor());
-        let Some(logits) = logits else {
-            return Err(PipelineError::Outputs(format!("the graph gave no tensor named {:?}", self.output)));
-        };
-        let wrong = || {
-            PipelineError::Outputs(format!(
-                "output {:?}: expected a float tensor of shape [1, classes], got {} of shape {:?}",
-                self.output,
-                logits.dtype(),
-                logits.shape()
-            ))
-        };
-        let Some((&rows, dims)) = logits.shape().split_first() else { return Err(wrong()) };
-        let one_axis = dims.iter().filter(|&&size| size != 1).count() <= 1;
-        if rows != 1 || dims.is_empty() || !one_axis || logits.is_empty() {
-            return Err(wrong());
-        }
-        let values = logits.to_f32().ok_or_else(wrong)?;
-        Ok(self.classify(&values, checked.function.or(self.function), checked.top_k))
+        let logits = logits_of(only_run(outputs)?, &self.output)?;
+        Ok(self.classify(&logits, checked.function.or(self.function), checked.top_k))
     }
 
     fn check_parameters(&self, parameters: &Parameters) -> Result<(), PipelineError> {
@@ -189,34 +162,7 @@ impl ImageClassification {
             None if logits.len() > 1 => ScoreFunction::Softmax,
             None => ScoreFunction::Sigmoid,
         };
-        let mut ranked: Vec<(usize, f32)> = scores(logits, function).into_iter().enumerate().collect();
-        // NaN last, equal scores in the order of the classes.
-        let best_first = |a: &(usize, f32), b: &(usize, f32)| {
-            let by_score = b.1.partial_cmp(&a.1).unwrap_or_else(|| a.1.is_nan().cmp(&b.1.is_nan()));
-            by_score.then_with(|| a.0.cmp(&b.0))
-        };
-        if top_k < ranked.len() {
-            ranked.select_nth_unstable_by(top_k, best_first);
-            ranked.truncate(top_k);
-        }
-        ranked.sort_unstable_by(best_first);
-        let label = |index: usize| self.labels.get(index).cloned().unwrap_or_else(|| numbered(index));
-        Prediction::Classes(
-            ranked.into_iter().map(|(index, score)| ClassScore { label: label(index), score }).collect(),
-        )
-    }
-}
-
-fn scores(logits: &[f32], function: ScoreFunction) -> Vec<f32> {
-    match function {
-        ScoreFunction::None => logits.to_vec(),
-        ScoreFunction::Sigmoid => logits.iter().map(|&logit| 1.0 / (1.0 + (-logit).exp())).collect(),
-        ScoreFunction::Softmax => {
-            let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let powers: Vec<f32> = logits.iter().map(|&logit| (logit - largest).exp()).collect();
-            let sum: f32 = powers.iter().sum();
-            powers.into_iter().map(|power| power / sum).collect()
-        }
+        Prediction::Classes(ranked(scores(logits, function), &self.labels, top_k))
     }
 }
 
@@ -230,11 +176,9 @@ fn read_parameters(parameters: &Parameters) -> Result<Checked, PipelineError> {
                 Some(top_k) if top_k >= 1 => checked.top_k = usize::try_from(top_k).unwrap_or(usize::MAX),
                 _ => return wrong(format!("expected an integer of at least 1, got {value}")),
             },
-            ("function_to_apply", value) => match value.as_str() {
-                Some("softmax") => checked.function = Some(ScoreFunction::Softmax),
-                Some("sigmoid") => checked.function = Some(ScoreFunction::Sigmoid),
-                Some("none") => checked.function = Some(ScoreFunction::None),
-                _ => return wrong(format!("expected \"softmax\", \"sigmoid\" or \"none\", got {value}")),
+            ("function_to_apply", value) => match value.as_str().and_then(ScoreFunction::from_name) {
+                Some(function) => checked.function = Some(function),
+                None => return wrong(format!("expected \"softmax\", \"sigmoid\" or \"none\", got {value}")),
             },
             _ => {
                 return wrong(

@@ -14,8 +14,8 @@ mod tensor;
 #[cfg(test)]
 mod golden;
 
+pub use classification::ImageClassification;
 pub(crate) use classification::find_logits;
-pub use classification::{ImageClassification, ScoreFunction};
 #[cfg(test)]
 pub(crate) use input::tests::spec as input_spec;
 pub use input::{ImageInput, Layout};
