@@ -179,6 +179,14 @@ mod tests {
     }
 
     #[test]
+    fn speech_has_chunks_only_where_they_were_asked_for() {
+        let speech = |chunks| Prediction::Speech(SpokenText { text: "A".to_owned(), chunks });
+        check(&speech(None), r#"{"text":"A"}"#);
+        let chunk = TextChunk { text: "A".to_owned(), timestamp: [0.5, 1.0] };
+        check(&speech(Some(vec![chunk])), r#"{"text":"A","chunks":[{"text":"A","timestamp":[0.5,1.0]}]}"#);
+    }
+
+    #[test]
     fn embeddings_are_numbers_with_the_digits_of_their_type() {
         let values = vec![0.1, -2.0, f32::NAN, 1e-7];
         check(&Prediction::Embedding(values.clone()), r#"[0.1,-2.0,"NaN",1e-7]"#);

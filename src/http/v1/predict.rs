@@ -91,7 +91,7 @@ pub(in crate::http) struct PredictResponseBody {
 #[serde(untagged)]
 #[expect(dead_code, reason = "described for the document; encode writes predictions without a copy")]
 pub(in crate::http) enum PredictionBody {
-    /// Image classification: best first.
+    /// Classification of pictures and sounds: best first.
     Classes(Vec<ScoredLabel>),
     /// Feature extraction: one vector for the text. Non-finite numbers are text.
     #[schema(example = json!([0.0676, 0.0635, -0.0052]))]
@@ -99,6 +99,25 @@ pub(in crate::http) enum PredictionBody {
     /// Feature extraction of a model that does not say how tokens become one vector: `[1][tokens][numbers]`.
     #[schema(example = json!([[[0.0676, 0.0635], [0.0487, 0.0793]]]))]
     TokenEmbeddings(Vec<Vec<Vec<f32>>>),
+    /// Speech recognition.
+    Speech(SpokenText),
+}
+
+#[derive(Serialize, ToSchema)]
+pub(in crate::http) struct SpokenText {
+    #[schema(example = "HELLO WORLD")]
+    text: String,
+    /// Where `return_timestamps` asked for them.
+    chunks: Option<Vec<TextChunk>>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(in crate::http) struct TextChunk {
+    #[schema(example = "HELLO")]
+    text: String,
+    /// Start and end, seconds.
+    #[schema(example = json!([0.5, 0.86]))]
+    timestamp: Vec<f64>,
 }
 
 #[derive(Serialize, ToSchema)]

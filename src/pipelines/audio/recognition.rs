@@ -273,3 +273,139 @@ fn clean_up(text: String) -> String {
     ];
     pairs.into_iter().fold(text, |text, (from, to)| text.replace(from, to))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipelines::image::input_spec as spec;
+    use crate::pipelines::{PipelineLimits, PipelineManifest, detect};
+    use crate::tensor::{DType, Tensor};
+    use serde_json::json;
+
+    const CONFIG: &str = r#"{"architectures": ["Wav2Vec2ForCTC"], "conv_kernel": [10, 4], "conv_stride": [5, 2], "model_type": "wav2vec2"}"#;
+    const VOCAB: &str = r#"{"<pad>": 0, "|": 1, "A": 2, "B": 3, "<s>": 4}"#;
+
+    /// A model of 1,000 Hz whose frames are 10 samples.
+    fn pipeline(tokenizer_config: &str) -> Arc<dyn Pipeline> {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, text) in [
+            ("config.json", CONFIG),
+            ("preprocessor_config.json", r#"{"sampling_rate": 1000, "do_normalize": false}"#),
+            ("vocab.json", VOCAB),
+            ("tokenizer_config.json", tokenizer_config),
+        ] {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        let inputs = [spec("input_values", DType::Fp32, &[-1, -1]), spec("attention_mask", DType::Int64, &[-1, -1])];
+        let outputs = [spec("logits", DType::Fp32, &[-1, -1, 5])];
+        let manifest = PipelineManifest::default();
+        let found = detect(folder.path(), &manifest, &inputs, &outputs, &PipelineLimits::default()).unwrap();
+        found.pipeline.unwrap_or_else(|| panic!("{:?}", found.missing))
+    }
+
+    fn parameters(value: serde_json::Value) -> Parameters {
+        value.as_object().unwrap().clone()
+    }
+
+    /// 8-bit samples that rise by one each.
+    fn rising(samples: usize) -> Item {
+        let mut bytes = b"RIFF\0\0\0\0WAVEfmt \x10\0\0\0\x01\0\x01\0\xe8\x03\0\0\xe8\x03\0\0\x01\0\x08\0data".to_vec();
+        bytes.extend((samples as u32).to_le_bytes());
+        bytes.extend((0..samples).map(|at| at as u8));
+        Item::Bytes(bytes.into())
+    }
+
+    /// The output of a run whose frames say `classes`.
+    fn frames(classes: &[usize]) -> Outputs {
+        let logits: Vec<f32> =
+            classes.iter().flat_map(|&best| (0..5).map(move |class| if class == best { 3.0 } else { 1.0 })).collect();
+        vec![("logits".to_owned(), Tensor::from_vec(DType::Fp32, vec![1, classes.len(), 5], logits).unwrap().into())]
+    }
+
+    #[track_caller]
+    fn check(tokenizer_config: &str, said: &[usize], given: serde_json::Value, expected: serde_json::Value) {
+        let pipeline = pipeline(tokenizer_config);
+        let given = parameters(given);
+        let prepared = pipeline.preprocess(&rising(100), &given).unwrap();
+        let got = pipeline.postprocess(&[frames(said)], &prepared.notes, &given).unwrap();
+        assert_eq!(serde_json::to_value(got).unwrap(), expected);
+    }
+
+    #[test]
+    fn frames_are_read_as_text() {
+        let said = [1, 2, 2, 0, 2, 1, 1, 0, 3, 4, 3, 1];
+        check("{}", &said, json!({}), json!({"text": "AA B<s>B"}));
+        check(r#"{"do_lower_case": true}"#, &said, json!({}), json!({"text": "aa b<s>b"}));
+        check(r#"{"replace_word_delimiter_char": "."}"#, &said, json!({}), json!({"text": ".AA.B<s>B."}));
+        check("{}", &[0, 0], json!({"return_timestamps": "char"}), json!({"text": "", "chunks": []}));
+        check("{}", &[], json!({}), json!({"text": ""}));
+    }
+
+    #[test]
+    fn times_are_those_of_the_frames() {
+        let said = [1, 2, 2, 0, 3, 1, 2];
+        let words = json!({"text": "AB A", "chunks": [
+            {"text": "AB", "timestamp": [0.01, 0.05]},
+            {"text": "A", "timestamp": [0.06, 0.07]},
+        ]});
+        check("{}", &said, json!({"return_timestamps": "word"}), words);
+        let characters = json!({"text": "AB A", "chunks": [
+            {"text": " ", "timestamp": [0.0, 0.01]},
+            {"text": "A", "timestamp": [0.01, 0.03]},
+            {"text": "B", "timestamp": [0.04, 0.05]},
+            {"text": " ", "timestamp": [0.05, 0.06]},
+            {"text": "A", "timestamp": [0.06, 0.07]},
+        ]});
+        check("{}", &said, json!({"return_timestamps": "char"}), characters);
+    }
+
+    #[test]
+    fn a_long_sound_is_several_runs_whose_contexts_are_cut_off() {
+        let pipeline = pipeline("{}");
+        let given = parameters(json!({"chunk_length_s": 0.05, "stride_length_s": [0.01, 0.02]}));
+        let prepared = pipeline.preprocess(&rising(87), &given).unwrap();
+        let shape =
+            |run: &crate::pipelines::Inputs| run.iter().map(|(_, tensor)| tensor.shape().to_vec()).collect::<Vec<_>>();
+        let lengths: Vec<_> = prepared.runs.iter().map(shape).collect();
+        assert_eq!(lengths, [50, 50, 47].map(|length| vec![vec![1, length]; 2]));
+        let first = prepared.runs[1][0].1.to_f32().unwrap();
+        assert_eq!(first[..2], [(20.0 - 128.0) / 128.0, (21.0 - 128.0) / 128.0]);
+        let runs = [frames(&[2, 2, 3, 4, 4]), frames(&[4, 3, 2, 4, 4]), frames(&[4, 2, 0, 3, 3])];
+        let got = pipeline.postprocess(&runs, &prepared.notes, &given).unwrap();
+        // Of the first run three frames count, of the second two, of the last four.
+        assert_eq!(serde_json::to_value(got).unwrap(), json!({"text": "ABAB"}));
+        let missing = pipeline.postprocess(&runs[..2], &prepared.notes, &given);
+        assert!(matches!(missing, Err(PipelineError::Outputs(_))), "{missing:?}");
+    }
+
+    #[test]
+    fn outputs_of_odd_shapes_are_errors() {
+        let pipeline = pipeline("{}");
+        let notes = pipeline.preprocess(&rising(100), &Parameters::new()).unwrap().notes;
+        for shape in [vec![1, 10], vec![2, 1, 5], vec![10], vec![1, 10, 1, 1]] {
+            let tensor = Tensor::from_vec(DType::Fp32, shape.clone(), vec![0.0f32; 10]).unwrap();
+            let got = pipeline.postprocess(&[vec![("logits".to_owned(), tensor.into())]], &notes, &Parameters::new());
+            assert!(matches!(got, Err(PipelineError::Outputs(_))), "{shape:?}: {got:?}");
+        }
+        assert!(pipeline.postprocess(&[vec![]], &notes, &Parameters::new()).is_err());
+    }
+
+    #[test]
+    fn a_sound_that_is_too_short_or_in_too_many_parts_is_refused() {
+        let pipeline = pipeline("{}");
+        let short = pipeline.preprocess(&rising(24), &Parameters::new()).unwrap_err();
+        assert!(short.to_string().contains("24 samples at 1000 Hz; the model needs at least 25"), "{short}");
+        assert_eq!(pipeline.preprocess(&rising(25), &Parameters::new()).unwrap().runs.len(), 1);
+        let given = parameters(json!({"chunk_length_s": 0.03, "stride_length_s": 0}));
+        assert_eq!(pipeline.preprocess(&rising(80), &given).unwrap().runs.len(), 2, "20 samples are no frame");
+        let many = pipeline.preprocess(&rising(30 * 1024 + 1), &given).unwrap_err();
+        assert!(matches!(&many, PipelineError::TooLarge { problem, .. } if problem.contains("1024 parts")), "{many}");
+    }
+
+    #[test]
+    fn only_what_cuts_the_sound_is_read_before_the_graph() {
+        let pipeline = pipeline("{}");
+        let reads = |name: &str| pipeline.preprocess_reads(name);
+        assert!(reads("chunk_length_s") && reads("stride_length_s") && !reads("return_timestamps"));
+    }
+}
