@@ -29,18 +29,21 @@ pub(super) fn ogg_is_complete(bytes: &[u8]) -> bool {
 /// Whether the tables of the stream whose identification and setup headers are `headers`, one after the other, have a size
 /// that real ones have. Malformed headers are left for the decoder to name.
 pub(super) fn tables_are_small(headers: &[u8]) -> bool {
-    let setup = headers.get(IDENT_BYTES + MARKER_BYTES..).unwrap_or_default();
+    table_numbers(headers).is_none_or(|numbers| numbers <= MAX_NUMBERS)
+}
+
+/// The numbers in all tables, or in the first ones where these are too many already; `None` where they are malformed.
+pub(super) fn table_numbers(headers: &[u8]) -> Option<u64> {
+    let setup = headers.get(IDENT_BYTES + MARKER_BYTES..)?;
     let mut bits = Bits { bytes: setup, at: 0 };
     let mut numbers = 0u64;
-    let Some(count) = bits.take(8) else { return true };
-    for _ in 0..=count {
-        let Some(size) = skip_codebook(&mut bits) else { return true };
-        numbers = numbers.saturating_add(size);
+    for _ in 0..=bits.take(8)? {
+        numbers = numbers.saturating_add(skip_codebook(&mut bits)?);
         if numbers > MAX_NUMBERS {
-            return false;
+            break;
         }
     }
-    true
+    Some(numbers)
 }
 
 /// The numbers that one codebook's table has; `None` where it is malformed or ends early.
