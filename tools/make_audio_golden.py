@@ -2,6 +2,8 @@
 
 tests/golden/mel.json: log-mel spectrograms of a signal that the test computes too, by Whisper's formula written out in
 numpy here and checked against transformers' WhisperFeatureExtractor.
+tests/golden/fbank.json: the same for Kaldi's filter banks and transformers' ASTFeatureExtractor, whose `spectrogram` is
+called as it does.
 tests/golden/speech.json: answers of transformers' speech recognition in parts and with times, on the shared model
 tiny-wav2vec2-ctc. transformers needs PyTorch for its pipeline, so its own functions for cutting, cutting off and decoding
 are called around ONNX Runtime.
@@ -19,6 +21,7 @@ import numpy as np
 import onnxruntime
 import soundfile
 import transformers
+from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 from transformers.pipelines.automatic_speech_recognition import chunk_iter, rescale_stride
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -74,6 +77,57 @@ def write_mel() -> None:
             }
         )
     write("mel.json", {"made_by": MADE_BY, "atol": 1e-5, "cases": cases})
+
+
+def fbank(samples: np.ndarray, mels=128, rate=16000) -> np.ndarray:
+    samples = samples.astype(np.float64)
+    frames = np.stack([samples[at : at + 400] for at in range(0, len(samples) - 399, 160)])
+    frames = frames - frames.mean(axis=1, keepdims=True)
+    frames = frames - 0.97 * np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
+    frames = frames * (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(400) / 399))
+    power = np.abs(np.fft.rfft(frames, n=512, axis=1)) ** 2
+    to_mel = lambda hertz: 1127 * np.log(1 + hertz / 700)
+    points = np.linspace(to_mel(20), to_mel(rate / 2), mels + 2)
+    bins = to_mel(np.arange(257) * rate / 512)
+    step = points[1] - points[0]
+    filters = np.maximum(0, 1 - np.abs(bins - points[1:-1, None]) / step)
+    return np.log(np.maximum(power @ filters.T, np.finfo(np.float32).eps))
+
+
+def write_fbank() -> None:
+    cases = []
+    for samples in [20000, 170000, 400]:
+        values = fbank(signal(samples))
+        filters = mel_filter_bank(257, 128, 20, 8000, 16000, None, "kaldi", triangularize_in_mel_space=True)
+        theirs = spectrogram(
+            signal(samples),
+            window_function(400, "hann", periodic=False),
+            frame_length=400,
+            hop_length=160,
+            fft_length=512,
+            power=2.0,
+            center=False,
+            preemphasis=0.97,
+            mel_filters=filters,
+            log_mel="log",
+            mel_floor=1.192092955078125e-07,
+            remove_dc_offset=True,
+        ).T
+        difference = float(np.abs(theirs - values).max())
+        assert theirs.shape == values.shape and difference < 1e-2, difference
+        print(f"filter bank of {samples} samples: {difference:.2e} from ASTFeatureExtractor's")
+        whole = np.zeros((1024, 128))
+        whole[: min(len(values), 1024)] = values[:1024]
+        whole = (whole + 4.2677393) / (2 * 4.5689974)
+        spots = [(mel, frame) for mel in range(0, 128, 9) for frame in (0, 1, 2, 17, 99, 122, 123, 500, 1023)]
+        cases.append(
+            {
+                "samples": samples,
+                "mean": float(whole.mean()),
+                "spots": [[mel, frame, float(f"{whole[frame, mel]:.9g}")] for mel, frame in spots],
+            }
+        )
+    write("fbank.json", {"made_by": MADE_BY, "atol": 1e-5, "cases": cases})
 
 
 class Extractor:
@@ -165,5 +219,6 @@ def write_sounds() -> None:
 
 if __name__ == "__main__":
     write_mel()
+    write_fbank()
     write_speech(pathlib.Path(sys.argv[1]))
     write_sounds()

@@ -413,6 +413,14 @@ mod tests {
         let config = config("WhisperForAudioClassification", "whisper");
         let files = [("config.json", config.as_str()), mel];
         check("", &files, classes, (AUDIO_CLASSIFICATION, "80 log-mel bands", ""));
+        let ast = r#"{"architectures": ["ASTForAudioClassification"], "model_type": "audio-spectrogram-transformer"}"#;
+        let extractor = r#"{"feature_extractor_type": "ASTFeatureExtractor"}"#;
+        let files = [("config.json", ast), ("preprocessor_config.json", extractor)];
+        let graph = |frames: i64| {
+            (vec![spec("input_values", DType::Fp32, &[-1, frames, 128])], vec![spec("logits", DType::Fp32, &[-1, 5])])
+        };
+        check("", &files, graph(-1), (AUDIO_CLASSIFICATION, "128 filter-bank bands", ""));
+        check("", &files, graph(512), (RAW, "AST", "preprocessor_config.json gives [1, 1024, 128]"));
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! Samples to what a model takes of them, as `preprocessor_config.json` says and transformers' feature extractors do.
 //!
 //! `Wav2Vec2FeatureExtractor`: the samples, their mean taken off and divided by their deviation where `do_normalize`.
-//! `WhisperFeatureExtractor`: a log-mel spectrogram, see [`super::mel`].
+//! `WhisperFeatureExtractor`: a log-mel spectrogram, see [`super::mel`]. `ASTFeatureExtractor`: a filter bank, see
+//! [`super::fbank`].
 
 use super::decode::{MAX_RATE, MIN_RATE};
+use super::fbank::{Fbank, FbankSettings};
 use super::mel::{LogMel, MelSettings};
 use crate::pipelines::PipelineError;
 use serde_json::Value;
@@ -11,6 +13,9 @@ use serde_json::Value;
 pub(super) const PREPROCESSOR: &str = "preprocessor_config.json";
 /// What transformers adds to the variance, so that silence is not divided by nothing.
 const EPSILON: f64 = 1e-7;
+/// Those of AudioSet, which the transformer is trained on.
+const AST_MEAN: f64 = -4.2677393;
+const AST_DEVIATION: f64 = 4.5689974;
 /// Of one spectrogram: Whisper's have 384,000.
 const MAX_NUMBERS: usize = 1 << 24;
 
@@ -18,6 +23,18 @@ const MAX_NUMBERS: usize = 1 << 24;
 pub(super) enum Features {
     Samples { normalize: bool },
     LogMel(Box<LogMel>),
+    Fbank(Box<Fbank>),
+}
+
+impl Features {
+    /// Rows and columns of a spectrogram; `None` where the samples stay samples.
+    pub(super) fn spectrogram(&self) -> Option<[usize; 2]> {
+        match self {
+            Features::Samples { .. } => None,
+            Features::LogMel(mel) => Some([mel.settings.mels, mel.frames()]),
+            Features::Fbank(fbank) => Some([fbank.settings.frames, fbank.settings.mels]),
+        }
+    }
 }
 
 /// The extractor of one model.
@@ -47,15 +64,30 @@ impl Extractor {
         let rate = number("sampling_rate", 16_000, u64::from(MIN_RATE)..=u64::from(MAX_RATE))?;
         let rate = u32::try_from(rate).unwrap_or(MAX_RATE);
         let kind = config.get("feature_extractor_type").and_then(Value::as_str).unwrap_or("Wav2Vec2FeatureExtractor");
+        let flag = |key: &str| match config.get(key) {
+            None | Some(Value::Null) => Ok(true),
+            Some(value) => value.as_bool().ok_or_else(|| setup(format!("{key}: expected true or false, got {value}"))),
+        };
         let features = match kind {
-            "Wav2Vec2FeatureExtractor" => {
-                let normalize = match config.get("do_normalize") {
-                    None | Some(Value::Null) => true,
-                    Some(value) => value
-                        .as_bool()
-                        .ok_or_else(|| setup(format!("do_normalize: expected true or false, got {value}")))?,
+            "Wav2Vec2FeatureExtractor" => Features::Samples { normalize: flag("do_normalize")? },
+            "ASTFeatureExtractor" => {
+                let real = |key: &str, default: f64| match config.get(key) {
+                    None | Some(Value::Null) => Ok(default),
+                    Some(value) => {
+                        value.as_f64().ok_or_else(|| setup(format!("{key}: expected a number, got {value}")))
+                    }
                 };
-                Features::Samples { normalize }
+                let (mean, deviation) = (real("mean", AST_MEAN)?, real("std", AST_DEVIATION)?);
+                if deviation == 0.0 {
+                    return Err(setup("std: expected a number that is not 0".to_owned()));
+                }
+                let settings = FbankSettings {
+                    rate,
+                    mels: number("num_mel_bins", 128, 1..=1024)? as usize,
+                    frames: number("max_length", 1024, 1..=16_384)? as usize,
+                    normalize: flag("do_normalize")?.then_some((mean, deviation)),
+                };
+                Features::Fbank(Box::new(Fbank::new(settings)))
             }
             "WhisperFeatureExtractor" => {
                 let seconds = number("chunk_length", 30, 1..=600)?;
@@ -82,6 +114,7 @@ impl Extractor {
             Features::Samples { normalize: true } => "samples of mean 0 and deviation 1".to_owned(),
             Features::Samples { normalize: false } => "samples as they are".to_owned(),
             Features::LogMel(mel) => format!("{} log-mel bands", mel.settings.mels),
+            Features::Fbank(fbank) => format!("{} filter-bank bands", fbank.settings.mels),
         };
         format!("sounds become {what} at {} Hz ({PREPROCESSOR})", self.rate)
     }

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 /// The graph's inputs for one sound.
 pub(super) struct AudioInput {
-    /// `f32` or `f16`: `[1, samples]`, or `[1, mels, frames]` of a spectrogram.
+    /// `f32` or `f16`: `[1, samples]`, or `[1, rows, columns]` of a spectrogram.
     name: String,
     dtype: DType,
     /// Samples that the graph is made for, where it is for one length only.
@@ -67,10 +67,8 @@ impl AudioInput {
         let (name, rank) = find_name(sources.inputs).map_err(PipelineError::Setup)?;
         let extractor = Extractor::new(preprocessor.as_ref())?;
         let setup = |problem: String| Err(PipelineError::Setup(problem));
-        let expected = match &extractor.features {
-            Features::Samples { .. } => 2,
-            Features::LogMel(_) => 3,
-        };
+        let spectrogram = extractor.features.spectrogram();
+        let expected = if spectrogram.is_some() { 3 } else { 2 };
         if rank.is_some_and(|rank| rank != expected) {
             return setup(format!("the input {name:?} does not fit: {PREPROCESSOR} gives tensors of rank {expected}"));
         }
@@ -95,12 +93,11 @@ impl AudioInput {
             Some(Dim::Fixed(size)) => Some(*size),
             Some(Dim::Dynamic(_)) | None => None,
         };
-        if let Features::LogMel(mel) = &extractor.features {
-            let (mels, frames) = (mel.settings.mels, mel.frames());
-            if fixed(1).is_some_and(|size| size != mels) || fixed(2).is_some_and(|size| size != frames) {
-                let ty = &spec.ty;
-                return setup(format!("the input {name:?} is {ty}, but {PREPROCESSOR} gives [1, {mels}, {frames}]"));
-            }
+        if let Some([rows, columns]) = spectrogram
+            && (fixed(1).is_some_and(|size| size != rows) || fixed(2).is_some_and(|size| size != columns))
+        {
+            let ty = &spec.ty;
+            return setup(format!("the input {name:?} is {ty}, but {PREPROCESSOR} gives [1, {rows}, {columns}]"));
         }
         Ok(AudioInput {
             name: name.to_owned(),
@@ -127,15 +124,16 @@ impl AudioInput {
     pub(super) fn samples_per_frame(&self) -> Option<u64> {
         match self.extractor.features {
             Features::Samples { .. } => self.convolutions.ratio,
-            Features::LogMel(_) => None,
+            Features::LogMel(_) | Features::Fbank(_) => None,
         }
     }
 
     /// The fewest samples that the graph makes something of.
     pub(super) fn shortest(&self) -> usize {
-        match self.extractor.features {
+        match &self.extractor.features {
             Features::Samples { .. } => usize::try_from(self.convolutions.shortest()).unwrap_or(usize::MAX),
             Features::LogMel(_) => 1,
+            Features::Fbank(fbank) => fbank.window,
         }
     }
 
@@ -164,7 +162,7 @@ impl AudioInput {
     /// Where the graph is for sounds of another length.
     pub(super) fn tensors(&self, samples: &[f32]) -> Result<Inputs, PipelineError> {
         let refuse = |problem: String| PipelineError::Item { index: 0, problem };
-        let (values, shape) = match &self.extractor.features {
+        let values = match &self.extractor.features {
             Features::Samples { normalize: wanted } => {
                 if let Some(length) = self.length.filter(|&length| length != samples.len()) {
                     let (given, rate) = (samples.len(), self.rate());
@@ -176,13 +174,14 @@ impl AudioInput {
                 if *wanted {
                     normalize(&mut values);
                 }
-                let shape = vec![1, values.len()];
-                (values, shape)
+                values
             }
-            Features::LogMel(mel) => {
-                let values = mel.of(samples).map_err(refuse)?;
-                (values, vec![1, mel.settings.mels, mel.frames()])
-            }
+            Features::LogMel(mel) => mel.of(samples).map_err(refuse)?,
+            Features::Fbank(fbank) => fbank.of(samples).map_err(refuse)?,
+        };
+        let shape = match self.extractor.features.spectrogram() {
+            Some([rows, columns]) => vec![1, rows, columns],
+            None => vec![1, values.len()],
         };
         let fault = |error: crate::tensor::TensorError| PipelineError::Item { index: 0, problem: error.to_string() };
         let mask = self.mask.as_ref().map(|(name, dtype)| {

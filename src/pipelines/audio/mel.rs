@@ -123,13 +123,13 @@ fn to_hertz(mel: f64) -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use serde_json::Value;
     use std::path::Path;
 
     /// The signal of `tools/make_audio_golden.py`.
-    fn signal(samples: usize) -> Vec<f32> {
+    pub(in crate::pipelines::audio) fn signal(samples: usize) -> Vec<f32> {
         let sample = |at: usize| {
             let t = at as f64 / 16_000.0;
             (0.5 * (std::f64::consts::TAU * (200.0 + 900.0 * t) * t).sin() * (-t).exp()) as f32

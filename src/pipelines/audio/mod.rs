@@ -1,13 +1,14 @@
 //! Tasks on sounds: an encoded sound to the samples or features that a graph of speech or sound takes.
 //!
 //! Steps, each its own file: [`decode`] (bytes to mono samples; [`wav`] and [`vorbis`] are parts of it) → [`resample`] (to
-//! the model's rate) → [`features`] ([`mel`] where the model takes a spectrogram) → [`input`] (to the graph's tensors) → the
+//! the model's rate) → [`features`] ([`mel`] or [`fbank`] where the model takes a spectrogram) → [`input`] (to the graph's tensors) → the
 //! graph → the task. [`classification`] is `audio-classification`; [`recognition`] is `automatic-speech-recognition` by CTC,
 //! whose frames [`ctc`] makes into text with the characters of [`vocabulary`], [`parts`] cutting what is long.
 
 mod classification;
 mod ctc;
 mod decode;
+mod fbank;
 mod features;
 mod input;
 mod mel;
