@@ -31,7 +31,7 @@ const BORDERS: [(&str, &[&str]); 16] = [
 ];
 
 /// Outside crates and the only folders of `src` that may name them.
-const WALLS: [(&str, &[&str]); 11] = [
+const WALLS: [(&str, &[&str]); 14] = [
     ("axum", &["http"]),
     ("hyper", &["http"]),
     ("hyper_util", &["http"]),
@@ -39,6 +39,9 @@ const WALLS: [(&str, &[&str]); 11] = [
     ("ort", &["runtime/onnx"]),
     ("image", &["pipelines/image"]),
     ("fast_image_resize", &["pipelines/image"]),
+    ("symphonia", &["pipelines/audio"]),
+    ("rubato", &["pipelines/audio"]),
+    ("realfft", &["pipelines/audio"]),
     ("redb", &["jobs"]),
     ("tokenizers", &["pipelines/text"]),
     ("clap", &["cli", "config"]),

@@ -501,6 +501,17 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         section: "limits",
+        name: "max_audio_seconds",
+        doc: "Length of one sound, checked before and while it is decoded.",
+        kind: Kind::Integer {
+            min: 1,
+            max: 86_400,
+            get: |config| config.pipelines.max_audio_seconds,
+            set: |config, value| config.pipelines.max_audio_seconds = value,
+        },
+    },
+    Key {
+        section: "limits",
         name: "max_model_bytes",
         doc: "Largest graph file, external data not counted.",
         kind: Kind::Integer {

@@ -80,6 +80,7 @@ fn values_reach_their_rooms() {
         drain_delay_ms = 0
         max_pixels = 10
         max_text_bytes = 30
+        max_audio_seconds = 40
         max_model_bytes = 20
         [telemetry]
         log_format = "json"
@@ -95,6 +96,7 @@ fn values_reach_their_rooms() {
     assert_eq!(config.store.max_model_bytes, 20);
     assert_eq!(config.pipelines.max_pixels, 10);
     assert_eq!(config.pipelines.max_text_bytes, 30);
+    assert_eq!(config.pipelines.max_audio_seconds, 40);
     assert_eq!(config.models.device.device_index, 1);
     assert!(config.models.device.allow_fallback);
     assert_eq!(config.models.instances, Some(2));

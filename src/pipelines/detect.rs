@@ -4,6 +4,7 @@
 //! `config.json`, else an image processor's file with class names. What is found but not served in this version is served as raw tensors, and said. Files that the
 //! task does not need may be missing, malformed or of any other kind. Reads files: call it off the async threads.
 
+use super::audio::{self, AUDIO_CLASSIFICATION, SPEECH_RECOGNITION};
 use super::files::read_json_object;
 use super::image::{self, ImageClassification, ImageInput, Pictures};
 use super::image::{DEPTH_ESTIMATION, IMAGE_FEATURE_EXTRACTION, IMAGE_SEGMENTATION, OBJECT_DETECTION};
@@ -32,10 +33,10 @@ const ARCHITECTURES: [(&str, &str); 27] = [
     ("ForUniversalSegmentation", IMAGE_SEGMENTATION),
     ("ForDepthEstimation", DEPTH_ESTIMATION),
     ("ForVideoClassification", "video-classification"),
-    ("ForAudioClassification", "audio-classification"),
+    ("ForAudioClassification", AUDIO_CLASSIFICATION),
     ("ForAudioFrameClassification", "audio-frame-classification"),
-    ("ForCTC", "automatic-speech-recognition"),
-    ("ForSpeechSeq2Seq", "automatic-speech-recognition"),
+    ("ForCTC", SPEECH_RECOGNITION),
+    ("ForSpeechSeq2Seq", SPEECH_RECOGNITION),
     ("ForSequenceClassification", "text-classification"),
     ("ForTokenClassification", "token-classification"),
     ("ForQuestionAnswering", "question-answering"),
@@ -46,7 +47,7 @@ const ARCHITECTURES: [(&str, &str); 27] = [
     ("DoubleHeadsModel", "text-generation"),
     ("MTModel", "text2text-generation"),
     ("VisionEncoderDecoderModel", "image-to-text"),
-    ("SpeechEncoderDecoderModel", "automatic-speech-recognition"),
+    ("SpeechEncoderDecoderModel", SPEECH_RECOGNITION),
     ("EncoderDecoderModel", "text2text-generation"),
     ("ModelWithProjection", FEATURE_EXTRACTION),
     ("Model", FEATURE_EXTRACTION),
@@ -85,10 +86,8 @@ pub(crate) struct Made {
 type Maker = fn(&Sources<'_>) -> Result<Made, PipelineError>;
 
 /// The tasks that are served beside `raw` and `image-classification`.
-const MAKERS: [(&str, Maker); 12] = [
+const MAKERS: [(&str, Maker); 14] = [
     (FEATURE_EXTRACTION, text::make_feature_extraction),
-    (tabular::CLASSIFICATION, tabular::make_classification),
-    (tabular::REGRESSION, tabular::make_regression),
     ("fill-mask", text::make_fill_mask),
     ("question-answering", text::make_question_answering),
     ("text-classification", text::make_text_classification),
@@ -98,6 +97,10 @@ const MAKERS: [(&str, Maker); 12] = [
     (IMAGE_SEGMENTATION, image::make_image_segmentation),
     (DEPTH_ESTIMATION, image::make_depth_estimation),
     (IMAGE_FEATURE_EXTRACTION, image::make_image_feature_extraction),
+    (AUDIO_CLASSIFICATION, audio::make_audio_classification),
+    (SPEECH_RECOGNITION, audio::make_speech_recognition),
+    (tabular::CLASSIFICATION, tabular::make_classification),
+    (tabular::REGRESSION, tabular::make_regression),
 ];
 
 /// What was found.
@@ -224,8 +227,8 @@ fn task_of(architecture: &str, config: &Value) -> Option<&'static str> {
     let hears = ["wav2vec2", "hubert", "wavlm", "sew", "unispeech", "audio", "whisper"];
     let hears = hears.iter().any(|part| model_type.contains(part));
     Some(match *task {
-        "text-classification" if hears => "audio-classification",
-        "text2text-generation" if model_type == "whisper" => "automatic-speech-recognition",
+        "text-classification" if hears => AUDIO_CLASSIFICATION,
+        "text2text-generation" if model_type == "whisper" => SPEECH_RECOGNITION,
         task => task,
     })
 }
@@ -366,8 +369,6 @@ mod tests {
     #[test]
     fn tasks_that_are_not_served_are_raw_and_said() {
         for (architecture, model_type, task) in [
-            ("Wav2Vec2ForSequenceClassification", "wav2vec2", "audio-classification"),
-            ("WhisperForConditionalGeneration", "whisper", "automatic-speech-recognition"),
             ("GPT2LMHeadModel", "gpt2", "text-generation"),
             ("MarianMTModel", "marian", "text2text-generation"),
             ("VisionEncoderDecoderModel", "vision-encoder-decoder", "image-to-text"),
@@ -419,6 +420,57 @@ mod tests {
         let files = [("config.json", entails), tokenizer];
         let zero_shot = "zero-shot-classification";
         check(&format!("task = {zero_shot:?}"), &files, text(), (zero_shot, "model.toml says", ""));
+    }
+
+    #[test]
+    fn sounds_are_found_by_the_architecture() {
+        let config = |architecture: &str, model_type: &str| {
+            format!(r#"{{"architectures": ["{architecture}"], "model_type": "{model_type}"}}"#)
+        };
+        let inputs = || vec![spec("input_values", DType::Fp32, &[-1, -1])];
+        let classes = || (inputs(), vec![spec("logits", DType::Fp32, &[-1, 5])]);
+        let frames = || (inputs(), vec![spec("logits", DType::Fp32, &[-1, -1, 32])]);
+        let preprocessor = ("preprocessor_config.json", r#"{"sampling_rate": 8000}"#);
+        let vocab = ("vocab.json", r#"{"<pad>": 0}"#);
+        let how = "samples of mean 0 and deviation 1 at 8000 Hz";
+        for architecture in ["Wav2Vec2ForSequenceClassification", "HubertForAudioClassification"] {
+            let config = config(architecture, "wav2vec2");
+            let files = [("config.json", config.as_str()), preprocessor];
+            check("", &files, classes(), (AUDIO_CLASSIFICATION, how, ""));
+            check("", &files[..1], classes(), (RAW, architecture, "preprocessor_config.json is missing"));
+            check("", &files, text(), (RAW, architecture, "no FP32 or FP16 input that could hold a sound"));
+        }
+        let ctc = config("Wav2Vec2ForCTC", "wav2vec2");
+        let files = [("config.json", ctc.as_str()), preprocessor, vocab];
+        check("", &files, frames(), (SPEECH_RECOGNITION, "the characters are those of vocab.json", ""));
+        check("", &files[..2], frames(), (RAW, "Wav2Vec2ForCTC", "there is no vocab.json or tokenizer.json"));
+        check("", &files, classes(), (RAW, "Wav2Vec2ForCTC", "no float output of rank 3"));
+        let demanded = "task = \"automatic-speech-recognition\"";
+        refused(demanded, &files[..2], frames(), "there is no vocab.json or tokenizer.json");
+        let whisper = config("WhisperForConditionalGeneration", "whisper");
+        let mel = ("preprocessor_config.json", r#"{"feature_extractor_type": "WhisperFeatureExtractor"}"#);
+        let files = [("config.json", whisper.as_str()), mel];
+        let two = (
+            vec![
+                spec("input_features", DType::Fp32, &[-1, 80, 3000]),
+                spec("decoder_input_ids", DType::Int64, &[-1, -1]),
+            ],
+            vec![spec("logits", DType::Fp32, &[-1, -1, 51865])],
+        );
+        check("", &files, two, (RAW, "Whisper", "needs the input \"decoder_input_ids\", which a sound does not give"));
+        let classes =
+            (vec![spec("input_features", DType::Fp32, &[-1, 80, 3000])], vec![spec("logits", DType::Fp32, &[-1, 5])]);
+        let config = config("WhisperForAudioClassification", "whisper");
+        let files = [("config.json", config.as_str()), mel];
+        check("", &files, classes, (AUDIO_CLASSIFICATION, "80 log-mel bands", ""));
+        let ast = r#"{"architectures": ["ASTForAudioClassification"], "model_type": "audio-spectrogram-transformer"}"#;
+        let extractor = r#"{"feature_extractor_type": "ASTFeatureExtractor"}"#;
+        let files = [("config.json", ast), ("preprocessor_config.json", extractor)];
+        let graph = |frames: i64| {
+            (vec![spec("input_values", DType::Fp32, &[-1, frames, 128])], vec![spec("logits", DType::Fp32, &[-1, 5])])
+        };
+        check("", &files, graph(-1), (AUDIO_CLASSIFICATION, "128 filter-bank bands", ""));
+        check("", &files, graph(512), (RAW, "AST", "preprocessor_config.json gives [1, 1024, 128]"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! One folder for each kind of input. Knows no protocol, no store and no runtime: a [`Pipeline`] is made from the files
 //! beside the model (see [`detect()`]) and the graph's declared inputs and outputs.
 
+pub mod audio;
 pub mod detect;
 mod error;
 mod files;
@@ -24,7 +25,7 @@ pub use padding::Padding;
 pub use pool::Pool;
 pub use prediction::{
     Answer, BoundingBox, ClassScore, DepthMap, Detection, EntityGroup, FilledMask, Item, ItemError, Mask, Parameters,
-    Prediction, RankedLabels, Rows, Segment, TokenEmbeddings, TokenLabel,
+    Prediction, RankedLabels, Rows, Segment, SpokenText, TextChunk, TokenEmbeddings, TokenLabel,
 };
 pub(crate) use prepared::only_run;
 pub use prepared::{Inputs, Notes, Outputs, Prepared};

@@ -80,6 +80,8 @@ pub enum Prediction {
     /// In the order of the classes.
     Segments(Vec<Segment>),
     Depth(DepthMap),
+    /// What was said.
+    Speech(SpokenText),
     /// Why there is none, where the request asked to go on (`on_error`).
     Error(ItemError),
 }
@@ -226,6 +228,22 @@ pub struct RankedLabels {
     pub scores: Vec<f32>,
 }
 
+/// What was said in a sound.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SpokenText {
+    pub text: String,
+    /// Where the request asked for times.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chunks: Option<Vec<TextChunk>>,
+}
+
+/// A character or word and when it is said: seconds from the beginning, start and end.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TextChunk {
+    pub text: String,
+    pub timestamp: [f64; 2],
+}
+
 /// What is wrong with one item of a request whose other items are answered.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ItemError {
@@ -263,6 +281,10 @@ impl Prediction {
             }
             Prediction::Segments(segments) => segments.iter().map(Segment::bytes).sum::<usize>(),
             Prediction::Depth(map) => size_of_val(map.predicted_depth.values.as_slice()) + map.depth.len(),
+            Prediction::Speech(speech) => {
+                let chunks = speech.chunks.iter().flatten();
+                speech.text.len() + chunks.map(|chunk| size_of_val(chunk) + chunk.text.len()).sum::<usize>()
+            }
             Prediction::Error(error) => error.error.len(),
         };
         size_of::<Prediction>() + inside
@@ -347,6 +369,14 @@ mod tests {
             &Prediction::Classes(classes),
             r#"[{"label":"a\"b","score":"NaN"},{"label":"a\"b","score":"Infinity"},{"label":"a\"b","score":"-Infinity"},{"label":"a\"b","score":0.1}]"#,
         );
+    }
+
+    #[test]
+    fn speech_has_chunks_only_where_they_were_asked_for() {
+        let speech = |chunks| Prediction::Speech(SpokenText { text: "A".to_owned(), chunks });
+        check(&speech(None), r#"{"text":"A"}"#);
+        let chunk = TextChunk { text: "A".to_owned(), timestamp: [0.5, 1.0] };
+        check(&speech(Some(vec![chunk])), r#"{"text":"A","chunks":[{"text":"A","timestamp":[0.5,1.0]}]}"#);
     }
 
     #[test]

@@ -60,10 +60,12 @@ pub struct PipelineLimits {
     pub max_pixels: u64,
     /// Bytes of one text, before it is tokenized.
     pub max_text_bytes: u64,
+    /// Seconds of one sound, from its header where that tells and counted while it is decoded.
+    pub max_audio_seconds: u64,
 }
 
 impl Default for PipelineLimits {
     fn default() -> PipelineLimits {
-        PipelineLimits { max_pixels: 1 << 26, max_text_bytes: 1 << 18 }
+        PipelineLimits { max_pixels: 1 << 26, max_text_bytes: 1 << 18, max_audio_seconds: 600 }
     }
 }

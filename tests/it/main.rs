@@ -13,6 +13,8 @@
 /// Starts and stops servers; the HTTP client.
 mod server;
 
+/// Sounds: the shared models of classes and speech.
+mod audio_tasks;
 /// Requests that must be refused, and the sentence they get.
 mod bad_input;
 /// Kept answers and prepared items.

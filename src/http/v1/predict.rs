@@ -91,7 +91,7 @@ pub(in crate::http) struct PredictResponseBody {
 #[serde(untagged)]
 #[expect(dead_code, reason = "described for the document; encode writes predictions without a copy")]
 pub(in crate::http) enum PredictionBody {
-    /// Image classification: best first.
+    /// Classification of pictures and sounds: best first.
     Classes(Vec<ScoredLabel>),
     /// Feature extraction: one vector for the text. Non-finite numbers are text.
     #[schema(example = json!([0.0676, 0.0635, -0.0052]))]
@@ -99,6 +99,155 @@ pub(in crate::http) enum PredictionBody {
     /// Feature extraction of a model that does not say how tokens become one vector: `[1][tokens][numbers]`.
     #[schema(example = json!([[[0.0676, 0.0635], [0.0487, 0.0793]]]))]
     TokenEmbeddings(Vec<Vec<Vec<f32>>>),
+    /// Speech recognition.
+    Speech(SpokenText),
+    /// Entities of a text, token by token.
+    TokenLabels(Vec<LabelledToken>),
+    /// Entities of a text, whole, where `aggregation_strategy` asks for that.
+    Entities(Vec<Entity>),
+    /// What may stand where a text has its mask; a list for each where it has several.
+    Masks(Vec<FilledMask>),
+    /// Question answering; a list where `top_k` is above 1.
+    Answer(FoundAnswer),
+    /// Zero-shot classification.
+    Ranked(RankedLabels),
+    /// Object detection: best first.
+    Objects(Vec<DetectedObject>),
+    /// Image segmentation: the classes that are in the picture.
+    Segments(Vec<Segment>),
+    Depth(Depth),
+    /// Regression.
+    Number(f32),
+    /// Why the item has no answer, where `on_error` is `item`.
+    Error(ItemProblem),
+}
+
+#[derive(Serialize, ToSchema)]
+pub(in crate::http) struct LabelledToken {
+    #[schema(example = "B-PER")]
+    entity: String,
+    #[schema(example = 0.997)]
+    score: f32,
+    /// Place among the tokens.
+    index: usize,
+    #[schema(example = "maria")]
+    word: String,
+    /// In characters of the text, as `end`.
+    start: usize,
+    end: usize,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(in crate::http) struct Entity {
+    #[schema(example = "PER")]
+    entity_group: String,
+    #[schema(example = 0.997)]
+    score: f32,
+    #[schema(example = "maria garcia")]
+    word: String,
+    /// In characters of the text, as `end`.
+    start: usize,
+    end: usize,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(in crate::http) struct FilledMask {
+    #[schema(example = 0.41)]
+    score: f32,
+    /// Place in the vocabulary.
+    token: u32,
+    #[schema(example = "france")]
+    token_str: String,
+    #[schema(example = "the capital of france is paris.")]
+    sequence: String,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(in crate::http) struct FoundAnswer {
+    #[schema(example = 0.93)]
+    score: f32,
+    /// In characters of the context, as `end`.
+    start: usize,
+    end: usize,
+    #[schema(example = "Berlin")]
+    answer: String,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(in crate::http) struct RankedLabels {
+    sequence: String,
+    /// Best first.
+    labels: Vec<String>,
+    /// One for each label.
+    scores: Vec<f32>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(in crate::http) struct DetectedObject {
+    #[schema(example = "cat")]
+    label: String,
+    #[schema(example = 0.91)]
+    score: f32,
+    #[serde(rename = "box")]
+    bounds: BoundingBox,
+}
+
+/// In pixels of the picture as it is looked at; may reach over its edges.
+#[derive(Serialize, ToSchema)]
+pub(in crate::http) struct BoundingBox {
+    xmin: f32,
+    ymin: f32,
+    xmax: f32,
+    ymax: f32,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(in crate::http) struct Segment {
+    score: Option<f32>,
+    #[schema(example = "sky")]
+    label: String,
+    mask: SegmentMask,
+}
+
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "described for the document; encode writes predictions without a copy")]
+pub(in crate::http) enum SegmentMask {
+    /// A grey PNG of the picture's size in base64: 255 is inside.
+    Png(String),
+    /// Where `mask_format` is `rle`: lengths of runs outside and inside, by turns, column by column.
+    Rle { size: Vec<usize>, counts: Vec<u64> },
+}
+
+#[derive(Serialize, ToSchema)]
+pub(in crate::http) struct Depth {
+    /// As the model gives it.
+    predicted_depth: Vec<Vec<f32>>,
+    /// A grey PNG of the picture's size in base64.
+    depth: String,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(in crate::http) struct ItemProblem {
+    #[schema(example = "inputs[1]: the picture cannot be decoded")]
+    error: String,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(in crate::http) struct SpokenText {
+    #[schema(example = "HELLO WORLD")]
+    text: String,
+    /// Where `return_timestamps` asked for them.
+    chunks: Option<Vec<TextChunk>>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(in crate::http) struct TextChunk {
+    #[schema(example = "HELLO")]
+    text: String,
+    /// Start and end, seconds.
+    #[schema(example = json!([0.5, 0.86]))]
+    timestamp: Vec<f64>,
 }
 
 #[derive(Serialize, ToSchema)]
