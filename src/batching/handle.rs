@@ -205,6 +205,8 @@ impl Handle {
                     pieces.push(pending(part, inputs, measure));
                 }
             }
+            // Neighbours in the queue share a run, padded to the longest; answers keep the order of the parts.
+            pieces.sort_by_key(|pending| pending.measure.length);
             shared.queue.push(pieces).map_err(|error| PartError { part: 0, error })?;
         }
         let mut completed = Completed { parts: Vec::new(), queue: Duration::ZERO, inference: Duration::ZERO };
