@@ -29,7 +29,7 @@ pub use crate::models::{
     LoadOverrides, LoadedModel, Measured, MemoryTotals, ModelName, ModelState, ModelStatus, NameError, Tuned, Version,
     VersionStatus,
 };
-pub use crate::pipelines::{ClassScore, Item, Parameters, Prediction};
+pub use crate::pipelines::{ClassScore, Item, Parameters, Prediction, TokenEmbeddings};
 
 use crate::models::{ModelError, ModelManager};
 use crate::pipelines::{Pool, PoolError};

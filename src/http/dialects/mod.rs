@@ -15,7 +15,8 @@ use crate::engine::{
     Item, LoadedModel, ModelName, ModelState, Parameters, PredictRequest, PredictResponse, Prediction, RunOptions,
 };
 use axum::body::Body;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -99,6 +100,18 @@ async fn read_json<T: DeserializeOwned + Send + 'static>(
     }
     let bytes = body::read(body, &state.settings, 0).await?;
     state.compute(bytes.len(), move || serde_json::from_slice(&bytes).map_err(malformed)).await?
+}
+
+/// The answer that `make` gives, of roughly so many `numbers`: large ones are made and written off the async threads.
+async fn answered<T: Serialize>(
+    state: &HttpState,
+    numbers: usize,
+    make: impl FnOnce() -> T + Send + 'static,
+) -> Result<Response, ApiError> {
+    let write = move || serde_json::to_vec(&make());
+    let bytes = state.compute(numbers.saturating_mul(8), write).await?;
+    let bytes = bytes.map_err(|error| ApiError::internal(format!("writing an answer: {error}")))?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], bytes).into_response())
 }
 
 fn malformed(error: serde_json::Error) -> ApiError {

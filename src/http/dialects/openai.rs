@@ -1,13 +1,13 @@
 //! `POST /v1/embeddings` as OpenAI's clients call it.
 
-use super::{EMBEDS, Texts, TextsBody, named, predict, read_json, vectors};
+use super::{EMBEDS, Texts, TextsBody, answered, named, predict, read_json, vectors};
 use crate::engine::Parameters;
 use crate::http::HttpState;
 use crate::http::error::ApiError;
 use crate::http::middleware::Arrival;
 use crate::http::tally::Tally;
-use axum::Json;
 use axum::extract::{Request, State};
+use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
@@ -79,7 +79,7 @@ pub(in crate::http) async fn embeddings(
     arrival: Arrival,
     tally: Tally,
     request: Request,
-) -> Result<Json<EmbeddingsAnswer>, ApiError> {
+) -> Result<Response, ApiError> {
     let (head, body) = request.into_parts();
     let EmbeddingsRequest { input, model, encoding_format, dimensions } =
         read_json(&state, &head.headers, body).await?;
@@ -87,7 +87,9 @@ pub(in crate::http) async fn embeddings(
     let model = named(&state, &tally, &model, EMBEDS).await?;
     let parameters = Parameters::from_iter([("normalize".to_owned(), true.into())]);
     let response = predict(&state, &model, arrival, items, parameters).await?;
-    let data = vectors(response.predictions, dimensions)?.into_iter().enumerate().map(|(index, values)| DataBody {
+    let (vectors, tokens) = (vectors(response.predictions, dimensions)?, response.tokens);
+    let numbers = vectors.iter().map(Vec::len).sum();
+    let data = move |(index, values): (usize, Vec<f32>)| DataBody {
         object: "embedding",
         index,
         embedding: match encoding_format {
@@ -97,11 +99,12 @@ pub(in crate::http) async fn embeddings(
                 EmbeddingBody::Base64(STANDARD.encode(bytes))
             }
         },
-    });
-    Ok(Json(EmbeddingsAnswer {
+    };
+    answered(&state, numbers, move || EmbeddingsAnswer {
         object: "list",
-        data: data.collect(),
+        data: vectors.into_iter().enumerate().map(data).collect(),
         model: model.name.to_string(),
-        usage: UsageBody { prompt_tokens: response.tokens, total_tokens: response.tokens },
-    }))
+        usage: UsageBody { prompt_tokens: tokens, total_tokens: tokens },
+    })
+    .await
 }

@@ -2,8 +2,10 @@
 //!
 //! That server has one model; here it is the only one of the task that is ready, or the one that `?model=` names.
 
-use super::{EMBEDS, ModelQuery, RANKS, Texts, TextsBody, check_count, named, only, predict, read_json, vectors};
-use crate::engine::{Item, LoadedModel, Parameters, Prediction};
+use super::{
+    EMBEDS, ModelQuery, RANKS, Texts, TextsBody, answered, check_count, named, only, predict, read_json, vectors,
+};
+use crate::engine::{Item, LoadedModel, Parameters, Prediction, TokenEmbeddings};
 use crate::http::HttpState;
 use crate::http::error::ApiError;
 use crate::http::extract::ApiQuery;
@@ -11,6 +13,7 @@ use crate::http::middleware::Arrival;
 use crate::http::tally::Tally;
 use axum::Json;
 use axum::extract::{Request, State};
+use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use utoipa::ToSchema;
@@ -55,7 +58,7 @@ pub(in crate::http) async fn embed(
     arrival: Arrival,
     tally: Tally,
     request: Request,
-) -> Result<Json<Vec<Vec<f32>>>, ApiError> {
+) -> Result<Response, ApiError> {
     let (head, body) = request.into_parts();
     let asked: EmbedRequest = read_json(&state, &head.headers, body).await?;
     let mut parameters = asked.parameters();
@@ -63,7 +66,8 @@ pub(in crate::http) async fn embed(
     let model = find(&state, &tally, &query, EMBEDS).await?;
     let items = asked.inputs.into_items("inputs", state.settings.limits.max_items)?;
     let response = predict(&state, &model, arrival, items, parameters).await?;
-    Ok(Json(vectors(response.predictions, asked.dimensions)?))
+    let vectors = vectors(response.predictions, asked.dimensions)?;
+    answered(&state, vectors.iter().map(Vec::len).sum(), move || vectors).await
 }
 
 /// Embeds every token of texts.
@@ -78,7 +82,7 @@ pub(in crate::http) async fn embed_all(
     arrival: Arrival,
     tally: Tally,
     request: Request,
-) -> Result<Json<Vec<Vec<Vec<f32>>>>, ApiError> {
+) -> Result<Response, ApiError> {
     let (head, body) = request.into_parts();
     let asked: EmbedRequest = read_json(&state, &head.headers, body).await?;
     let parameters = asked.parameters();
@@ -86,12 +90,15 @@ pub(in crate::http) async fn embed_all(
     let items = asked.inputs.into_items("inputs", state.settings.limits.max_items)?;
     let response = predict(&state, &model, arrival, items, parameters).await?;
     let tokens = response.predictions.into_iter().map(|prediction| match prediction {
-        Prediction::TokenEmbeddings(tokens) => {
-            Ok(tokens.values.chunks_exact(tokens.width.max(1)).map(<[f32]>::to_vec).collect())
-        }
+        Prediction::TokenEmbeddings(tokens) => Ok(tokens),
         _ => Err(ApiError::field("model", "the model gives one vector for each text; use /embed")),
     });
-    Ok(Json(tokens.collect::<Result<_, _>>()?))
+    let texts = tokens.collect::<Result<Vec<_>, ApiError>>()?;
+    let rows = |text: TokenEmbeddings| -> Vec<Vec<f32>> {
+        text.values.chunks_exact(text.width.max(1)).map(<[f32]>::to_vec).collect()
+    };
+    let numbers = texts.iter().map(|text| text.values.len()).sum();
+    answered(&state, numbers, move || texts.into_iter().map(rows).collect::<Vec<_>>()).await
 }
 
 /// A query and the texts that may answer it.
