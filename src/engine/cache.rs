@@ -189,8 +189,9 @@ fn refusal(error: &EngineError) -> Option<EngineError> {
         EngineError::Pipeline(
             error @ (PipelineError::Item { .. } | PipelineError::TooLarge { .. } | PipelineError::Parameter { .. }),
         ) => Some(EngineError::Pipeline(error.clone())),
-        EngineError::TakesTensors { model, got, inputs } => {
-            Some(EngineError::TakesTensors { model: model.clone(), got, inputs: inputs.clone() })
+        EngineError::TakesTensors { model, got, why, inputs } => {
+            let (model, why, inputs) = (model.clone(), why.clone(), inputs.clone());
+            Some(EngineError::TakesTensors { model, got, why, inputs })
         }
         EngineError::Batch(BatchError::Runtime(RuntimeError::Run(text))) => {
             Some(EngineError::Batch(BatchError::Runtime(RuntimeError::Run(text.clone()))))

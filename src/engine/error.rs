@@ -41,9 +41,9 @@ pub enum EngineError {
     Batch(BatchError),
     #[error("{0}")]
     Pool(#[from] PoolError),
-    /// The model has no task: it takes tensors.
-    #[error("model '{model}' takes tensors, not {got}; its inputs are {inputs}")]
-    TakesTensors { model: String, got: &'static str, inputs: String },
+    /// The model has no task: it takes tensors. `why`: what its task was looked for in.
+    #[error("model '{model}' takes tensors, not {got} ({why}); its inputs are {inputs}")]
+    TakesTensors { model: String, got: &'static str, why: String, inputs: String },
     /// The model cannot be warmed up as asked.
     #[error("{field}: {problem}")]
     Warmup { field: String, problem: String },

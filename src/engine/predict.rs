@@ -324,6 +324,7 @@ fn pipeline_of(model: &LoadedModel) -> Result<Arc<dyn Pipeline>, EngineError> {
     model.pipeline.clone().ok_or_else(|| EngineError::TakesTensors {
         model: model.name.to_string(),
         got: "images, text or audio",
+        why: model.task_evidence.clone(),
         inputs: model.inputs.iter().map(|spec| format!("'{}' {}", spec.name, spec.ty)).collect::<Vec<_>>().join(", "),
     })
 }

@@ -71,7 +71,7 @@ pub(crate) fn caching_model(
         outputs,
         facts,
         pipeline: None,
-        task_evidence: String::new(),
+        task_evidence: "no file beside the graph names a task".to_owned(),
         settings: ModelSettings::default(),
         instances: 1,
         intra_threads: 1,

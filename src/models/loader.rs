@@ -471,7 +471,8 @@ fn task(job: &Job, inputs: &[Spec], outputs: &[Spec]) -> Result<(Option<Arc<dyn 
     for problem in &detected.missing {
         tracing::warn!(model = %job.name, version = %job.version, problem, "a model's task is not fully served");
     }
-    Ok((detected.pipeline, detected.evidence))
+    let evidence = std::iter::once(detected.evidence).chain(detected.missing).collect::<Vec<_>>().join("; ");
+    Ok((detected.pipeline, evidence))
 }
 
 /// The folder with the files that make the task: the version's own, else what all versions share.

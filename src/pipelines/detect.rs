@@ -6,10 +6,11 @@
 
 use super::audio::{self, AUDIO_CLASSIFICATION, SPEECH_RECOGNITION};
 use super::files::read_json_object;
-use super::image::{self, ImageClassification, ImageInput, Pictures};
-use super::image::{DEPTH_ESTIMATION, IMAGE_FEATURE_EXTRACTION, IMAGE_SEGMENTATION, OBJECT_DETECTION};
-use super::labels;
-use super::scores::{ScoreFunction, find_logits};
+use super::image::{self, ImageInput};
+use super::image::{
+    DEPTH_ESTIMATION, IMAGE_CLASSIFICATION, IMAGE_FEATURE_EXTRACTION, IMAGE_SEGMENTATION, OBJECT_DETECTION,
+};
+use super::scores::find_logits;
 use super::text::{self, FEATURE_EXTRACTION};
 use super::{Pipeline, PipelineError, PipelineLimits, PipelineManifest, tabular};
 use crate::tensor::Spec;
@@ -17,7 +18,6 @@ use serde_json::Value;
 use std::path::Path;
 use std::sync::Arc;
 
-const IMAGE_CLASSIFICATION: &str = "image-classification";
 const RAW: &str = "raw";
 const CONFIG: &str = "config.json";
 pub(crate) const PREPROCESSOR: &str = "preprocessor_config.json";
@@ -53,6 +53,14 @@ const ARCHITECTURES: [(&str, &str); 27] = [
     ("Model", FEATURE_EXTRACTION),
 ];
 
+/// Other names of tasks that are in use among HuggingFace's users.
+const ALIASES: [(&str, &str); 4] = [
+    ("ner", "token-classification"),
+    ("sentiment-analysis", "text-classification"),
+    ("text-ranking", "text-classification"),
+    ("sentence-similarity", FEATURE_EXTRACTION),
+];
+
 /// What a pipeline can be made from.
 pub(crate) struct Sources<'a> {
     pub(crate) folder: &'a Path,
@@ -85,14 +93,15 @@ pub(crate) struct Made {
 /// [`PipelineError::Setup`] says what is missing, malformed or does not fit.
 type Maker = fn(&Sources<'_>) -> Result<Made, PipelineError>;
 
-/// The tasks that are served beside `raw` and `image-classification`.
-const MAKERS: [(&str, Maker); 14] = [
+/// The tasks that are served beside `raw`.
+const MAKERS: [(&str, Maker); 15] = [
     (FEATURE_EXTRACTION, text::make_feature_extraction),
     ("fill-mask", text::make_fill_mask),
     ("question-answering", text::make_question_answering),
     ("text-classification", text::make_text_classification),
     ("token-classification", text::make_token_classification),
     ("zero-shot-classification", text::make_zero_shot),
+    (IMAGE_CLASSIFICATION, image::make_image_classification),
     (OBJECT_DETECTION, image::make_object_detection),
     (IMAGE_SEGMENTATION, image::make_image_segmentation),
     (DEPTH_ESTIMATION, image::make_depth_estimation),
@@ -102,6 +111,11 @@ const MAKERS: [(&str, Maker); 14] = [
     (tabular::CLASSIFICATION, tabular::make_classification),
     (tabular::REGRESSION, tabular::make_regression),
 ];
+
+/// The names of the tasks that are served beside `raw`.
+pub(crate) fn tasks() -> impl Iterator<Item = &'static str> {
+    MAKERS.iter().map(|(name, _)| *name)
+}
 
 /// What was found.
 pub struct Detected {
@@ -144,13 +158,15 @@ pub fn detect(
         };
         return Ok(raw("no file beside the graph names a task".to_owned(), missing));
     };
-    match found.task.as_str() {
-        RAW => return Ok(raw(found.evidence, Vec::new())),
-        IMAGE_CLASSIFICATION => return image_classification(folder, manifest, config, inputs, outputs, limits, found),
-        _ => {}
-    }
     let task = found.task.as_str();
+    if task == RAW {
+        return Ok(raw(found.evidence, Vec::new()));
+    }
     let Some((_, make)) = MAKERS.iter().find(|(name, _)| *name == task) else {
+        if found.demanded {
+            let names = tasks().collect::<Vec<_>>().join(", ");
+            return Err(PipelineError::Setup(format!("there is no task {task:?}; task may be {RAW}, {names}")));
+        }
         return Ok(raw(found.evidence, vec![format!("the task {task} is not served yet: tensors only")]));
     };
     let sources = Sources { folder, manifest, config: &config, inputs, outputs, limits };
@@ -183,7 +199,8 @@ fn find_task(
 ) -> Result<Option<Found>, PipelineError> {
     if let Some(task) = &manifest.task {
         let evidence = format!("model.toml says task = {task:?}");
-        return Ok(Some(Found { task: task.clone(), evidence, demanded: true }));
+        let task = ALIASES.iter().find(|(other, _)| other == task).map_or(task.as_str(), |(_, task)| task).to_owned();
+        return Ok(Some(Found { task, evidence, demanded: true }));
     }
     // Before the architecture, which is often that of the model's training.
     if text::is_sentence_transformers(folder) {
@@ -248,47 +265,6 @@ fn check_applies(manifest: &PipelineManifest, found: Option<&Found>) -> Result<(
         }
     }
     Ok(())
-}
-
-fn image_classification(
-    folder: &Path,
-    manifest: &PipelineManifest,
-    config: Result<Option<Value>, PipelineError>,
-    inputs: &[Spec],
-    outputs: &[Spec],
-    limits: &PipelineLimits,
-    found: Found,
-) -> Result<Detected, PipelineError> {
-    let config = config?;
-    // What a graph lacks is an error only where the manifest asks for the task.
-    let lacks = |problem: String| match found.demanded {
-        true => Err(PipelineError::Setup(format!("task {IMAGE_CLASSIFICATION:?}: {problem}"))),
-        false => Ok(raw(
-            found.evidence.clone(),
-            vec![format!("the task {IMAGE_CLASSIFICATION} cannot be served: {problem}")],
-        )),
-    };
-    let input = match ImageInput::find(inputs) {
-        Ok(input) => input,
-        Err(problem) => return lacks(problem),
-    };
-    let (output, classes) = match find_logits(outputs) {
-        Ok(logits) => logits,
-        Err(problem) => return lacks(problem),
-    };
-    let preprocessor = read_json_object(folder, PREPROCESSOR)?;
-    let overridden = manifest.image.as_ref().is_some_and(|image| image.size.is_some());
-    if preprocessor.is_none() && !overridden && (input.height.is_none() || input.width.is_none()) {
-        return lacks(format!(
-            "the size of the pictures is unknown: add {PREPROCESSOR}, or size in [pipeline.image] of model.toml"
-        ));
-    }
-    let (pictures, prepared) = Pictures::new(preprocessor.as_ref(), manifest.image.as_ref(), input, limits)?;
-    let labels = labels::find(folder, manifest.labels.as_ref(), config.as_ref(), classes)?;
-    let function = ScoreFunction::from_config(config.as_ref());
-    let evidence = format!("{}; {prepared}", found.evidence);
-    let pipeline = ImageClassification { pictures, output, labels, function };
-    Ok(Detected { task: pipeline.task().to_owned(), pipeline: Some(Arc::new(pipeline)), evidence, missing: Vec::new() })
 }
 
 #[cfg(test)]
@@ -521,6 +497,18 @@ mod tests {
     }
 
     #[test]
+    fn tasks_have_other_names_and_unknown_ones_are_refused() {
+        let tokenizer = crate::pipelines::text::a_tokenizer().to_string();
+        let tokenizer = ("tokenizer.json", tokenizer.as_str());
+        let evidence = "task = \"sentiment-analysis\"";
+        check("task = \"sentiment-analysis\"", &[tokenizer], text(), ("text-classification", evidence, ""));
+        refused("task = \"image-clasification\"", &[], vision(), "no task \"image-clasification\"; task may be raw,");
+        for (_, task) in ALIASES {
+            assert!(MAKERS.iter().any(|(name, _)| *name == task), "{task}");
+        }
+    }
+
+    #[test]
     fn keys_that_cannot_apply_are_refused() {
         let files = [("config.json", IMAGE_CONFIG), ("preprocessor_config.json", VIT)];
         refused("decoder = \"yolox\"", &files, vision(), "decoder of model.toml belongs to object-detection");
@@ -539,7 +527,10 @@ mod tests {
         check("", &[("config.json", "[1]")], text(), (RAW, "no file", "expected a JSON object"));
         check("task = \"raw\"", &[broken], vision(), (RAW, "raw", ""));
         let broken = ("preprocessor_config.json", "nonsense");
-        refused("", &[("config.json", IMAGE_CONFIG), broken], vision(), "preprocessor_config.json: malformed JSON");
+        let config = ("config.json", IMAGE_CONFIG);
+        let problem = "preprocessor_config.json: malformed JSON";
+        check("", &[config, broken], vision(), (RAW, "ViTForImageClassification", problem));
+        refused("task = \"image-classification\"", &[config, broken], vision(), problem);
         check(
             "",
             &[("config.json", r#"{"architectures": ["BertModel"]}"#), broken],
@@ -564,8 +555,10 @@ mod tests {
         refused(demanded, &config, encoder(), "there is no tokenizer.json");
         let broken = [config[0], ("tokenizer.json", "{")];
         check("", &broken, encoder(), (RAW, "BertModel", "tokenizer.json: not a tokenizer"));
-        let graph = (vision().0, vec![spec("logits", DType::Fp32, &[-1, 3])]);
+        let graph = || (vision().0, vec![spec("logits", DType::Fp32, &[-1, 3])]);
         let files = [("config.json", IMAGE_CONFIG), ("preprocessor_config.json", VIT)];
-        refused("", &files, graph, "id2label of config.json has 2 labels, but the graph's output has 3 classes");
+        let problem = "id2label of config.json has 2 labels, but the graph's output has 3 classes";
+        check("", &files, graph(), (RAW, "ViTForImageClassification", problem));
+        refused("task = \"image-classification\"", &files, graph(), problem);
     }
 }

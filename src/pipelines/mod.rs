@@ -11,6 +11,7 @@ pub mod image;
 mod labels;
 mod outputs;
 mod padding;
+mod parameters;
 mod pool;
 mod prediction;
 mod prepared;

@@ -2,9 +2,11 @@
 //!
 //! Invariant: scores are ranked with what is no number last and equal scores in the order of the classes. Knows no task.
 
-use super::labels::numbered;
+use super::detect::Sources;
+use super::labels::{self, numbered};
 use super::outputs::{tensor_named, unexpected};
-use super::{ClassScore, Outputs, PipelineError};
+use super::parameters::{count_from, read_each};
+use super::{ClassScore, Outputs, Parameters, PipelineError, Prediction, only_run};
 use crate::tensor::{Dim, Spec};
 use serde_json::Value;
 
@@ -56,6 +58,66 @@ impl ScoreFunction {
                 powers.into_iter().map(|power| power / sum).collect()
             }
         }
+    }
+}
+
+/// What every classification has behind its graph: the output with the logits, the names and the function.
+#[derive(Debug, Clone)]
+pub(crate) struct Classifier {
+    /// Name of the output that holds the logits.
+    pub(crate) output: String,
+    /// By class; where shorter than the logits, the rest is `LABEL_n`.
+    pub(crate) labels: Vec<String>,
+    /// What `config.json` says; `None`: softmax for several classes, sigmoid for one.
+    pub(crate) function: Option<ScoreFunction>,
+}
+
+impl Classifier {
+    /// # Errors
+    /// [`PipelineError::Setup`] where the graph has no class scores, or the names do not suit them.
+    pub(crate) fn find(sources: &Sources<'_>) -> Result<Classifier, PipelineError> {
+        let (output, classes) = find_logits(sources.outputs).map_err(PipelineError::Setup)?;
+        let config = sources.config()?;
+        let labels = labels::find(sources.folder, sources.manifest.labels.as_ref(), config, classes)?;
+        Ok(Classifier { output, labels, function: ScoreFunction::from_config(config) })
+    }
+
+    /// The classes of an item that needs one run.
+    ///
+    /// # Errors
+    /// Where the output is missing or has another type or shape.
+    pub(crate) fn classes(&self, outputs: &[Outputs], wanted: ClassParameters) -> Result<Prediction, PipelineError> {
+        let logits = class_logits(only_run(outputs)?, &self.output)?;
+        let function = wanted.function.or(self.function).unwrap_or_else(|| ScoreFunction::of_classes(logits.len()));
+        Ok(Prediction::Classes(classify(&logits, function, &self.labels, wanted.top_k)))
+    }
+}
+
+/// What a request may say of the classes that it is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ClassParameters {
+    pub(crate) top_k: usize,
+    /// `None`: the model's own.
+    pub(crate) function: Option<ScoreFunction>,
+}
+
+impl ClassParameters {
+    /// Reads `top_k`, 5 where it is not given, and `function_to_apply`, for a task that takes no other.
+    ///
+    /// # Errors
+    /// Names the parameter and what it may be.
+    pub(crate) fn read(task: &str, parameters: &Parameters) -> Result<ClassParameters, PipelineError> {
+        let mut read = ClassParameters { top_k: 5, function: None };
+        read_each(task, "top_k and function_to_apply", parameters, |name, value| {
+            match (name, value) {
+                ("top_k" | "function_to_apply", Value::Null) => {}
+                ("top_k", value) => read.top_k = count_from(value)?,
+                ("function_to_apply", value) => read.function = Some(ScoreFunction::from_parameter(value)?),
+                _ => return Ok(false),
+            }
+            Ok(true)
+        })?;
+        Ok(read)
     }
 }
 
@@ -140,17 +202,6 @@ pub(crate) fn best(scores: &[f32]) -> usize {
         }
     }
     best.map_or(0, |(index, _)| index)
-}
-
-/// A count of at least 1 that a parameter gives.
-///
-/// # Errors
-/// Says what it may be.
-pub(crate) fn count_from(value: &Value) -> Result<usize, String> {
-    match value.as_u64() {
-        Some(count) if count >= 1 => Ok(usize::try_from(count).unwrap_or(usize::MAX)),
-        _ => Err(format!("expected an integer of at least 1, got {value}")),
-    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 
 use super::detect::{Made, Sources};
 use super::labels;
+use super::parameters::{count_from, read_each};
 use super::{ClassScore, Item, Notes, Outputs, Parameters, Pipeline, PipelineError, Prediction, Prepared, only_run};
 use crate::tensor::{DType, Dim, Spec, Tensor, Value, ValueType};
 use serde_json::Value as Json;
@@ -262,20 +263,17 @@ impl Tabular {
     /// How many classes are given.
     fn read_parameters(&self, parameters: &Parameters) -> Result<usize, PipelineError> {
         let mut top_k = usize::MAX;
-        for (name, value) in parameters {
-            let wrong = |problem: String| Err(PipelineError::Parameter { name: name.clone(), problem });
-            match (name.as_str(), value) {
-                ("top_k", Json::Null) if self.task == CLASSIFICATION => {}
-                ("top_k", value) if self.task == CLASSIFICATION => match value.as_u64() {
-                    Some(count) if count >= 1 => top_k = usize::try_from(count).unwrap_or(usize::MAX),
-                    _ => return wrong(format!("expected an integer of at least 1, got {value}")),
-                },
-                _ if self.task == CLASSIFICATION => {
-                    return wrong(format!("{CLASSIFICATION} has no such parameter; it takes top_k"));
-                }
-                _ => return wrong(format!("{} takes no parameters", self.task)),
-            }
+        if self.task != CLASSIFICATION {
+            return read_each(self.task, "none", parameters, |_, _| Ok(false)).map(|()| top_k);
         }
+        read_each(self.task, "top_k", parameters, |name, value| {
+            match (name, value) {
+                ("top_k", Json::Null) => {}
+                ("top_k", value) => top_k = count_from(value)?,
+                _ => return Ok(false),
+            }
+            Ok(true)
+        })?;
         Ok(top_k)
     }
 

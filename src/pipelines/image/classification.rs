@@ -1,38 +1,42 @@
 //! `image-classification`: pictures to class scores, with the answers of transformers' pipeline.
-//!
-//! Knows nothing of files: what it needs is found by [`crate::pipelines::detect()`].
 
-use super::Pictures;
-use crate::pipelines::scores::{class_logits, classify, count_from};
-use crate::pipelines::{
-    Item, Notes, Outputs, Parameters, Pipeline, PipelineError, Prediction, Prepared, ScoreFunction, only_run,
-};
+use super::{ImageInput, Pictures};
+use crate::pipelines::detect::{Made, PREPROCESSOR, Sources};
+use crate::pipelines::scores::{ClassParameters, Classifier};
+use crate::pipelines::{Item, Notes, Outputs, Parameters, Pipeline, PipelineError, Prediction, Prepared};
+use std::sync::Arc;
 
-const DEFAULT_TOP_K: usize = 5;
+pub(crate) const TASK: &str = "image-classification";
 
 /// One model's classification of pictures.
 pub struct ImageClassification {
-    pub pictures: Pictures,
-    /// Name of the output that holds the logits.
-    pub output: String,
-    /// By class; where shorter than the logits, the rest is `LABEL_n`.
-    pub labels: Vec<String>,
-    /// `None`: softmax for several classes, sigmoid for one.
-    pub function: Option<ScoreFunction>,
+    pictures: Pictures,
+    classifier: Classifier,
 }
 
-struct Checked {
-    top_k: usize,
-    function: Option<ScoreFunction>,
+/// # Errors
+/// [`PipelineError::Setup`] says what is missing, malformed or does not fit.
+pub(crate) fn make(sources: &Sources<'_>) -> Result<Made, PipelineError> {
+    let input = ImageInput::find(sources.inputs).map_err(PipelineError::Setup)?;
+    let classifier = Classifier::find(sources)?;
+    let sized = sources.manifest.image.as_ref().is_some_and(|image| image.size.is_some());
+    let fixed = input.height.is_some() && input.width.is_some();
+    if !sized && !fixed && !sources.folder.join(PREPROCESSOR).is_file() {
+        return Err(PipelineError::Setup(format!(
+            "the size of the pictures is unknown: add {PREPROCESSOR}, or size in [pipeline.image] of model.toml"
+        )));
+    }
+    let (pictures, prepared) = Pictures::of(sources)?;
+    Ok(Made { pipeline: Arc::new(ImageClassification { pictures, classifier }), how: prepared.to_owned() })
 }
 
 impl Pipeline for ImageClassification {
     fn task(&self) -> &'static str {
-        "image-classification"
+        TASK
     }
 
     fn labels(&self) -> &[String] {
-        &self.labels
+        &self.classifier.labels
     }
 
     fn preprocess_reads(&self, _parameter: &str) -> bool {
@@ -49,39 +53,12 @@ impl Pipeline for ImageClassification {
         _: &Notes,
         parameters: &Parameters,
     ) -> Result<Prediction, PipelineError> {
-        let checked = read_parameters(parameters)?;
-        let logits = class_logits(only_run(outputs)?, &self.output)?;
-        let function = checked.function.or(self.function).unwrap_or_else(|| ScoreFunction::of_classes(logits.len()));
-        Ok(Prediction::Classes(classify(&logits, function, &self.labels, checked.top_k)))
+        self.classifier.classes(outputs, ClassParameters::read(TASK, parameters)?)
     }
 
     fn check_parameters(&self, parameters: &Parameters) -> Result<(), PipelineError> {
-        read_parameters(parameters).map(|_| ())
+        ClassParameters::read(TASK, parameters).map(|_| ())
     }
-}
-
-fn read_parameters(parameters: &Parameters) -> Result<Checked, PipelineError> {
-    let mut checked = Checked { top_k: DEFAULT_TOP_K, function: None };
-    for (name, value) in parameters {
-        let wrong = |problem: String| Err(PipelineError::Parameter { name: name.clone(), problem });
-        match (name.as_str(), value) {
-            ("top_k" | "function_to_apply", serde_json::Value::Null) => {}
-            ("top_k", value) => match count_from(value) {
-                Ok(top_k) => checked.top_k = top_k,
-                Err(problem) => return wrong(problem),
-            },
-            ("function_to_apply", value) => match ScoreFunction::from_parameter(value) {
-                Ok(function) => checked.function = Some(function),
-                Err(problem) => return wrong(problem),
-            },
-            _ => {
-                return wrong(
-                    "image-classification has no such parameter; it takes top_k and function_to_apply".to_owned(),
-                );
-            }
-        }
-    }
-    Ok(checked)
 }
 
 #[cfg(test)]
@@ -93,7 +70,7 @@ mod tests {
     fn square() -> ImageClassification {
         let labels = ["ant", "bee", "cat"].map(String::from).to_vec();
         let pictures = Pictures::exact(4, 4);
-        ImageClassification { pictures, output: "logits".into(), labels, function: None }
+        ImageClassification { pictures, classifier: Classifier { output: "logits".into(), labels, function: None } }
     }
 
     fn parameters(value: serde_json::Value) -> Parameters {

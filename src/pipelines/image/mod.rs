@@ -25,6 +25,7 @@ mod tensor;
 mod golden;
 
 pub use classification::ImageClassification;
+pub(crate) use classification::{TASK as IMAGE_CLASSIFICATION, make as make_image_classification};
 pub use depth::DepthEstimation;
 pub(crate) use depth::{TASK as DEPTH_ESTIMATION, make as make_depth_estimation};
 pub use detection::ObjectDetection;

@@ -4,11 +4,11 @@
 //! parts are compared. A score is the product of the chances that the answer begins and ends where it does, and answers
 //! that read alike, whatever their case, are one answer with the sum of their scores.
 
-use super::model::{TextModel, flag, is_float, read_each};
+use super::model::{TextModel, is_float};
 use super::tokenizer::{Located, SpecialTokens, Windows};
 use crate::pipelines::detect::{Made, Sources};
 use crate::pipelines::outputs::{tensor_named, unexpected};
-use crate::pipelines::scores::count_from;
+use crate::pipelines::parameters::{count_from, flag, read_each};
 use crate::pipelines::{
     Answer, Item, Notes, Outputs, Padding, Parameters, Pipeline, PipelineError, Prediction, Prepared, ScoreFunction,
 };

@@ -2,12 +2,12 @@
 //!
 //! The answer is always a list, best first: of the best class alone unless the request asks for more.
 
-use super::model::{TextModel, flag, read_each};
+use super::model::TextModel;
 use crate::pipelines::detect::{Made, Sources};
-use crate::pipelines::scores::{class_logits, classify, count_from, find_logits};
+use crate::pipelines::parameters::{count_from, flag, read_each};
+use crate::pipelines::scores::{ClassParameters, Classifier};
 use crate::pipelines::{
-    Item, Notes, Outputs, Padding, Parameters, Pipeline, PipelineError, Prediction, Prepared, ScoreFunction, labels,
-    only_run,
+    Item, Notes, Outputs, Padding, Parameters, Pipeline, PipelineError, Prediction, Prepared, ScoreFunction,
 };
 use serde_json::Value as Json;
 use std::sync::Arc;
@@ -17,33 +17,25 @@ const TAKES: &str = "top_k, function_to_apply, return_all_scores and truncation"
 
 struct TextClassification {
     model: TextModel,
-    /// Name of the output that holds the logits.
-    output: String,
-    labels: Vec<String>,
-    /// What `config.json` says; `None`: softmax for several classes, sigmoid for one.
-    function: Option<ScoreFunction>,
+    classifier: Classifier,
 }
 
 /// # Errors
 /// [`PipelineError::Setup`] says what is missing, malformed or does not fit.
 pub(crate) fn make(sources: &Sources<'_>) -> Result<Made, PipelineError> {
-    let (output, classes) = find_logits(sources.outputs).map_err(PipelineError::Setup)?;
+    let classifier = Classifier::find(sources)?;
     let model = TextModel::find(sources)?;
-    let config = sources.config()?;
-    let labels = labels::find(sources.folder, sources.manifest.labels.as_ref(), config, classes)?;
-    let how = format!("classes are scored by {output}; {}", model.describe());
-    let function = ScoreFunction::from_config(config);
-    Ok(Made { pipeline: Arc::new(TextClassification { model, output, labels, function }), how })
+    let how = format!("classes are scored by {}; {}", classifier.output, model.describe());
+    Ok(Made { pipeline: Arc::new(TextClassification { model, classifier }), how })
 }
 
 struct Checked {
-    top_k: usize,
-    function: Option<ScoreFunction>,
+    classes: ClassParameters,
     truncation: bool,
 }
 
 fn read_parameters(parameters: &Parameters) -> Result<Checked, PipelineError> {
-    let mut checked = Checked { top_k: 1, function: None, truncation: true };
+    let mut checked = Checked { classes: ClassParameters { top_k: 1, function: None }, truncation: true };
     let mut all = None;
     let mut top_k = None;
     read_each(TASK, TAKES, parameters, |name, value| {
@@ -51,7 +43,7 @@ fn read_parameters(parameters: &Parameters) -> Result<Checked, PipelineError> {
             ("top_k", Json::Null) => top_k = Some(usize::MAX),
             ("top_k", value) => top_k = Some(count_from(value)?),
             ("function_to_apply" | "return_all_scores" | "truncation", Json::Null) => {}
-            ("function_to_apply", value) => checked.function = Some(ScoreFunction::from_parameter(value)?),
+            ("function_to_apply", value) => checked.classes.function = Some(ScoreFunction::from_parameter(value)?),
             ("return_all_scores", value) => all = Some(flag(value)?),
             ("truncation", value) => checked.truncation = flag(value)?,
             _ => return Ok(false),
@@ -59,7 +51,7 @@ fn read_parameters(parameters: &Parameters) -> Result<Checked, PipelineError> {
         Ok(true)
     })?;
     // As transformers: the older parameter counts only where the newer is absent.
-    checked.top_k = top_k.unwrap_or(if all == Some(true) { usize::MAX } else { 1 });
+    checked.classes.top_k = top_k.unwrap_or(if all == Some(true) { usize::MAX } else { 1 });
     Ok(checked)
 }
 
@@ -69,7 +61,7 @@ impl Pipeline for TextClassification {
     }
 
     fn labels(&self) -> &[String] {
-        &self.labels
+        &self.classifier.labels
     }
 
     fn preprocess_reads(&self, parameter: &str) -> bool {
@@ -112,10 +104,7 @@ impl Pipeline for TextClassification {
         _: &Notes,
         parameters: &Parameters,
     ) -> Result<Prediction, PipelineError> {
-        let checked = read_parameters(parameters)?;
-        let logits = class_logits(only_run(outputs)?, &self.output)?;
-        let function = checked.function.or(self.function).unwrap_or_else(|| ScoreFunction::of_classes(logits.len()));
-        Ok(Prediction::Classes(classify(&logits, function, &self.labels, checked.top_k)))
+        self.classifier.classes(outputs, read_parameters(parameters)?.classes)
     }
 
     fn check_parameters(&self, parameters: &Parameters) -> Result<(), PipelineError> {

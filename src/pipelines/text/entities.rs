@@ -3,9 +3,10 @@
 //! Tokens are answered one by one, or put together: to words by how the vocabulary marks those that go on with a word, and
 //! words to entities by the `B-` and `I-` of their labels.
 
-use super::model::{TextModel, find_token_logits, read_each, row, texts, token_rows};
+use super::model::{TextModel, find_token_logits, row, token_rows};
 use super::tokenizer::{Located, SpecialTokens};
 use crate::pipelines::detect::{Made, Sources};
+use crate::pipelines::parameters::{read_each, texts};
 use crate::pipelines::scores::{best, label_of};
 use crate::pipelines::{
     EntityGroup, Item, Notes, Outputs, Padding, Parameters, Pipeline, PipelineError, Prediction, Prepared,

@@ -2,10 +2,11 @@
 //!
 //! A text with one mask is answered by a list; one with several by a list for each, in which the other masks stay.
 
-use super::model::{TextModel, find_token_logits, read_each, row, texts, token_rows};
+use super::model::{TextModel, find_token_logits, row, token_rows};
 use super::tokenizer::SpecialTokens;
 use crate::pipelines::detect::{Made, Sources};
-use crate::pipelines::scores::{count_from, rank};
+use crate::pipelines::parameters::{count_from, read_each, texts};
+use crate::pipelines::scores::rank;
 use crate::pipelines::{
     FilledMask, Item, Notes, Outputs, Padding, Parameters, Pipeline, PipelineError, Prediction, Prepared,
     ScoreFunction, only_run,

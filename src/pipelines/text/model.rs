@@ -1,14 +1,12 @@
-//! What the tasks on texts have in common: the tokenizer and the graph's inputs, outputs with a row for each token, and
-//! parameters of the usual kinds.
+//! What the tasks on texts have in common: the tokenizer and the graph's inputs, and outputs with a row for each token.
 
 use super::TOKENIZER;
 use super::input::{TextInputs, padding_of};
 use super::tokenizer::TextTokenizer;
 use crate::pipelines::detect::Sources;
 use crate::pipelines::outputs::{tensor_named, unexpected};
-use crate::pipelines::{Outputs, Padding, Parameters, PipelineError};
+use crate::pipelines::{Outputs, Padding, PipelineError};
 use crate::tensor::{Dim, Spec, Tensor};
-use serde_json::Value as Json;
 
 /// A graph that takes texts, and its tokenizer.
 pub(crate) struct TextModel {
@@ -82,48 +80,13 @@ pub(crate) fn row(rows: &Tensor, place: usize) -> Result<Vec<f32>, PipelineError
     row.ok_or_else(|| PipelineError::Outputs(format!("the graph gave no row for token {place}")))
 }
 
-/// Reads each parameter by `read`, which says whether the task takes it, or what is wrong with it.
-///
-/// # Errors
-/// Names the parameter; of one that is not taken it lists those that are (`taken`).
-pub(crate) fn read_each(
-    task: &str,
-    taken: &str,
-    parameters: &Parameters,
-    mut read: impl FnMut(&str, &Json) -> Result<bool, String>,
-) -> Result<(), PipelineError> {
-    for (name, value) in parameters {
-        let problem = match read(name, value) {
-            Ok(true) => continue,
-            Ok(false) => format!("{task} has no such parameter; it takes {taken}"),
-            Err(problem) => problem,
-        };
-        return Err(PipelineError::Parameter { name: name.clone(), problem });
-    }
-    Ok(())
-}
-
-/// # Errors
-/// Says what it may be.
-pub(crate) fn flag(value: &Json) -> Result<bool, String> {
-    value.as_bool().ok_or_else(|| format!("expected true or false, got {value}"))
-}
-
-/// # Errors
-/// Says what it may be.
-pub(crate) fn texts(value: &Json) -> Result<Vec<String>, String> {
-    let text = |value: &Json| value.as_str().map(str::to_owned);
-    let texts = value.as_array().and_then(|values| values.iter().map(text).collect());
-    texts.ok_or_else(|| format!("expected a list of texts, got {value}"))
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
     use crate::pipelines::image::input_spec as spec;
-    use crate::pipelines::{Detected, Pipeline, PipelineLimits, PipelineManifest, detect};
+    use crate::pipelines::{Detected, Parameters, Pipeline, PipelineLimits, PipelineManifest, detect};
     use crate::tensor::{DType, Value};
-    use serde_json::json;
+    use serde_json::Value as Json;
     use std::sync::Arc;
 
     /// The pipeline of `task` in a folder with a tokenizer of words and `files`.
@@ -187,11 +150,5 @@ pub(crate) mod tests {
         }
         let rows = token_rows(&vec![output("x", &[1, 2, 2], &[1.0, 2.0, 3.0, 4.0])], "x", 2).unwrap();
         assert_eq!((row(&rows, 1).unwrap(), row(&rows, 2).is_err()), (vec![3.0, 4.0], true));
-    }
-
-    #[test]
-    fn lists_of_texts_are_lists_of_texts() {
-        assert_eq!(texts(&json!(["a", ""])), Ok(vec!["a".into(), String::new()]));
-        assert!(texts(&json!(["a", 1])).unwrap_err().contains("expected a list of texts"));
     }
 }

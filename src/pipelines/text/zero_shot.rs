@@ -3,8 +3,9 @@
 //! A model of inference between sentences is asked of each label whether the text entails a sentence with it: a run for each
 //! label.
 
-use super::model::{TextModel, flag, read_each, texts};
+use super::model::TextModel;
 use crate::pipelines::detect::{Made, Sources};
+use crate::pipelines::parameters::{flag, read_each, texts};
 use crate::pipelines::scores::{class_logits, find_logits, rank};
 use crate::pipelines::{
     Item, Notes, Outputs, Padding, Parameters, Pipeline, PipelineError, Prediction, Prepared, RankedLabels,
