@@ -18,24 +18,31 @@ cargo build --quiet --locked --release --manifest-path fuzz/Cargo.toml --target 
 
 targets=("$@")
 [ ${#targets[@]} -gt 0 ] || mapfile -t targets < <(sed -n 's/^path = "targets\/\(.*\)\.rs"/\1/p' fuzz/Cargo.toml)
-failed=0
-for target in "${targets[@]}"; do
-    corpus=$folder/corpus/$target
+
+# What the tests have of the kind is a better start than nothing.
+seeds() {
+    case $1 in
+        image) find tests/fixtures \( -name '*.png' -o -name '*.jpg' -o -name '*.webp' -o -name '*.bmp' -o -name '*.gif' \) ;;
+        audio) find tests/fixtures \( -name '*.wav' -o -name '*.flac' -o -name '*.ogg' -o -name '*.mp3' \) ;;
+        *) [ ! -d "fuzz/seeds/$1" ] || find "fuzz/seeds/$1" -type f ;;
+    esac | sed -n 1,40p
+}
+
+run() {
+    local target=$1 corpus=$folder/corpus/$1
     mkdir -p "$corpus"
-    # What the tests have of the kind is a better start than nothing.
-    case $target in
-        image) seeds=$(find tests/fixtures -name '*.png' -o -name '*.jpg' -o -name '*.webp' -o -name '*.bmp' -o -name '*.gif' | head -40) ;;
-        audio) seeds=$(find tests/fixtures -name '*.wav' -o -name '*.flac' -o -name '*.ogg' -o -name '*.mp3' | head -40) ;;
-        *) seeds=$(find "fuzz/seeds/$target" -type f 2>/dev/null || true) ;;
-    esac
-    for seed in $seeds; do cp -n "$seed" "$corpus/" 2>/dev/null || true; done
-    echo "== $target: $seconds s"
-    if ! "$folder/$triple/release/$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 -max_len=65536 \
+    seeds "$target" | xargs -r -I{} cp -n {} "$corpus/"
+    if "$folder/$triple/release/$target" -max_total_time="$seconds" -timeout=10 -rss_limit_mb=1024 -max_len=65536 \
         -print_final_stats=1 -artifact_prefix="$folder/crash-$target-" "$corpus" 2>"$folder/$target.log"; then
-        tail -40 "$folder/$target.log"
-        failed=1
+        echo "$target: $seconds s without a crash, $(sed -n 's/^stat::number_of_executed_units: *//p' "$folder/$target.log") runs," \
+            "$(sed -n 's/^stat::peak_rss_mb: *//p' "$folder/$target.log") MB"
     else
-        grep -E "number_of_executed_units|peak_rss" "$folder/$target.log"
+        tail -40 "$folder/$target.log"
+        echo "$target: FAILED; the input is beside $folder/$target.log"
+        return 1
     fi
-done
-exit "$failed"
+}
+export -f run seeds
+export folder triple seconds
+# As many side by side as there are cores; xargs fails where one does.
+printf '%s\n' "${targets[@]}" | xargs -P "$(nproc)" -I{} bash -euo pipefail -c 'run {}'
