@@ -5,12 +5,13 @@ Usage: python tools/make_zero_shot_image.py   (after tools/make_fixtures.py, whi
 
 Needs torch, transformers (4.57), tokenizers, onnx, onnxscript and pillow; none of them is needed to run the tests.
 
-A CLIP and a SigLIP of two layers with random weights, each with a tokenizer that is trained here, exported twice: as one graph
+A CLIP and a SigLIP of two layers with random weights, each with a small tokenizer of its kind, exported twice: as one graph
 (`model.onnx`: token ids and pictures to logits, as Optimum does) and as a pair of towers (`onnx/vision_model.onnx` and
 `onnx/text_model.onnx`, as transformers.js has them). The weights are larger than a fresh model's, so that scores lie apart.
 The golden file has what transformers' ZeroShotImageClassificationPipeline answers for pictures of tests/fixtures/images.
 """
 
+import collections
 import json
 import pathlib
 import shutil
@@ -21,7 +22,7 @@ import onnx
 import torch
 import transformers
 from PIL import Image, ImageOps
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -47,8 +48,8 @@ CORPUS = [
     "this is a photo of a cat", "two dogs on a table", "a red square", "an old photograph of the sea", "snow and ice", "a café in paris",
     "the quick brown fox jumps over the lazy dog", "one photo of a green field with many flowers", "a picture of a person on a horse",
 ]
-SIDE, HIDDEN, INNER, HEADS, LAYERS, SCALE = 32, 32, 64, 4, 2, 20.0
-BIAS = -1.0
+SIDE, HIDDEN, INNER, HEADS, LAYERS, SCALE = 32, 32, 64, 4, 2, 10.0
+BIAS = -0.5
 
 
 def main():
@@ -57,24 +58,46 @@ def main():
     cases = [*clip(), *siglip()]
     made_by = f"tools/make_zero_shot_image.py: transformers {transformers.__version__}, torch {torch.__version__} CPU"
     lines = ",\n".join("  " + json.dumps(case, ensure_ascii=False) for case in cases)
-    GOLDEN.write_text(f'{{"made_by": {json.dumps(made_by)}, "tolerance": {{"atol": 1e-3}}, "cases": [\n{lines}\n]}}\n')
+    GOLDEN.write_text(f'{{"made_by": {json.dumps(made_by)}, "tolerance": {{"png": 1e-3, "full_chroma.jpg": 1e-3, "rgb.jpg": 5e-3}}, "cases": [\n{lines}\n]}}\n')
 
 
 # --- tokenizers -----------------------------------------------------------------------------------
 
 
+def merges_of(words, count):
+    """Pairs of pieces in the order in which they are merged: the most frequent first, of equals the first by name. The trainers
+    of `tokenizers` choose among equals by chance, and then no run of this script would give the files of another."""
+    pieces = [[*word[:-1], word[-1] + "</w>"] for word in words]
+    merges = []
+    for _ in range(count):
+        pairs = collections.Counter(pair for word in pieces for pair in zip(word, word[1:]))
+        if not pairs:
+            break
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        for word in pieces:
+            for place in reversed(range(len(word) - 1)):
+                if place + 1 < len(word) and (word[place], word[place + 1]) == best:
+                    word[place:place + 2] = ["".join(best)]
+    return merges
+
+
 def clip_tokenizer(most):
     """Bytes, merged within words that end in </w>, between two special tokens."""
-    tokenizer = Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token="<|endoftext|>"))
+    special = ["<|startoftext|>", "<|endoftext|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    merges = merges_of([split.pre_tokenize_str(word)[0][0] for line in CORPUS for word in line.split()], 60)
+    pieces = [*special, *alphabet, *[byte + "</w>" for byte in alphabet if byte.isascii() or byte in "ÃĤ©ł"], *["".join(pair) for pair in merges]]
+    vocabulary = {piece: place for place, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, continuing_subword_prefix="", end_of_word_suffix="</w>",
+                                     unk_token=special[1]))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
     words = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
     split = pre_tokenizers.Split(Regex(words), behavior="removed", invert=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.decoder = decoders.ByteLevel()
-    special = ["<|startoftext|>", "<|endoftext|>"]
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, end_of_word_suffix="</w>", show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    tokenizer.train_from_iterator(CORPUS * 3, trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
     start, end = (tokenizer.token_to_id(token) for token in special)
     tokenizer.post_processor = processors.RobertaProcessing(sep=(special[1], end), cls=(special[0], start), trim_offsets=False,
                                                             add_prefix_space=False)
@@ -84,14 +107,17 @@ def clip_tokenizer(most):
 
 def siglip_tokenizer(most):
     """Pieces of lower-cased text without punctuation, and one special token at the end, which is also the padding."""
-    tokenizer = Tokenizer(models.Unigram())
+    words = sorted({"▁" + word for line in CORPUS for word in line.split()})
+    letters = sorted({letter for word in words for letter in word})
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    pieces = [*special, *[(letter, -8.0) for letter in letters], *[(word, -4.0) for word in words if len(word) > 2]]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=False))
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token, _ in special])
     punctuation = Regex(r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]")
     tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(punctuation, ""),
                                                  normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False)
-    tokenizer.train_from_iterator(CORPUS, trainer)
     end = tokenizer.token_to_id("</s>")
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", pair="$A $B </s>", special_tokens=[("</s>", end)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>", pad_token="</s>",
