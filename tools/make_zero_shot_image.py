@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes tests/fixtures/store/{clip,clip-towers,siglip,siglip-towers} and tests/golden/zero_shot_image.json.
 
-Usage: python tools/make_zero_shot_image.py   (after tools/make_fixtures.py, which clears the store)
+Usage: python tools/make_zero_shot_image.py   (or make zero-shot-fixtures)
 
 Needs torch, transformers (4.57), tokenizers, onnx, onnxscript and pillow; none of them is needed to run the tests.
 

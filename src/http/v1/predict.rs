@@ -91,7 +91,7 @@ pub(in crate::http) struct PredictResponseBody {
 #[serde(untagged)]
 #[expect(dead_code, reason = "described for the document; encode writes predictions without a copy")]
 pub(in crate::http) enum PredictionBody {
-    /// Classification of pictures and sounds: best first.
+    /// Classification of pictures, also by labels of the request, and of sounds: best first.
     Classes(Vec<ScoredLabel>),
     /// Feature extraction: one vector for the text. Non-finite numbers are text.
     #[schema(example = json!([0.0676, 0.0635, -0.0052]))]
