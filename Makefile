@@ -25,7 +25,7 @@ LIBRARY := library
 GPU_ENV := source lib-cuda/env.sh
 endif
 
-.PHONY: fuzz help run test check gpu-run gpu-check clients models fixtures bench bench-models soak clean library gpu-library fmt-check lint docs openapi-check deny
+.PHONY: fuzz help run test check gpu-run gpu-check clients models fixtures zero-shot-fixtures bench bench-models soak clean library gpu-library fmt-check lint docs openapi-check deny
 
 help:  ## List these commands
 	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## */\1\t/' | column -t -s $$'\t'
@@ -96,6 +96,9 @@ models: $(VENV)/.installed  ## Train models/digits again and write its golden an
 fixtures: $(VENV)/.installed  ## Write the test models and their golden answers again
 	$(VENV)/bin/python tools/make_fixtures.py
 	$(VENV)/bin/python tools/make_image_tasks.py
+
+zero-shot-fixtures:  ## Write the test models that compare pictures with texts again (needs PyTorch, transformers)
+	$(PYTHON) tools/make_zero_shot_image.py
 
 # ORTUS_BENCH chooses, as in: ORTUS_BENCH="mlp echo --rounds 3" make bench
 bench: $(LIBRARY) bench-models  ## Run the benchmarks

@@ -22,7 +22,7 @@ fn spec(name: &str, dims: &[i64]) -> Spec {
 }
 
 fn session(run: impl Fn(&[Input], &[usize], &Interrupt) -> Outcome + Send + Sync + 'static) -> Box<dyn Session> {
-    let source = GraphSource { file: "".into(), folder: "".into(), max_file_bytes: 0 };
+    let source = GraphSource { file: "".into(), text_tower: None, folder: "".into(), max_file_bytes: 0 };
     let settings = SessionSettings {
         device: DeviceSettings::default(),
         optimization_level: OptimizationLevel::None,
@@ -507,7 +507,7 @@ async fn tiny_runs_are_made_in_place_and_others_go_to_the_queue() {
 
 /// What the probe makes of a graph whose run is `run`.
 fn probed(inputs: &[i64], outputs: &[i64], run: impl Fn(&Tensor) -> Tensor + Send + Sync + 'static) -> Plan {
-    let source = GraphSource { file: "".into(), folder: "".into(), max_file_bytes: 0 };
+    let source = GraphSource { file: "".into(), text_tower: None, folder: "".into(), max_file_bytes: 0 };
     let settings = SessionSettings {
         device: DeviceSettings::default(),
         optimization_level: OptimizationLevel::None,

@@ -34,7 +34,9 @@ fn missing(model: &LoadedModel) -> Vec<String> {
         ];
     };
     let mut missing = Vec::new();
-    if pipeline.task().ends_with("-classification") && pipeline.labels().is_empty() {
+    let task = pipeline.task();
+    // Zero-shot tasks have their labels from the request.
+    if task.ends_with("-classification") && !task.starts_with("zero-shot") && pipeline.labels().is_empty() {
         missing.push("labels: classes are answered by number; add labels.txt, or id2label to config.json".to_owned());
     }
     missing
@@ -225,7 +227,7 @@ mod tests {
             config_json: Value::Null,
             caches: Caches::new(&CacheSettings::default()),
             stats,
-            source: GraphSource { file: "".into(), folder: "".into(), max_file_bytes: 0 },
+            source: GraphSource { file: "".into(), text_tower: None, folder: "".into(), max_file_bytes: 0 },
             hints: Default::default(),
             handle: Handle::start(start, &Tasks::new()).unwrap(),
             memory: Default::default(),

@@ -49,7 +49,7 @@ pub(crate) fn caching_model(
     cache: &CacheSettings,
     run: impl Fn(&[Input], &[usize], &Interrupt) -> Result<Vec<Value>, RuntimeError> + Send + Sync + 'static,
 ) -> Arc<LoadedModel> {
-    let source = GraphSource { file: "".into(), folder: "".into(), max_file_bytes: 0 };
+    let source = GraphSource { file: "".into(), text_tower: None, folder: "".into(), max_file_bytes: 0 };
     let device = DeviceSettings::default();
     let settings = SessionSettings { device, optimization_level: OptimizationLevel::None, intra_threads: 1 };
     let session = FakeRuntime::new(inputs.clone(), outputs.clone(), run).load(&source, &settings).unwrap();

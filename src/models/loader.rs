@@ -7,7 +7,7 @@ use super::config_pbtxt::{GivenConfig, InForce, effective};
 use super::layout::{self, Layout};
 use super::made_up::{self, InputHints, Size};
 use super::memory::{Measuring, resident_estimate};
-use super::repository::{VersionFolder, companion, graph_file, read_bounded};
+use super::repository::{GraphFiles, VersionFolder, companion, graph_files, read_bounded};
 use super::tune::{self, Means, Space, Tuned};
 use super::{LoadError, LoadedModel, Manifest, ModelMemory, ModelName, ModelSettings, Version, VersionPolicy, warmup};
 use crate::batching::{
@@ -59,8 +59,8 @@ pub(super) struct Job {
 /// # Errors
 /// Where the folder has no graph, or not the one that its settings name.
 pub(super) fn source(job: &Job) -> Result<GraphSource, LoadError> {
-    let file = graph_file(&job.folder, &job.manifest, job.config.as_deref())?;
-    Ok(GraphSource { file, folder: job.folder.folder.clone(), max_file_bytes: job.max_model_bytes })
+    let GraphFiles { file, text_tower } = graph_files(&job.folder, &job.manifest, job.config.as_deref())?;
+    Ok(GraphSource { file, text_tower, folder: job.folder.folder.clone(), max_file_bytes: job.max_model_bytes })
 }
 
 /// How many copies of the weights the load of a version of this size holds at most.

@@ -42,7 +42,7 @@ pub enum FolderError {
     #[error("{file}, which {named_by} names, is not in {folder}; found {found}")]
     NoSuchGraph { file: String, named_by: &'static str, folder: String, found: String },
     #[error(
-        "there is no model file in {folder}: expected model.onnx, model.ort, onnx/model.onnx or a single .onnx or .ort file; found {found}"
+        "there is no model file in {folder}: expected model.onnx, model.ort, onnx/model.onnx, the pair vision_model.onnx and text_model.onnx, or a single .onnx or .ort file; found {found}"
     )]
     NoGraph { folder: String, found: String },
     #[error(
@@ -191,19 +191,33 @@ pub(super) fn read_folder(bounds: &Path, folder: &Path) -> Result<ModelFolder, F
     Ok(ModelFolder { manifest, config, versions })
 }
 
-/// The graph file of a version: what the manifest names, else what the configuration names, else the usual names.
-pub(super) fn graph_file(
+/// The files of a version's graph.
+#[derive(Debug, PartialEq)]
+pub(super) struct GraphFiles {
+    pub(super) file: PathBuf,
+    /// The graph for texts, where `file` is that for pictures and the two belong together.
+    pub(super) text_tower: Option<PathBuf>,
+}
+
+/// The picture's and the text's graph of models that compare the two, as transformers.js names them.
+const TOWERS: [[&str; 2]; 2] =
+    [["vision_model.onnx", "text_model.onnx"], ["onnx/vision_model.onnx", "onnx/text_model.onnx"]];
+
+/// The graph of a version: what the manifest names, else what the configuration names, else the usual names, else a pair of
+/// towers.
+pub(super) fn graph_files(
     version: &VersionFolder,
     manifest: &Manifest,
     config: Option<&GivenConfig>,
-) -> Result<PathBuf, FolderError> {
+) -> Result<GraphFiles, FolderError> {
     let folder = &version.folder;
     // Only the last part of the path is told: a version's number or the model's name.
     let shown = || folder.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
     let named = manifest.pipeline.file.as_deref().map(|file| (file, "model.toml"));
     let named =
         named.or_else(|| config.and_then(|config| config.graph_file.as_deref()).map(|file| (file, "config.pbtxt")));
-    let found = if let Some((file, named_by)) = named {
+    let mut text_tower = None;
+    let file = if let Some((file, named_by)) = named {
         let path = folder.join(file);
         if !super::manifest::is_contained(file) || !path.is_file() {
             let found = Walk::over(folder, folder, DEPTH_MAX).map(|walk| walk.listing()).unwrap_or_default();
@@ -212,9 +226,16 @@ pub(super) fn graph_file(
         path
     } else {
         let usual = ["model.onnx", "model.ort", "onnx/model.onnx"].map(|name| folder.join(name));
-        match usual.into_iter().find(|path| path.is_file()) {
-            Some(path) => path,
-            None => {
+        let usual = usual.into_iter().find(|path| path.is_file());
+        let mut pairs = TOWERS.iter().map(|pair| pair.map(|name| folder.join(name)));
+        let pair = pairs.find(|pair| usual.is_none() && pair.iter().all(|path| path.is_file()));
+        match (usual, pair) {
+            (Some(path), _) => path,
+            (None, Some([image, text])) => {
+                text_tower = Some(text);
+                image
+            }
+            (None, None) => {
                 let walk = Walk::over(folder, folder, DEPTH_MAX)?;
                 let graphs: Vec<&PathBuf> = walk.graphs().collect();
                 match graphs.as_slice() {
@@ -225,10 +246,12 @@ pub(super) fn graph_file(
             }
         }
     };
-    if !canonical(&found, "the model file")?.starts_with(&version.bounds) {
-        return Err(FolderError::Outside { entry: "the model file".into() });
+    for path in std::iter::once(&file).chain(&text_tower) {
+        if !canonical(path, "the model file")?.starts_with(&version.bounds) {
+            return Err(FolderError::Outside { entry: "the model file".into() });
+        }
     }
-    Ok(found)
+    Ok(GraphFiles { file, text_tower })
 }
 
 /// `file` in the version's folder, else in the model's; canonical and inside the bounds.
@@ -412,8 +435,12 @@ mod tests {
             Err(error) => error.to_string(),
             Ok(Some(model)) => {
                 let graphs = model.versions.iter().map(|(version, folder)| {
-                    match graph_file(folder, &model.manifest, model.config.as_deref()) {
-                        Ok(path) => format!("{version}:{}", path.strip_prefix(&base).unwrap().display()),
+                    match graph_files(folder, &model.manifest, model.config.as_deref()) {
+                        Ok(GraphFiles { file, text_tower }) => {
+                            let files = std::iter::once(&file).chain(&text_tower);
+                            let shown = files.map(|path| path.strip_prefix(&base).unwrap().display().to_string());
+                            format!("{version}:{}", shown.collect::<Vec<_>>().join("+"))
+                        }
                         Err(error) => format!("{version}:{error}"),
                     }
                 });
@@ -450,11 +477,32 @@ mod tests {
     }
 
     #[test]
+    fn a_graph_for_pictures_and_one_for_texts_are_a_pair_where_there_is_no_other() {
+        let pair = [("m/vision_model.onnx", ""), ("m/text_model.onnx", ""), ("m/text_model_int8.onnx", "")];
+        check(&pair, "1:vision_model.onnx+text_model.onnx");
+        check(
+            &[("m/2/onnx/text_model.onnx", ""), ("m/2/onnx/vision_model.onnx", "")],
+            "2:2/onnx/vision_model.onnx+2/onnx/text_model.onnx",
+        );
+        check(&[pair.as_slice(), &[("m/onnx/model.onnx", "")]].concat(), "1:onnx/model.onnx");
+        check(
+            &[pair.as_slice(), &[("m/model.toml", "[pipeline]\nfile = \"text_model.onnx\"")]].concat(),
+            "1:text_model.onnx",
+        );
+        check(&pair[..1], "1:vision_model.onnx");
+        check(&pair[1..2], "1:text_model.onnx");
+        check(
+            &[pair[0], ("m/onnx/text_model.onnx", "")],
+            "1:there are several model files in m: onnx/text_model.onnx…",
+        );
+    }
+
+    #[test]
     fn what_is_missing_is_said_with_what_is_there() {
         check(&[("m/README.md", "")], "there is no version…");
         check(
             &[("m/1/weights.bin", "")],
-            "1:there is no model file in 1: expected model.onnx, model.ort, onnx/model.onnx or a single .onnx or .ort file; found weights.bin",
+            "1:there is no model file in 1: expected model.onnx, model.ort, onnx/model.onnx, the pair vision_model.onnx and text_model.onnx, or a single .onnx or .ort file; found weights.bin",
         );
         check(&[("m/a.onnx", ""), ("m/b.onnx", "")], "1:there are several model files in m: a.onnx, b.onnx…");
         check(

@@ -426,7 +426,7 @@ mod tests {
         fn load(&self, layout: Layout) -> Result<Vec<Box<dyn Session>>, LoadError> {
             assert_eq!(self.alive.load(Ordering::SeqCst), 0, "two layouts at a time");
             self.loads.lock().unwrap().push(layout);
-            let source = GraphSource { file: "".into(), folder: "".into(), max_file_bytes: 0 };
+            let source = GraphSource { file: "".into(), text_tower: None, folder: "".into(), max_file_bytes: 0 };
             let settings = SessionSettings {
                 device: DeviceSettings::default(),
                 optimization_level: OptimizationLevel::None,

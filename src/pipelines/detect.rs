@@ -9,6 +9,7 @@ use super::files::read_json_object;
 use super::image::{self, ImageInput};
 use super::image::{
     DEPTH_ESTIMATION, IMAGE_CLASSIFICATION, IMAGE_FEATURE_EXTRACTION, IMAGE_SEGMENTATION, OBJECT_DETECTION,
+    ZERO_SHOT_IMAGE,
 };
 use super::scores::find_logits;
 use super::text::{self, FEATURE_EXTRACTION};
@@ -79,6 +80,15 @@ impl<'a> Sources<'a> {
     pub(crate) fn config(&self) -> Result<Option<&'a Value>, PipelineError> {
         self.config.as_ref().map(Option::as_ref).map_err(Clone::clone)
     }
+
+    /// The same with some of the graph's inputs only.
+    pub(crate) fn with_inputs<'b>(&self, inputs: &'b [Spec]) -> Sources<'b>
+    where
+        'a: 'b,
+    {
+        let Sources { folder, manifest, config, outputs, limits, .. } = *self;
+        Sources { folder, manifest, config, inputs, outputs, limits }
+    }
 }
 
 /// A pipeline, and one sentence on how it does what it does.
@@ -94,7 +104,7 @@ pub(crate) struct Made {
 type Maker = fn(&Sources<'_>) -> Result<Made, PipelineError>;
 
 /// The tasks that are served beside `raw`.
-const MAKERS: [(&str, Maker); 15] = [
+const MAKERS: [(&str, Maker); 16] = [
     (FEATURE_EXTRACTION, text::make_feature_extraction),
     ("fill-mask", text::make_fill_mask),
     ("question-answering", text::make_question_answering),
@@ -106,6 +116,7 @@ const MAKERS: [(&str, Maker); 15] = [
     (IMAGE_SEGMENTATION, image::make_image_segmentation),
     (DEPTH_ESTIMATION, image::make_depth_estimation),
     (IMAGE_FEATURE_EXTRACTION, image::make_image_feature_extraction),
+    (ZERO_SHOT_IMAGE, image::make_zero_shot_image),
     (AUDIO_CLASSIFICATION, audio::make_audio_classification),
     (SPEECH_RECOGNITION, audio::make_speech_recognition),
     (tabular::CLASSIFICATION, tabular::make_classification),
@@ -216,8 +227,9 @@ fn find_task(
         Err(_) => return Ok(None),
     };
     if let Some(architecture) = config.get("architectures").and_then(|names| names.get(0)).and_then(Value::as_str) {
-        // Encoders of pictures and of texts have the same endings.
+        // Encoders of pictures, of texts and of both have the same endings.
         let task = task_of(architecture, config).map(|task| match task {
+            FEATURE_EXTRACTION if image::takes_both(inputs) => ZERO_SHOT_IMAGE,
             FEATURE_EXTRACTION if takes_picture && folder.join(PREPROCESSOR).is_file() => IMAGE_FEATURE_EXTRACTION,
             task => task,
         });
@@ -256,6 +268,8 @@ fn check_applies(manifest: &PipelineManifest, found: Option<&Found>) -> Result<(
     for (key, set, needs) in [
         ("decoder", manifest.decoder.is_some(), OBJECT_DETECTION),
         ("columns", manifest.columns.is_some(), tabular::CLASSIFICATION),
+        ("logit_scale", manifest.logit_scale.is_some(), ZERO_SHOT_IMAGE),
+        ("logit_bias", manifest.logit_bias.is_some(), ZERO_SHOT_IMAGE),
     ] {
         let belongs = task == needs || needs == tabular::CLASSIFICATION && task == tabular::REGRESSION;
         if set && !belongs {

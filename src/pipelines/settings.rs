@@ -16,6 +16,11 @@ pub struct PipelineManifest {
     /// Record fields in the order of the input's columns.
     pub columns: Option<Vec<String>>,
     pub image: Option<ImageOverrides>,
+    /// What the cosine of a picture and a text is multiplied by, for `zero-shot-image-classification` of graphs that give
+    /// embeddings: `exp` of the model's weight of this name.
+    pub logit_scale: Option<f64>,
+    /// What is added to that.
+    pub logit_bias: Option<f64>,
 }
 
 /// A file with one label a line, or the labels themselves.

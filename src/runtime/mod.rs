@@ -1,11 +1,12 @@
 //! Tensors in, tensors out, on a device: loading a graph and running it.
 //!
-//! The traits are what the rooms above know; `onnx` keeps them with ONNX Runtime, `fake` for tests. Knows no model
+//! The traits are what the rooms above know; `onnx` keeps them with ONNX Runtime, `fake` for tests, `pair` with two sessions. Knows no model
 //! store, no queue and no task.
 
 mod error;
 mod interrupt;
 mod memory;
+mod pair;
 mod spec;
 
 pub mod fake;
@@ -17,6 +18,7 @@ pub use memory::{SessionMemory, WorkingMemories, WorkingMemory};
 pub use spec::{DeviceSettings, DeviceType, GraphFacts, GraphSource, OptimizationLevel, SessionSettings};
 
 use crate::tensor::{Spec, Value};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// One input of a run: the index into [`Session::inputs`] and its value.
@@ -30,13 +32,16 @@ pub trait Runtime: Send + Sync {
     /// Where the file is not a graph this runtime can run, or the device asked for is not there.
     fn load(&self, source: &GraphSource, settings: &SessionSettings) -> Result<Box<dyn Session>, RuntimeError>;
 
-    /// Bytes of the graph file and its external data, as [`GraphFacts::size_bytes`] will say. Reads the file, and blocks.
+    /// Bytes of the graph's files and their external data, as [`GraphFacts::size_bytes`] will say. Reads the file, and blocks.
     ///
     /// # Errors
     /// As [`Runtime::load`], where the file itself is refused.
     fn size_bytes(&self, source: &GraphSource) -> Result<u64, RuntimeError> {
-        let io = |error| RuntimeError::Io { path: source.file.clone(), source: error };
-        Ok(std::fs::metadata(&source.file).map_err(io)?.len())
+        let size = |file: &PathBuf| {
+            let io = |error| RuntimeError::Io { path: file.clone(), source: error };
+            Ok(std::fs::metadata(file).map_err(io)?.len())
+        };
+        source.text_tower.iter().try_fold(size(&source.file)?, |sum, file| Ok(sum.saturating_add(size(file)?)))
     }
 
     /// Makes the process's allocator give free memory back to the system. Blocks for milliseconds.

@@ -8,9 +8,11 @@ use std::path::PathBuf;
 pub struct GraphSource {
     /// The `.onnx` or `.ort` file.
     pub file: PathBuf,
-    /// The model version's folder; contains `file`.
+    /// Where `file` takes pictures and the texts beside them have a graph of their own: that.
+    pub text_tower: Option<PathBuf>,
+    /// The model version's folder; contains the files.
     pub folder: PathBuf,
-    /// Largest graph file accepted, external data not counted, in bytes.
+    /// Largest graph file accepted, each by itself and external data not counted, in bytes.
     pub max_file_bytes: u64,
 }
 
@@ -69,7 +71,7 @@ pub struct GraphFacts {
     pub num_parameters: Option<u64>,
     /// Whether an operator is known that uses its weights many times for one row: a convolution, a recurrence or a loop.
     pub repeats_weights: bool,
-    /// Bytes of the graph file and its external data.
+    /// Bytes of the graph's files and their external data.
     pub size_bytes: u64,
     /// Execution providers registered for the session, the preferred one first.
     pub providers: Vec<String>,

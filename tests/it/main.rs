@@ -51,3 +51,5 @@ mod text_tasks;
 mod v2;
 /// Warming models up on request.
 mod warmup;
+/// Pictures and the labels of a request, against transformers.
+mod zero_shot_image;

@@ -4,7 +4,7 @@
 //! [`settings`] says how, from `preprocessor_config.json`, and [`input`] what the graph takes. The numbers are those of
 //! Pillow and of transformers' image processors. One file for each task: [`classification`], [`detection`] (whose model
 //! outputs are read by [`boxes`] and thinned out by [`suppression`]), [`segmentation`] and [`depth`] (whose maps [`maps`]
-//! enlarges), [`features`].
+//! enlarges), [`features`], [`zero_shot`] (which reads texts beside the picture).
 
 mod boxes;
 mod classification;
@@ -20,6 +20,7 @@ mod segmentation;
 mod settings;
 mod suppression;
 mod tensor;
+mod zero_shot;
 
 #[cfg(test)]
 mod golden;
@@ -40,6 +41,7 @@ pub(crate) use prepare::Placed;
 pub use segmentation::ImageSegmentation;
 pub(crate) use segmentation::{TASK as IMAGE_SEGMENTATION, make as make_image_segmentation};
 pub use settings::{ChannelOrder, Geometry, ImageSettings, Normalize, Pad, Resample, Size};
+pub(crate) use zero_shot::{TASK as ZERO_SHOT_IMAGE, make as make_zero_shot_image, takes_both};
 
 /// Decoded pixels, 8 bits a channel, interleaved, row by row; `channels` is 3 (RGB) or 1 (grey).
 ///

@@ -7,7 +7,7 @@
 use super::TOKENIZER;
 use super::input::{TextInputs, padding_of};
 use super::pooling::{Pooling, normalize};
-use super::sentence::{MODULES, SentenceTransformer, TextRules, transformer_path};
+use super::sentence::{MODULES, SentenceTransformer, TRANSFORMER_CONFIG, TextRules, transformer_path};
 use super::tokenizer::TextTokenizer;
 use crate::pipelines::detect::{Made, Sources};
 use crate::pipelines::files::read_json_object;
@@ -87,7 +87,8 @@ impl FeatureExtraction {
         };
         let config = read_json_object(&own, "config.json")?;
         let max_text_bytes = usize::try_from(limits.max_text_bytes).unwrap_or(usize::MAX);
-        let tokenizer = TextTokenizer::from_folder(&own, config.as_ref(), rules.max_seq_length, max_text_bytes)?;
+        let stated = rules.max_seq_length.map(|tokens| (tokens, TRANSFORMER_CONFIG));
+        let tokenizer = TextTokenizer::from_folder(&own, config.as_ref(), stated, max_text_bytes)?;
         let Some(tokenizer) = tokenizer else {
             return Err(PipelineError::Setup(format!("there is no {TOKENIZER} beside the graph")));
         };

@@ -101,7 +101,8 @@ fn hash_places<'a>(parts: impl IntoIterator<Item = &'a Located>) -> String {
 #[track_caller]
 fn tokenizes_as_python(name: &str, folder: &Path, lines: &[&str], found: &Value) {
     // A limit beyond every line, as in the reference.
-    let tokenizer = |limit| TextTokenizer::from_folder(folder, None, Some(limit), 1 << 20).unwrap().unwrap();
+    let tokenizer =
+        |limit| TextTokenizer::from_folder(folder, None, Some((limit, "the test")), 1 << 20).unwrap().unwrap();
     let whole = tokenizer(100_000);
     let mut wrong = Vec::new();
     for (place, line) in lines.iter().enumerate() {

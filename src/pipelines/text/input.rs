@@ -41,6 +41,11 @@ fn role_of(name: &str) -> Option<Role> {
     }
 }
 
+/// Whether an input of this name holds tokens, or something for each token.
+pub(crate) fn is_text_input(name: &str) -> bool {
+    role_of(name).is_some()
+}
+
 /// Tokens among a run's inputs; 0 where it takes none.
 pub fn token_count(inputs: &[(String, Tensor)]) -> usize {
     let ids = inputs.iter().find(|(name, _)| role_of(name) == Some(Role::Ids));
@@ -56,7 +61,20 @@ impl TextInputs {
     /// # Errors
     /// Says in one sentence why a text does not make the graph's inputs.
     pub(crate) fn find(inputs: &[Spec]) -> Result<TextInputs, String> {
-        let mut found = Vec::new();
+        match TextInputs::of_any_length(inputs)? {
+            (found, None) => Ok(found),
+            (_, Some(length)) => {
+                Err(format!("its number of tokens is fixed ({length}); export the graph with a dynamic one"))
+            }
+        }
+    }
+
+    /// The same for a graph that may take texts of one length only, and that length.
+    ///
+    /// # Errors
+    /// As [`TextInputs::find`].
+    pub(crate) fn of_any_length(inputs: &[Spec]) -> Result<(TextInputs, Option<usize>), String> {
+        let (mut found, mut fixed) = (Vec::new(), None);
         for spec in inputs {
             let Some(role) = role_of(&spec.name) else {
                 if spec.optional {
@@ -68,15 +86,14 @@ impl TextInputs {
             let Some(dtype) = whole(spec) else { return refuse("expected INT64 or INT32") };
             match spec.ty.shape() {
                 None | Some([_, Dim::Dynamic(_)]) => {}
-                Some([_, Dim::Fixed(_)]) => {
-                    return refuse("its number of tokens is fixed; export the graph with a dynamic one");
-                }
+                Some([_, Dim::Fixed(length)]) if fixed.is_none_or(|known| known == *length) => fixed = Some(*length),
+                Some([_, Dim::Fixed(_)]) => return refuse("its number of tokens is not that of the other inputs"),
                 Some(_) => return refuse("expected a tensor of rank 2, [batch, tokens]"),
             }
             found.push(TextInput { name: spec.name.clone(), role, dtype });
         }
         match found.iter().any(|input| input.role == Role::Ids) {
-            true => Ok(TextInputs(found)),
+            true => Ok((TextInputs(found), fixed)),
             false => Err("the graph has no input named \"input_ids\"".to_owned()),
         }
     }
@@ -86,29 +103,58 @@ impl TextInputs {
     /// # Errors
     /// None that foreign data could bring about.
     pub(crate) fn tensors(&self, tokens: &Tokens) -> Result<Vec<(String, Tensor)>, PipelineError> {
-        let tensor = |input: &TextInput| {
-            let count = tokens.ids.len();
-            let numbers: Vec<i64> = match input.role {
-                Role::Ids => tokens.ids.iter().map(|&id| i64::from(id)).collect(),
-                Role::Mask => vec![1; count],
-                Role::Types => tokens.type_ids.iter().map(|&id| i64::from(id)).collect(),
-                Role::Positions => (0..).take(count).collect(),
-            };
-            let shape = vec![1, numbers.len()];
-            match input.dtype {
+        self.rows(std::slice::from_ref(tokens), tokens.ids.len(), &RowPadding::default())
+    }
+
+    /// The tensors `[texts, length]` of several texts, none of which has more tokens than `length`.
+    ///
+    /// # Errors
+    /// None that foreign data could bring about.
+    pub(crate) fn rows(
+        &self,
+        texts: &[Tokens],
+        length: usize,
+        padding: &RowPadding,
+    ) -> Result<Vec<(String, Tensor)>, PipelineError> {
+        let named = |input: &TextInput| {
+            let mut numbers: Vec<i64> = Vec::with_capacity(texts.len().saturating_mul(length));
+            for tokens in texts {
+                let count = length.saturating_sub(tokens.ids.len());
+                let (before, after) = if padding.left { (count, 0) } else { (0, count) };
+                let pad = if input.role == Role::Ids { padding.id } else { 0 };
+                numbers.extend(std::iter::repeat_n(pad, before));
+                match input.role {
+                    Role::Ids => numbers.extend(tokens.ids.iter().map(|&id| i64::from(id))),
+                    Role::Mask => numbers.extend(std::iter::repeat_n(1, tokens.ids.len())),
+                    Role::Types => numbers.extend(tokens.type_ids.iter().map(|&id| i64::from(id))),
+                    Role::Positions => numbers.extend((0i64..).take(tokens.ids.len())),
+                }
+                numbers.extend(std::iter::repeat_n(pad, after));
+            }
+            let shape = vec![texts.len(), length];
+            let tensor = match input.dtype {
                 // Token ids are 32 bits wide, and a position is less than the largest limit.
                 DType::Int32 => {
                     Tensor::from_vec(DType::Int32, shape, numbers.iter().map(|&x| x as i32).collect::<Vec<i32>>())
                 }
                 _ => Tensor::from_vec(DType::Int64, shape, numbers),
+            };
+            match tensor {
+                Ok(tensor) => Ok((input.name.clone(), tensor)),
+                Err(error) => Err(PipelineError::Setup(format!("input {:?}: {error}", input.name))),
             }
-        };
-        let named = |input: &TextInput| match tensor(input) {
-            Ok(tensor) => Ok((input.name.clone(), tensor)),
-            Err(error) => Err(PipelineError::Setup(format!("input {:?}: {error}", input.name))),
         };
         self.0.iter().map(named).collect()
     }
+}
+
+/// What fills up texts that stand in one tensor with longer ones.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub(crate) struct RowPadding {
+    /// The padding token.
+    pub(crate) id: i64,
+    /// Whether it stands before the text.
+    pub(crate) left: bool,
 }
 
 /// How the inputs of a language graph may be padded, with the padding token that the files in `folder` name. `None` where
@@ -186,6 +232,26 @@ mod tests {
         let mut with_default = graph(&BERT, DType::Int64, &[1, -1]);
         with_default.push(Spec { optional: true, ..spec("scale", DType::Fp32, &[1]) });
         assert_eq!(TextInputs::find(&with_default).unwrap().0.len(), 3);
+        let (_, length) = TextInputs::of_any_length(&graph(&BERT, DType::Int64, &[-1, 77])).unwrap();
+        assert_eq!(length, Some(77));
+        let torn = [graph(&BERT[..1], DType::Int64, &[-1, 77]), graph(&BERT[1..], DType::Int64, &[-1, 64])].concat();
+        assert!(TextInputs::of_any_length(&torn).unwrap_err().contains("not that of the other inputs"));
+    }
+
+    #[test]
+    fn texts_in_one_tensor_are_filled_up_to_one_length() {
+        let tokens = |ids: &[u32]| Tokens { ids: ids.to_vec(), type_ids: vec![1; ids.len()], truncated: false };
+        let names = ["position_ids", "token_type_ids", "attention_mask", "input_ids"];
+        let inputs = TextInputs::find(&graph(&names, DType::Int64, &[-1, -1])).unwrap();
+        let check = |left: bool, expected: [[i64; 6]; 4]| {
+            let rows = inputs.rows(&[tokens(&[2, 9, 3]), tokens(&[4])], 3, &RowPadding { id: 7, left }).unwrap();
+            for ((_, tensor), expected) in rows.iter().zip(expected) {
+                assert_eq!(tensor.shape(), [2, 3]);
+                assert_eq!(tensor.elements::<i64>().unwrap().as_ref(), expected);
+            }
+        };
+        check(false, [[0, 1, 2, 0, 0, 0], [1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0], [2, 9, 3, 4, 7, 7]]);
+        check(true, [[0, 1, 2, 0, 0, 0], [1, 1, 1, 0, 0, 1], [1, 1, 1, 0, 0, 1], [2, 9, 3, 7, 7, 4]]);
     }
 
     #[test]

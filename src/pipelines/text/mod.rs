@@ -3,12 +3,14 @@
 //! Steps, each its own file: [`tokenizer`] (text to tokens, from `tokenizer.json`) → [`input`] (tokens to the graph's
 //! tensors, and how these may be padded) → the graph → the task. [`embedding`] is `feature-extraction`; what a
 //! sentence-transformers folder says of it is read by [`sentence`], and computed by [`pooling`] and [`dense`]. The other
-//! tasks are a file each, with the answers of transformers' pipelines; what they have in common is in [`model`].
+//! tasks are a file each, with the answers of transformers' pipelines; what they have in common is in [`model`], and
+//! what zero-shot tasks read of a request in [`candidates`].
 //!
-//! Invariant: inside one item there is no padding. Every token of an item's tensors is real, and whoever pads items to run
+//! Invariant: inside one item of these tasks there is no padding. Every token of an item's tensors is real, and whoever pads items to run
 //! them together takes the padding off again; so an output's token axis is the item's tokens, all of them attended to.
 
 mod answering;
+mod candidates;
 mod classification;
 mod dense;
 mod embedding;
@@ -25,15 +27,18 @@ mod zero_shot;
 mod golden;
 
 pub(crate) use answering::make as make_question_answering;
+pub(crate) use candidates::Candidates;
 pub(crate) use classification::make as make_text_classification;
 pub use embedding::FeatureExtraction;
 pub(crate) use embedding::{TASK as FEATURE_EXTRACTION, make as make_feature_extraction};
 pub(crate) use entities::make as make_token_classification;
 pub(crate) use fill_mask::make as make_fill_mask;
+pub(crate) use input::{RowPadding, TextInputs, is_text_input};
 pub use input::{padding_of, token_count};
 pub(crate) use sentence::is_sentence_transformers;
 #[cfg(test)]
 pub(crate) use tokenizer::tests::words as a_tokenizer;
+pub(crate) use tokenizer::{TextTokenizer, Tokens, pad_id, pads_left};
 pub(crate) use zero_shot::make as make_zero_shot;
 
 use crate::pipelines::{Item, PipelineError};

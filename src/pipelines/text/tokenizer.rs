@@ -23,8 +23,16 @@ const DEFAULT_MAX_TOKENS: usize = 512;
 /// Transformers writes 10^30 for "no limit".
 const MAX_TOKENS: u64 = 1 << 24;
 /// Models whose positions begin behind the padding token's id.
-const OFFSET_POSITIONS: [&str; 7] =
-    ["roberta", "xlm-roberta", "camembert", "xlm-roberta-xl", "mpnet", "longformer", "roberta-prelayernorm"];
+const OFFSET_POSITIONS: [&str; 8] = [
+    "altclip_text_model",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "xlm-roberta-xl",
+    "mpnet",
+    "longformer",
+    "roberta-prelayernorm",
+];
 
 /// A tokenizer that truncates to what its model takes.
 pub(crate) struct TextTokenizer {
@@ -88,15 +96,15 @@ struct Limit {
 }
 
 impl TextTokenizer {
-    /// The tokenizer beside the model, whose `config.json` is `config` and whose `sentence_bert_config.json` says
-    /// `max_seq_length`. `None` where there is no `tokenizer.json`.
+    /// The tokenizer beside the model, whose `config.json` is `config`. `stated` are tokens at most and what says so, such as
+    /// `max_seq_length` of `sentence_bert_config.json`. `None` where there is no `tokenizer.json`.
     ///
     /// # Errors
     /// Where a file is malformed or too large, or leaves no room for a text.
     pub(crate) fn from_folder(
         folder: &Path,
         config: Option<&Value>,
-        max_seq_length: Option<u64>,
+        stated: Option<(u64, &'static str)>,
         max_text_bytes: usize,
     ) -> Result<Option<TextTokenizer>, PipelineError> {
         let Some(bytes) = read_bytes(folder, TOKENIZER, MAX_TOKENIZER_BYTES)? else { return Ok(None) };
@@ -106,8 +114,7 @@ impl TextTokenizer {
             .map_err(|error| setup(format!("{TOKENIZER}: not a tokenizer: {error}")))?;
         let tokenizer_config = read_json_object(folder, TOKENIZER_CONFIG)?;
         let own = inner.get_truncation().cloned();
-        let limit =
-            Limit::find(max_seq_length, tokenizer_config.as_ref(), config, own.as_ref().map(|own| own.max_length));
+        let limit = Limit::find(stated, tokenizer_config.as_ref(), config, own.as_ref().map(|own| own.max_length));
         let special = inner.get_post_processor().map_or(0, |processor| processor.added_tokens(false));
         if limit.tokens <= special {
             return Err(setup(format!(
@@ -412,10 +419,9 @@ fn content_of(value: &Value) -> Option<String> {
 }
 
 impl Limit {
-    /// `sentence` is `max_seq_length` of a sentence-transformers folder, which counts over all but the positions that the
-    /// model has; `own` is the truncation in `tokenizer.json`, which transformers replaces by what the others say.
+    /// `first` counts over all but the positions that the model has; `own` is the truncation in `tokenizer.json`, which transformers replaces by what the others say.
     fn find(
-        sentence: Option<u64>,
+        first: Option<(u64, &'static str)>,
         tokenizer_config: Option<&Value>,
         config: Option<&Value>,
         own: Option<usize>,
@@ -426,7 +432,8 @@ impl Limit {
         };
         let model_max_length = tokenizer_config.and_then(|config| config.get("model_max_length"));
         let positions = limit(config.and_then(positions), "config.json");
-        let stated = limit(sentence, super::sentence::TRANSFORMER_CONFIG)
+        let stated = first
+            .and_then(|(tokens, source)| limit(Some(tokens), source))
             .or_else(|| limit(model_max_length.and_then(Value::as_u64), TOKENIZER_CONFIG));
         let own = || limit(own.and_then(|own| u64::try_from(own).ok()), TOKENIZER);
         match (stated, positions) {
@@ -451,6 +458,16 @@ fn positions(config: &Value) -> Option<u64> {
         return positions.checked_sub(number("pad_token_id").unwrap_or(1) + 1);
     }
     Some(positions)
+}
+
+/// Whether padding stands before the text.
+///
+/// # Errors
+/// Where the file that says so is malformed.
+pub(crate) fn pads_left(folder: &Path) -> Result<bool, PipelineError> {
+    let config = read_json_object(folder, TOKENIZER_CONFIG)?;
+    let side = config.as_ref().and_then(|config| config.get("padding_side")).and_then(Value::as_str);
+    Ok(side == Some("left"))
 }
 
 /// The id of the padding token from the files beside the model; 0, which every vocabulary has, where none says: padding is
@@ -601,6 +618,7 @@ pub(crate) mod tests {
 
     #[track_caller]
     fn limit(sentence: Option<u64>, tokenizer: Value, config: Value, own: Option<usize>, expected: (usize, &str)) {
+        let sentence = sentence.map(|tokens| (tokens, "sentence_bert_config.json"));
         let limit = Limit::find(sentence, Some(&tokenizer), Some(&config), own);
         assert_eq!((limit.tokens, limit.source), expected);
     }

@@ -3,9 +3,10 @@
 //! A model of inference between sentences is asked of each label whether the text entails a sentence with it: a run for each
 //! label.
 
+use super::candidates::Candidates;
 use super::model::TextModel;
 use crate::pipelines::detect::{Made, Sources};
-use crate::pipelines::parameters::{flag, read_each, texts};
+use crate::pipelines::parameters::{flag, read_each};
 use crate::pipelines::scores::{class_logits, find_logits, rank};
 use crate::pipelines::{
     Item, Notes, Outputs, Padding, Parameters, Pipeline, PipelineError, Prediction, Prepared, RankedLabels,
@@ -17,10 +18,6 @@ use std::sync::Arc;
 const TASK: &str = "zero-shot-classification";
 const TAKES: &str = "candidate_labels, hypothesis_template and multi_label";
 const DEFAULT_TEMPLATE: &str = "This example is {}.";
-/// Runs of one item.
-const MAX_LABELS: usize = 256;
-/// Where the template takes the label.
-const SLOT: &str = "{}";
 
 struct ZeroShotClassification {
     model: TextModel,
@@ -50,38 +47,21 @@ pub(crate) fn make(sources: &Sources<'_>) -> Result<Made, PipelineError> {
 }
 
 struct Checked {
-    candidates: Vec<String>,
-    template: String,
+    candidates: Candidates,
     multi_label: bool,
 }
 
 fn read_parameters(parameters: &Parameters) -> Result<Checked, PipelineError> {
-    let mut checked = Checked { candidates: Vec::new(), template: DEFAULT_TEMPLATE.to_owned(), multi_label: false };
+    let (mut candidates, mut multi_label) = (Candidates::with_template(DEFAULT_TEMPLATE), false);
     read_each(TASK, TAKES, parameters, |name, value| {
         match (name, value) {
-            ("candidate_labels" | "hypothesis_template" | "multi_label", Json::Null) => {}
-            ("candidate_labels", Json::String(labels)) => {
-                let labels = labels.split(',').map(str::trim).filter(|label| !label.is_empty());
-                checked.candidates = labels.map(str::to_owned).collect();
-            }
-            ("candidate_labels", value) => checked.candidates = texts(value)?,
-            ("hypothesis_template", Json::String(template)) if template.contains(SLOT) => {
-                checked.template.clone_from(template);
-            }
-            ("hypothesis_template", value) => {
-                return Err(format!("expected a text with {SLOT} where the label goes, got {value}"));
-            }
-            ("multi_label", value) => checked.multi_label = flag(value)?,
-            _ => return Ok(false),
+            ("multi_label", Json::Null) => {}
+            ("multi_label", value) => multi_label = flag(value)?,
+            _ => return candidates.read(name, value),
         }
         Ok(true)
     })?;
-    let problem = match checked.candidates.len() {
-        0 => "expected the labels to choose from, as a list or separated by commas".to_owned(),
-        count if count > MAX_LABELS => format!("expected at most {MAX_LABELS} labels, got {count}; send them in parts"),
-        _ => return Ok(checked),
-    };
-    Err(PipelineError::Parameter { name: "candidate_labels".to_owned(), problem })
+    Ok(Checked { candidates: candidates.checked()?, multi_label })
 }
 
 /// The text, for the answer.
@@ -112,16 +92,7 @@ impl Pipeline for ZeroShotClassification {
         if text.is_empty() {
             return Err(PipelineError::Item { index: 0, problem: "the text is empty; send one".to_owned() });
         }
-        let slots = checked.template.matches(SLOT).count();
-        let hypothesis = |label: &String| {
-            // Checked before it is made: a template may have many places for a long label.
-            let bytes = checked.template.len().saturating_add(label.len().saturating_mul(slots));
-            tokenizer.check_bytes(bytes)?;
-            Ok(checked.template.replace(SLOT, label))
-        };
-        let hypotheses: Vec<String> =
-            checked.candidates.iter().map(hypothesis).collect::<Result<_, PipelineError>>()?;
-        let tokens = tokenizer.encode_beside(text, &hypotheses)?;
+        let tokens = tokenizer.encode_beside(text, &checked.candidates.sentences(tokenizer)?)?;
         let runs = tokens.iter().map(|tokens| self.model.inputs.tensors(tokens)).collect::<Result<_, _>>()?;
         Ok(Prepared { runs, notes: Notes::new(Sequence(text.to_owned()), text.len()) })
     }
@@ -132,7 +103,7 @@ impl Pipeline for ZeroShotClassification {
         notes: &Notes,
         parameters: &Parameters,
     ) -> Result<Prediction, PipelineError> {
-        let Checked { candidates, multi_label, .. } = read_parameters(parameters)?;
+        let Checked { candidates: Candidates { labels: candidates, .. }, multi_label } = read_parameters(parameters)?;
         let Sequence(sequence) = notes.get::<Sequence>()?;
         if outputs.len() != candidates.len() {
             let (runs, came) = (candidates.len(), outputs.len());

@@ -318,7 +318,7 @@ mod tests {
     fn source(folder: &Path, bytes: &[u8]) -> GraphSource {
         let file = folder.join("model.onnx");
         std::fs::write(&file, bytes).unwrap();
-        GraphSource { file, folder: folder.to_owned(), max_file_bytes: 1 << 20 }
+        GraphSource { file, text_tower: None, folder: folder.to_owned(), max_file_bytes: 1 << 20 }
     }
 
     fn external(entries: &[(&str, &str)]) -> Vec<u8> {

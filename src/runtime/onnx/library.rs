@@ -1,6 +1,7 @@
 //! Finds and opens ONNX Runtime's shared library, once for the process.
 
 use super::{graph, memory, session};
+use crate::runtime::pair::Pair;
 use crate::runtime::{GraphSource, Runtime, RuntimeError, Session, SessionSettings};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -112,11 +113,18 @@ fn version_from_build_info(info: &str) -> Option<String> {
 
 impl Runtime for OnnxRuntime {
     fn load(&self, source: &GraphSource, settings: &SessionSettings) -> Result<Box<dyn Session>, RuntimeError> {
-        session::load(&self.environment, source, settings)
+        let image = session::load(&self.environment, source, settings)?;
+        let Some(file) = &source.text_tower else { return Ok(image) };
+        let source = GraphSource { file: file.clone(), text_tower: None, ..source.clone() };
+        let text = session::load(&self.environment, &source, settings)?;
+        Ok(Box::new(Pair::new(image, text)?))
     }
 
     fn size_bytes(&self, source: &GraphSource) -> Result<u64, RuntimeError> {
-        Ok(graph::read(source)?.facts.size_bytes)
+        let size = graph::read(source)?.facts.size_bytes;
+        let Some(file) = &source.text_tower else { return Ok(size) };
+        let source = GraphSource { file: file.clone(), text_tower: None, ..source.clone() };
+        Ok(size.saturating_add(graph::read(&source)?.facts.size_bytes))
     }
 
     fn give_back(&self) {

@@ -44,7 +44,7 @@ mod tests {
             intra_threads: 1,
         };
         let runtime = OnnxRuntime::open().expect("ONNX Runtime's library; `make test` installs it");
-        runtime.load(&GraphSource { file, folder, max_file_bytes: 1 << 30 }, &settings)
+        runtime.load(&GraphSource { file, text_tower: None, folder, max_file_bytes: 1 << 30 }, &settings)
     }
 
     fn load(name: &str) -> Box<dyn Session> {

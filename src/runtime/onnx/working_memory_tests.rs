@@ -66,7 +66,7 @@ fn load() -> Box<dyn Session> {
         optimization_level: OptimizationLevel::Aggressive,
         intra_threads: 1,
     };
-    let source = GraphSource { file, folder: folder.path().to_owned(), max_file_bytes: 1 << 30 };
+    let source = GraphSource { file, text_tower: None, folder: folder.path().to_owned(), max_file_bytes: 1 << 30 };
     OnnxRuntime::open().unwrap().load(&source, &settings).unwrap()
 }
 
