@@ -16,6 +16,7 @@ pub struct PipelineManifest {
     /// Record fields in the order of the input's columns.
     pub columns: Option<Vec<String>>,
     pub image: Option<ImageOverrides>,
+    pub audio: Option<AudioOverrides>,
 }
 
 /// A file with one label a line, or the labels themselves.
@@ -51,6 +52,14 @@ pub struct ImageOverrides {
 pub struct SizeOverride {
     pub height: u32,
     pub width: u32,
+}
+
+/// `[pipeline.audio]`: what a graph of sounds does not tell.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AudioOverrides {
+    /// Hz at which the graph is given sounds, for `voice-activity-detection`: 16000 where absent, or 8000.
+    pub sampling_rate: Option<u32>,
 }
 
 /// Bounds on what a pipeline decodes.

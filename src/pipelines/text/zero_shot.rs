@@ -122,7 +122,7 @@ impl Pipeline for ZeroShotClassification {
             checked.candidates.iter().map(hypothesis).collect::<Result<_, PipelineError>>()?;
         let tokens = tokenizer.encode_beside(text, &hypotheses)?;
         let runs = tokens.iter().map(|tokens| self.model.inputs.tensors(tokens)).collect::<Result<_, _>>()?;
-        Ok(Prepared { runs, notes: Notes::new(Sequence(text.to_owned()), text.len()) })
+        Ok(Prepared::new(runs, Notes::new(Sequence(text.to_owned()), text.len())))
     }
 
     fn postprocess(
