@@ -117,7 +117,11 @@ mod tests {
     use tokio::time::Instant;
 
     fn spec(name: &str, shape: Vec<Dim>) -> Spec {
-        Spec { name: name.to_owned(), ty: ValueType::Tensor { dtype: DType::Fp32, shape: Some(shape) }, optional: false }
+        Spec {
+            name: name.to_owned(),
+            ty: ValueType::Tensor { dtype: DType::Fp32, shape: Some(shape) },
+            optional: false,
+        }
     }
 
     fn number(value: f32) -> Value {
@@ -225,7 +229,10 @@ mod tests {
         let (engine, long) = (engine(&tasks), model.clone());
         let engine_of_chain = engine.clone();
         let chain = tasks.spawn("chain", async move {
-            engine_of_chain.run_chain(&long, parts(&vec![1.0; 3_000]), &[(1, 1)], soon()).await.map(|all| all.parts.len())
+            engine_of_chain
+                .run_chain(&long, parts(&vec![1.0; 3_000]), &[(1, 1)], soon())
+                .await
+                .map(|all| all.parts.len())
         });
         while seen.lock().unwrap().len() < 10 {
             tokio::task::yield_now().await;

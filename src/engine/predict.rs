@@ -210,7 +210,9 @@ impl InferenceEngine {
                     self.run_chain(model, parts, &carried, options).await
                 };
                 let ran = match response {
-                    Ok(PartsResponse { parts, timing }) => return Ok((Ok(Ran { outputs: parts, tokens, notes }), timing)),
+                    Ok(PartsResponse { parts, timing }) => {
+                        return Ok((Ok(Ran { outputs: parts, tokens, notes }), timing));
+                    }
                     Err(
                         EngineError::Pipeline(PipelineError::Item { problem, .. })
                         | EngineError::Batch(BatchError::Runtime(RuntimeError::Run(problem))),

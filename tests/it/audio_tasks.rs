@@ -328,9 +328,7 @@ fn a_voice_detector_takes_tensors_as_before() {
     assert_eq!(status, 200, "{answer}");
     let expected = 1.0 / (1.0 + (-10.0 * (0.5 * (0.5 + 0.25 * 3.4) - 0.5f64)).exp());
     assert!((answer["outputs"]["output"][0][0].as_f64().unwrap() - expected).abs() < 1e-5, "{answer}");
-    let tensor = |name: &str, datatype: &str, shape: Value, data: Value| {
-        json!({"name": name, "datatype": datatype, "shape": shape, "data": data})
-    };
+    let tensor = |name: &str, datatype: &str, shape: Value, data: Value| json!({"name": name, "datatype": datatype, "shape": shape, "data": data});
     let body = json!({"inputs": [
         tensor("input", "FP32", json!([1, 576]), json!(samples)),
         tensor("state", "FP32", json!([2, 1, 128]), json!(state)),
@@ -420,4 +418,3 @@ fn long_sounds_are_refused_before_work_and_stopped_in_the_midst_of_it() {
     assert!(others < ended, "a second of sound waited for all of the long one");
     server.assert_well();
 }
-

@@ -352,12 +352,8 @@ mod tests {
     /// As the fourth version has them.
     fn older() -> (Vec<Spec>, Vec<Spec>) {
         let memory = |name: &str| spec(name, DType::Fp32, &[2, -1, 64]);
-        let inputs = vec![
-            spec("input", DType::Fp32, &[-1, -1]),
-            spec("sr", DType::Int64, &[]),
-            memory("h"),
-            memory("c"),
-        ];
+        let inputs =
+            vec![spec("input", DType::Fp32, &[-1, -1]), spec("sr", DType::Int64, &[]), memory("h"), memory("c")];
         (inputs, vec![spec("output", DType::Fp32, &[-1, 1]), memory("hn"), memory("cn")])
     }
 
@@ -385,10 +381,9 @@ mod tests {
 
     #[test]
     fn each_window_is_a_run_with_the_end_of_the_one_before_it_in_front() {
-        for (manifest, rate, window) in [
-            ("", 16_000, 512),
-            ("task = \"voice-activity-detection\"\n[audio]\nsampling_rate = 8000", 8_000, 256),
-        ] {
+        for (manifest, rate, window) in
+            [("", 16_000, 512), ("task = \"voice-activity-detection\"\n[audio]\nsampling_rate = 8000", 8_000, 256)]
+        {
             let pipeline = found(manifest, silero()).unwrap();
             assert_eq!(pipeline.task(), TASK);
             let item = wav(rate, 2 * window + 3);
