@@ -13,10 +13,18 @@ use crate::runtime::Input;
 use crate::telemetry::stats::Stage;
 use crate::tensor::Value;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Runs of which each hands outputs to the next.
+pub(super) struct Chain {
+    pub(super) parts: Vec<Vec<Input>>,
+    /// Outputs, and the inputs of the next run whose values they replace, by index.
+    pub(super) carried: Vec<(usize, usize)>,
+}
 
 impl InferenceEngine {
-    /// Runs `parts`, whose inputs are checked, one after another. `carried`: outputs and the inputs of the next run whose
-    /// values they replace, by index. Outputs that are carried are given of the last run only.
+    /// Makes the runs of a chain, whose inputs are checked, one after another. Outputs that are carried are given of the last
+    /// run only. `has_begun`: whether a run of the request was let in, for all of its chains.
     ///
     /// # Errors
     /// Those of the first run that fails.
@@ -26,10 +34,11 @@ impl InferenceEngine {
     pub(super) async fn run_chain(
         &self,
         model: &Arc<LoadedModel>,
-        parts: Vec<Vec<Input>>,
-        carried: &[(usize, usize)],
+        chain: Chain,
         options: RunOptions,
+        has_begun: &AtomicBool,
     ) -> Result<PartsResponse, EngineError> {
+        let Chain { parts, carried } = chain;
         let RunOptions { deadline, priority, progress } = options;
         if let Some(progress) = &progress {
             progress.add_total(parts.len() as u64);
@@ -44,9 +53,10 @@ impl InferenceEngine {
                 inputs.push((index, value));
             }
             let request = Request { parts: vec![inputs], outputs: all.clone(), deadline, priority, progress: None };
-            let completed = match place {
-                0 => model.handle.run(request).await,
-                _ => model.handle.run_next(request).await,
+            // Where the first is refused the request has failed.
+            let completed = match has_begun.swap(true, Ordering::Relaxed) {
+                false => model.handle.run(request).await,
+                true => model.handle.run_next(request).await,
             };
             let mut completed = completed.map_err(|failed| EngineError::from(failed.error))?;
             timing.queue += completed.queue;
@@ -54,7 +64,7 @@ impl InferenceEngine {
             let values = completed.parts.pop().unwrap_or_default();
             let is_last = place + 1 == count;
             if !is_last {
-                handed = hand_on(model, carried, &values)?;
+                handed = hand_on(model, &carried, &values)?;
             }
             let is_kept = |index: usize| is_last || !carried.iter().any(|(output, _)| *output == index);
             let named = model.outputs.iter().map(|spec| spec.name.clone()).zip(values).enumerate();
@@ -161,9 +171,19 @@ mod tests {
     }
 
     /// Each `x` a run, with another sum than is handed on.
-    fn parts(numbers: &[f32]) -> Vec<Vec<Input>> {
+    fn chain(numbers: &[f32]) -> Chain {
         let sum = |place: usize| if place == 0 { 0.0 } else { 77.0 };
-        numbers.iter().enumerate().map(|(place, &x)| vec![(0, number(x)), (1, number(sum(place)))]).collect()
+        let part = |(place, &x): (usize, &f32)| vec![(0, number(x)), (1, number(sum(place)))];
+        Chain { parts: numbers.iter().enumerate().map(part).collect(), carried: vec![(1, 1)] }
+    }
+
+    async fn run(
+        engine: &InferenceEngine,
+        model: &Arc<LoadedModel>,
+        chain: Chain,
+        options: RunOptions,
+    ) -> Result<PartsResponse, EngineError> {
+        engine.run_chain(model, chain, options, &AtomicBool::new(false)).await
     }
 
     fn soon() -> RunOptions {
@@ -176,7 +196,7 @@ mod tests {
         let (model, _) = adder(&tasks);
         let progress = Progress::new();
         let options = RunOptions { progress: Some(progress.clone()), ..soon() };
-        let response = engine(&tasks).run_chain(&model, parts(&[1.0, 2.0, 4.0]), &[(1, 1)], options).await.unwrap();
+        let response = run(&engine(&tasks), &model, chain(&[1.0, 2.0, 4.0]), options).await.unwrap();
         let given: Vec<Vec<(&str, f32)>> = response
             .parts
             .iter()
@@ -191,11 +211,11 @@ mod tests {
         let tasks = Tasks::new();
         let (model, seen) = adder(&tasks);
         let options = RunOptions::until(Instant::now() + Duration::from_millis(50));
-        let late = engine(&tasks).run_chain(&model, parts(&[1.0, -2.0, 3.0]), &[(1, 1)], options).await;
+        let late = run(&engine(&tasks), &model, chain(&[1.0, -2.0, 3.0]), options).await;
         assert!(matches!(late.err(), Some(EngineError::Batch(BatchError::TimedOut))));
         let (engine, leaving) = (engine(&tasks), model.clone());
         let asked = tasks.spawn("ask", async move {
-            let _ = engine.run_chain(&leaving, parts(&[4.0, -5.0, 6.0]), &[(1, 1)], soon()).await;
+            let _ = run(&engine, &leaving, chain(&[4.0, -5.0, 6.0]), soon()).await;
         });
         let has_seen = |x: f32| seen.lock().unwrap().contains(&x);
         while !has_seen(-5.0) {
@@ -214,11 +234,12 @@ mod tests {
     async fn the_first_error_ends_a_chain() {
         let tasks = Tasks::new();
         let (model, seen) = adder(&tasks);
-        let failed = engine(&tasks).run_chain(&model, parts(&[1.0, 2000.0, 3.0]), &[(1, 1)], soon()).await;
+        let failed = run(&engine(&tasks), &model, chain(&[1.0, 2000.0, 3.0]), soon()).await;
         assert!(matches!(failed.err(), Some(EngineError::Batch(BatchError::Runtime(RuntimeError::Run(_))))));
         assert_eq!(*seen.lock().unwrap(), [1.0, 2000.0]);
         // What a graph gives need not be what it takes.
-        let odd = engine(&tasks).run_chain(&model, parts(&[1.0, 2.0]), &[(7, 1)], soon()).await;
+        let odd = Chain { carried: vec![(7, 1)], ..chain(&[1.0, 2.0]) };
+        let odd = run(&engine(&tasks), &model, odd, soon()).await;
         assert!(matches!(odd.err(), Some(EngineError::Internal { .. })));
     }
 
@@ -229,10 +250,7 @@ mod tests {
         let (engine, long) = (engine(&tasks), model.clone());
         let engine_of_chain = engine.clone();
         let chain = tasks.spawn("chain", async move {
-            engine_of_chain
-                .run_chain(&long, parts(&vec![1.0; 3_000]), &[(1, 1)], soon())
-                .await
-                .map(|all| all.parts.len())
+            run(&engine_of_chain, &long, chain(&vec![1.0; 3_000]), soon()).await.map(|all| all.parts.len())
         });
         while seen.lock().unwrap().len() < 10 {
             tokio::task::yield_now().await;

@@ -1,8 +1,9 @@
 //! The task's own input to the task's own answer: preprocess, infer, postprocess.
 
+use super::chain::{self, Chain};
 use super::infer::PartsResponse;
 use super::request::{InferResponse, PredictRequest, PredictResponse, RunOptions, Timing};
-use super::{EngineError, InferenceEngine, LoadedModel, cache, chain, check};
+use super::{EngineError, InferenceEngine, LoadedModel, cache, check};
 use crate::batching::BatchError;
 use crate::cache::{Key, KeyMaker, Wanted};
 use crate::pipelines::text::token_count;
@@ -13,6 +14,7 @@ use crate::runtime::{Input, RuntimeError};
 use crate::telemetry::stats::Stage;
 use crate::tensor::{Tensor, Value};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 
@@ -126,22 +128,31 @@ impl InferenceEngine {
         let started = Instant::now();
         let parameters = Arc::new(parameters);
         // As many at once as the pool has threads; an item's error names its place.
-        let prepared = futures_util::future::try_join_all(items.into_iter().enumerate().map(|(place, item)| {
+        let made = futures_util::future::try_join_all(items.into_iter().enumerate().map(|(place, item)| {
             let (model, pipeline, parameters) = (model.clone(), pipeline.clone(), parameters.clone());
             async move {
-                let work = move || cache::prepare(&model, pipeline.as_ref(), &item, &parameters);
+                let work = move || {
+                    let prepared = cache::prepare(&model, pipeline.as_ref(), &item, &parameters)?;
+                    work_of(&model, prepared)
+                };
                 on_error.keep(self.compute(work).await?.map_err(|error| error.at(place)))
             }
         }))
         .await?;
         let preprocess = started.elapsed();
         model.stats.record_stage(Stage::Preprocess, preprocess);
-        let mut work = Vec::with_capacity(prepared.len());
+        let mut work = Vec::with_capacity(made.len());
         let mut bytes = 0usize;
-        for (place, prepared) in prepared.into_iter().enumerate() {
-            work.push(match prepared {
-                Ok(prepared) => on_error.keep(parts_of(model, place, prepared, &mut bytes))?,
-                Err(error) => Err(error),
+        for (place, made) in made.into_iter().enumerate() {
+            bytes = made.as_ref().map_or(bytes, |work| bytes.saturating_add(work.bytes));
+            work.push(match made {
+                Ok(_) if bytes > PREPARED_BYTES_MAX => {
+                    let problem = format!(
+                        "the items up to this one make more than {PREPARED_BYTES_MAX} bytes for the model; send fewer at once"
+                    );
+                    on_error.keep(Err(PipelineError::TooLarge { index: place, problem }))?
+                }
+                made => made,
             });
         }
         let wanted = check::outputs(&model.outputs, &[])?;
@@ -194,11 +205,11 @@ impl InferenceEngine {
         on_error: OnError,
     ) -> Result<(Vec<Result<Ran, PipelineError>>, Timing), EngineError> {
         // Each chain has a run in the queue: as many as keep the instances busy, and no more of one request.
-        let chains = Semaphore::new(model.instances + 1);
+        let (chains, has_begun) = (Semaphore::new(model.instances + 1), AtomicBool::new(false));
         let ran = futures_util::future::try_join_all(work.into_iter().enumerate().map(|(place, work)| {
-            let (wanted, options, chains) = (wanted.clone(), options.clone(), &chains);
+            let (wanted, options, chains, has_begun) = (wanted.clone(), options.clone(), &chains, &has_begun);
             async move {
-                let Work { parts, carried, tokens, notes } = match work {
+                let Work { parts, carried, tokens, notes, .. } = match work {
                     Ok(work) => work,
                     Err(error) => return Ok((Err(error), Timing::default())),
                 };
@@ -207,7 +218,7 @@ impl InferenceEngine {
                 } else {
                     // Never closed.
                     let _turn = chains.acquire().await;
-                    self.run_chain(model, parts, &carried, options).await
+                    self.run_chain(model, Chain { parts, carried }, options, has_begun).await
                 };
                 let ran = match response {
                     Ok(PartsResponse { parts, timing }) => {
@@ -287,6 +298,8 @@ struct Work {
     parts: Vec<Vec<Input>>,
     /// Where the parts are a chain, what each hands to the next: an output and an input, by index.
     carried: Vec<(usize, usize)>,
+    /// Of the parts' tensors.
+    bytes: usize,
     tokens: usize,
     notes: Notes,
 }
@@ -298,31 +311,26 @@ struct Ran {
     notes: Notes,
 }
 
-/// The parts that an item's runs are. `bytes` counts those of the request's tensors so far.
-fn parts_of(model: &LoadedModel, place: usize, prepared: Prepared, bytes: &mut usize) -> Result<Work, PipelineError> {
-    let tokens = prepared.runs.iter().map(|inputs| token_count(inputs)).sum();
-    let carried = chain::links(model, &prepared.carried)?;
-    let is_carried = |name: &String| prepared.carried.iter().any(|carry| carry.input == *name);
-    let first = prepared.runs.first().into_iter().flatten();
+/// An item's runs, checked. Off the async threads: a long sound has thousands.
+fn work_of(model: &LoadedModel, prepared: Prepared) -> Result<Work, PipelineError> {
+    let Prepared { runs, carried: carries, notes } = prepared;
+    let tokens = runs.iter().map(|inputs| token_count(inputs)).sum();
+    let bytes = runs.iter().flatten().fold(0usize, |bytes, (_, tensor)| bytes.saturating_add(tensor.bytes().len()));
+    let carried = chain::links(model, &carries)?;
     // Stand in for what the runs before give, so that all else is checked before the first of them.
-    let stand_ins: Inputs = first.filter(|(name, _)| is_carried(name)).cloned().collect();
-    let mut parts: Vec<Vec<Input>> = Vec::with_capacity(prepared.runs.len());
-    for mut tensors in prepared.runs {
-        *bytes = tensors.iter().fold(*bytes, |bytes, (_, tensor)| bytes.saturating_add(tensor.bytes().len()));
-        if *bytes > PREPARED_BYTES_MAX {
-            let problem = format!(
-                "the items up to this one make more than {PREPARED_BYTES_MAX} bytes for the model; send fewer at once"
-            );
-            return Err(PipelineError::TooLarge { index: place, problem });
-        }
+    let first = runs.first().into_iter().flatten();
+    let stand_ins: Inputs =
+        first.filter(|(name, _)| carries.iter().any(|carry| carry.input == *name)).cloned().collect();
+    let mut parts: Vec<Vec<Input>> = Vec::with_capacity(runs.len());
+    for mut tensors in runs {
         if !parts.is_empty() {
             tensors.extend(stand_ins.iter().cloned());
         }
         let values = tensors.into_iter().map(|(name, tensor)| (name, tensor.into())).collect();
         let inputs = check::inputs(&model.inputs, values);
-        parts.push(inputs.map_err(|error| PipelineError::Item { index: place, problem: error.to_string() })?);
+        parts.push(inputs.map_err(|error| PipelineError::Item { index: 0, problem: error.to_string() })?);
     }
-    Ok(Work { parts, carried, tokens, notes: prepared.notes })
+    Ok(Work { parts, carried, bytes, tokens, notes })
 }
 
 /// The runs' outputs as one tensor each, dim 0 being their rows in order. The last run has all outputs; of a chain, the

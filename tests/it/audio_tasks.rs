@@ -418,3 +418,41 @@ fn long_sounds_are_refused_before_work_and_stopped_in_the_midst_of_it() {
     assert!(others < ended, "a second of sound waited for all of the long one");
     server.assert_well();
 }
+
+#[test]
+fn spectrograms_and_letters_are_read_as_the_pipelines_of_transformers_do() {
+    let golden: Value =
+        serde_json::from_slice(&std::fs::read(root().join("tests/golden/sound_models.json")).unwrap()).unwrap();
+    let server = Server::with(&["spectrogram", "whisper", "letters"]);
+    // The sound of `tools/make_sound_models.py`.
+    let rising = |seconds: f64| {
+        let turn = std::f64::consts::TAU;
+        let sample = move |place: usize| {
+            let t = place as f64 / 16_000.0;
+            (0.4 * (turn * (200.0 + 450.0 * t) * t).sin() * (1.0 + 0.5 * (turn * 3.0 * t).sin())) as f32
+        };
+        float_wav(16_000, 1, (0..(seconds * 16_000.0) as usize).map(sample))
+    };
+    for model in golden["models"].as_array().unwrap() {
+        let (name, task) = (model["model"].as_str().unwrap(), model["task"].as_str().unwrap());
+        assert_eq!(server.get_json(&format!("/v1/models/{name}"))["task"], task);
+        let mut largest = 0.0f64;
+        for case in model["cases"].as_array().unwrap() {
+            let wav = base64(&rising(case["seconds"].as_f64().unwrap()));
+            let body = json!({"inputs": {"b64": wav}, "parameters": case["parameters"]});
+            let (status, answer) = server.post_json(&format!("/v1/models/{name}/predict"), &body);
+            assert_eq!(status, 200, "{name}: {answer}");
+            let (got, expected) = (&answer["predictions"][0], &case["prediction"]);
+            if task == "automatic-speech-recognition" {
+                assert_eq!(got, expected, "{name} {}", case["parameters"]);
+                continue;
+            }
+            let labels =
+                |scores: &Value| scores.as_array().unwrap().iter().map(|one| one["label"].clone()).collect::<Vec<_>>();
+            assert_eq!(labels(got), labels(expected), "{name} {}", case["parameters"]);
+            largest = largest.max(difference(got, expected));
+        }
+        println!("{name}: largest difference {largest:.7}");
+        assert!(largest <= golden["atol"].as_f64().unwrap(), "{name}: {largest}");
+    }
+}

@@ -1,4 +1,5 @@
-//! `audio-classification`: sounds to class scores, with the answers of transformers' pipeline.
+//! `audio-classification`: sounds to class scores, with the answers of transformers' pipeline: softmax unless the request
+//! says otherwise, whatever `config.json` says of the problem.
 
 use super::input::AudioInput;
 use crate::pipelines::detect::{Made, Sources};
@@ -19,13 +20,11 @@ pub struct AudioClassification {
     output: String,
     /// By class; where shorter than the logits, the rest is `LABEL_n`.
     labels: Vec<String>,
-    /// `None`: softmax for several classes, sigmoid for one.
-    function: Option<ScoreFunction>,
 }
 
 struct Checked {
     top_k: usize,
-    function: Option<ScoreFunction>,
+    function: ScoreFunction,
 }
 
 /// # Errors
@@ -36,8 +35,7 @@ pub(crate) fn make(sources: &Sources<'_>) -> Result<Made, PipelineError> {
     let config = sources.config()?;
     let labels = labels::find(sources.folder, sources.manifest.labels.as_ref(), config, classes)?;
     let how = input.describe();
-    let function = ScoreFunction::from_config(config);
-    Ok(Made { pipeline: Arc::new(AudioClassification { input, output, labels, function }), how })
+    Ok(Made { pipeline: Arc::new(AudioClassification { input, output, labels }), how })
 }
 
 impl Pipeline for AudioClassification {
@@ -65,8 +63,7 @@ impl Pipeline for AudioClassification {
     ) -> Result<Prediction, PipelineError> {
         let checked = read_parameters(parameters)?;
         let logits = class_logits(only_run(outputs)?, &self.output)?;
-        let function = checked.function.or(self.function).unwrap_or_else(|| ScoreFunction::of_classes(logits.len()));
-        Ok(Prediction::Classes(classify(&logits, function, &self.labels, checked.top_k)))
+        Ok(Prediction::Classes(classify(&logits, checked.function, &self.labels, checked.top_k)))
     }
 
     fn check_parameters(&self, parameters: &Parameters) -> Result<(), PipelineError> {
@@ -75,7 +72,7 @@ impl Pipeline for AudioClassification {
 }
 
 fn read_parameters(parameters: &Parameters) -> Result<Checked, PipelineError> {
-    let mut checked = Checked { top_k: DEFAULT_TOP_K, function: None };
+    let mut checked = Checked { top_k: DEFAULT_TOP_K, function: ScoreFunction::Softmax };
     for (name, value) in parameters {
         let wrong = |problem: String| Err(PipelineError::Parameter { name: name.clone(), problem });
         match (name.as_str(), value) {
@@ -85,7 +82,7 @@ fn read_parameters(parameters: &Parameters) -> Result<Checked, PipelineError> {
                 Err(problem) => return wrong(problem),
             },
             ("function_to_apply", value) => match ScoreFunction::from_parameter(value) {
-                Ok(function) => checked.function = Some(function),
+                Ok(function) => checked.function = function,
                 Err(problem) => return wrong(problem),
             },
             _ => return wrong(format!("{TASK} has no such parameter; it takes top_k and function_to_apply")),

@@ -283,19 +283,19 @@ impl Checked {
 fn read_parameters(parameters: &Parameters) -> Result<Checked, PipelineError> {
     let mut checked = Checked {
         threshold: 0.5,
-        neg_threshold: 0.0,
+        // Until it is told, or follows from the threshold.
+        neg_threshold: f64::NAN,
         min_speech_ms: 250.0,
         min_silence_ms: 100.0,
         pad_ms: 30.0,
         max_speech_s: f64::INFINITY,
         probabilities: false,
     };
-    let mut neg_threshold = None;
     for (name, value) in parameters {
         let wrong = |problem: String| Err(PipelineError::Parameter { name: name.clone(), problem });
         let (number, max, what) = match name.as_str() {
             "threshold" => (&mut checked.threshold, 1.0, "a probability"),
-            "neg_threshold" => (neg_threshold.insert(f64::NAN), 1.0, "a probability"),
+            "neg_threshold" => (&mut checked.neg_threshold, 1.0, "a probability"),
             "min_speech_duration_ms" => (&mut checked.min_speech_ms, MAX_MS, "milliseconds"),
             "min_silence_duration_ms" => (&mut checked.min_silence_ms, MAX_MS, "milliseconds"),
             "speech_pad_ms" => (&mut checked.pad_ms, MAX_MS, "milliseconds"),
@@ -321,14 +321,13 @@ fn read_parameters(parameters: &Parameters) -> Result<Checked, PipelineError> {
             _ => return wrong(format!("expected {what} from 0 to {max}, got {value}")),
         }
     }
-    let threshold = checked.threshold;
-    // A null is as if it were not there.
-    let neg_threshold = neg_threshold.filter(|given| !given.is_nan());
-    if let Some(given) = neg_threshold.filter(|&given| given > threshold) {
-        let problem = format!("expected at most the threshold, {threshold}, got {given}");
+    let Checked { threshold, neg_threshold, .. } = checked;
+    if neg_threshold.is_nan() {
+        checked.neg_threshold = (threshold - 0.15).max(0.01).min(threshold);
+    } else if neg_threshold > threshold {
+        let problem = format!("expected at most the threshold, {threshold}, got {neg_threshold}");
         return Err(PipelineError::Parameter { name: "neg_threshold".to_owned(), problem });
     }
-    checked.neg_threshold = neg_threshold.unwrap_or((threshold - 0.15).max(0.01).min(threshold));
     Ok(checked)
 }
 
