@@ -154,11 +154,11 @@ mod tests {
         let run = move |inputs: &[Input], _: &[usize], interrupt: &Interrupt| {
             let (x, sum) = (of(inputs, 0), of(inputs, 1));
             seen_by_run.lock().unwrap().push(x);
-            while x < 0.0 {
-                if interrupt.is_fired() {
-                    return Err(RuntimeError::Interrupted);
+            if x < 0.0 {
+                while !interrupt.is_fired() {
+                    std::thread::sleep(Duration::from_millis(1));
                 }
-                std::thread::sleep(Duration::from_millis(1));
+                return Err(RuntimeError::Interrupted);
             }
             if x > 1000.0 {
                 return Err(RuntimeError::Run("x is too large".to_owned()));

@@ -402,18 +402,14 @@ fn long_sounds_are_refused_before_work_and_stopped_in_the_midst_of_it() {
     std::thread::sleep(std::time::Duration::from_millis(100));
     assert_eq!(runs(), after, "runs go on behind the deadline");
     // Others are answered while one is listened to.
-    let (body, url) = (sound, server.url(VOICE));
-    let client = server.client.clone();
-    let listened = std::thread::spawn(move || {
-        let answer = client.post(url).header("content-type", "audio/wav").body(body).send().unwrap();
-        (answer.status().as_u16(), std::time::Instant::now())
+    let ((status, others), (long_status, ended)) = std::thread::scope(|scope| {
+        let post = |sound: Vec<u8>| (server.post_text(VOICE, "audio/wav", sound).0, std::time::Instant::now());
+        let listened = scope.spawn(move || post(sound));
+        while runs() == after {
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        (post(long(1)), listened.join().unwrap())
     });
-    while runs() == after {
-        std::thread::sleep(std::time::Duration::from_millis(2));
-    }
-    let (status, _) = server.post_text(VOICE, "audio/wav", long(1));
-    let others = std::time::Instant::now();
-    let (long_status, ended) = listened.join().unwrap();
     assert_eq!((status, long_status), (200, 200));
     assert!(others < ended, "a second of sound waited for all of the long one");
     server.assert_well();
