@@ -154,6 +154,26 @@ impl Handle {
     /// # Cancel safety
     /// Dropping the future cancels the request: what waits is skipped and a run that nobody else waits for is stopped.
     pub async fn run(&self, request: Request) -> Result<Completed, PartError> {
+        self.run_by(request, Queue::push).await
+    }
+
+    /// The same for a request that goes on with what earlier runs gave: a full queue does not refuse it. The caller has no
+    /// other run in the queue.
+    ///
+    /// # Errors
+    /// As [`Handle::run`].
+    ///
+    /// # Cancel safety
+    /// As [`Handle::run`].
+    pub async fn run_next(&self, request: Request) -> Result<Completed, PartError> {
+        self.run_by(request, Queue::push_next).await
+    }
+
+    async fn run_by(
+        &self,
+        request: Request,
+        push: fn(&Queue, Vec<Pending>) -> Result<(), BatchError>,
+    ) -> Result<Completed, PartError> {
         let _in_flight = InFlight::new(&self.0.in_flight);
         let short = self.short_run(&request);
         if let Some(measure) = &short
@@ -207,7 +227,7 @@ impl Handle {
             }
             // Neighbours in the queue share a run, padded to the longest; answers keep the order of the parts.
             pieces.sort_by_key(|pending| pending.measure.length);
-            shared.queue.push(pieces).map_err(|error| PartError { part: 0, error })?;
+            push(&shared.queue, pieces).map_err(|error| PartError { part: 0, error })?;
         }
         let mut completed = Completed { parts: Vec::new(), queue: Duration::ZERO, inference: Duration::ZERO };
         let mut part_of = Vec::with_capacity(answers.len());

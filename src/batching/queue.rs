@@ -1,6 +1,7 @@
 //! A bounded queue between async callers and instance threads, which take batches from it as `policy` decides.
 //!
-//! Invariants: never longer than its bound, but that the pieces of one request enter together or not at all; ordered by
+//! Invariants: never longer than its bound, but that the pieces of one request enter together or not at all, and that a
+//! request whose first run was let in has the others let in; ordered by
 //! priority, then by arrival; closed once and for ever; what was queued before closing is still handed out; abandoned and
 //! expired requests are never handed out.
 
@@ -78,6 +79,22 @@ impl Queue {
                 return Err(BatchError::QueueFull { waiting: state.waiting.len() });
             }
         }
+        self.insert(state, pieces);
+        Ok(())
+    }
+
+    /// For the next run of a request whose earlier ones were made: a full queue does not refuse it, or all of its work would
+    /// be lost. Such a request has one run in the queue and entered by [`Queue::push`], which bounds their number.
+    pub(super) fn push_next(&self, pieces: Vec<Pending>) -> Result<(), BatchError> {
+        let state = self.lock();
+        if state.closed {
+            return Err(BatchError::Closed);
+        }
+        self.insert(state, pieces);
+        Ok(())
+    }
+
+    fn insert(&self, mut state: MutexGuard<'_, State>, pieces: Vec<Pending>) {
         let count = pieces.len();
         for piece in pieces {
             // From the back: nearly always the last place.
@@ -90,7 +107,6 @@ impl Queue {
         for _ in 0..count {
             self.filled.notify_one();
         }
-        Ok(())
     }
 
     /// Waits for the next batch; `None` once the queue is closed and empty.
@@ -277,6 +293,21 @@ mod tests {
         queue.push(vec![old, young]).unwrap();
         assert_eq!(ids(queue.take()), [2]);
         assert!(matches!(answer.try_recv(), Ok(Err(BatchError::Expired))));
+    }
+
+    #[test]
+    fn a_full_queue_lets_in_the_next_run_of_a_request_that_has_begun() {
+        let queue = queue(1, LIMITS);
+        let (a, _a) = pending(1, 5);
+        let (b, _b) = pending(2, 5);
+        let (c, _c) = pending(3, 5);
+        queue.push(vec![a]).unwrap();
+        queue.push_next(vec![b]).unwrap();
+        assert!(matches!(queue.push(vec![c]), Err(BatchError::QueueFull { waiting: 2 })));
+        assert_eq!(ids(queue.take()), [1, 2]);
+        queue.close();
+        let (d, _d) = pending(4, 5);
+        assert!(matches!(queue.push_next(vec![d]), Err(BatchError::Closed)));
     }
 
     #[test]

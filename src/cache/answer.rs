@@ -43,5 +43,6 @@ pub(super) fn prepared_bytes(prepared: &Prepared) -> usize {
 /// A copy of a prepared item that holds nothing else in memory.
 pub(super) fn own_prepared(prepared: &Prepared) -> Prepared {
     let own = |inputs: &Inputs| inputs.iter().map(|(name, tensor)| (name.clone(), own_tensor(tensor))).collect();
-    Prepared { runs: prepared.runs.iter().map(own).collect(), notes: prepared.notes.clone() }
+    let carried = prepared.carried.clone();
+    Prepared { runs: prepared.runs.iter().map(own).collect(), carried, notes: prepared.notes.clone() }
 }

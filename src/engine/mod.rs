@@ -6,6 +6,7 @@
 
 mod bare;
 mod cache;
+mod chain;
 mod check;
 mod cleanup;
 mod error;

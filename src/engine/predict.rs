@@ -1,17 +1,22 @@
 //! The task's own input to the task's own answer: preprocess, infer, postprocess.
 
+use super::chain::{self, Chain};
 use super::infer::PartsResponse;
 use super::request::{InferResponse, PredictRequest, PredictResponse, RunOptions, Timing};
 use super::{EngineError, InferenceEngine, LoadedModel, cache, check};
 use crate::batching::BatchError;
 use crate::cache::{Key, KeyMaker, Wanted};
 use crate::pipelines::text::token_count;
-use crate::pipelines::{Item, ItemError, Notes, Outputs, Parameters, Pipeline, PipelineError, Prediction, Prepared};
+use crate::pipelines::{
+    Inputs, Item, ItemError, Notes, Outputs, Parameters, Pipeline, PipelineError, Prediction, Prepared,
+};
 use crate::runtime::{Input, RuntimeError};
 use crate::telemetry::stats::Stage;
-use crate::tensor::Tensor;
+use crate::tensor::{Tensor, Value};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
 
 /// Bytes of the tensors that the items of one request may become: small files can make large tensors.
 const PREPARED_BYTES_MAX: usize = 1 << 30;
@@ -123,28 +128,38 @@ impl InferenceEngine {
         let started = Instant::now();
         let parameters = Arc::new(parameters);
         // As many at once as the pool has threads; an item's error names its place.
-        let prepared = futures_util::future::try_join_all(items.into_iter().enumerate().map(|(place, item)| {
+        let made = futures_util::future::try_join_all(items.into_iter().enumerate().map(|(place, item)| {
             let (model, pipeline, parameters) = (model.clone(), pipeline.clone(), parameters.clone());
             async move {
-                let work = move || cache::prepare(&model, pipeline.as_ref(), &item, &parameters);
+                let work = move || {
+                    let prepared = cache::prepare(&model, pipeline.as_ref(), &item, &parameters)?;
+                    work_of(&model, prepared)
+                };
                 on_error.keep(self.compute(work).await?.map_err(|error| error.at(place)))
             }
         }))
         .await?;
         let preprocess = started.elapsed();
         model.stats.record_stage(Stage::Preprocess, preprocess);
-        let mut work = Vec::with_capacity(prepared.len());
+        let mut work = Vec::with_capacity(made.len());
         let mut bytes = 0usize;
-        for (place, prepared) in prepared.into_iter().enumerate() {
-            work.push(match prepared {
-                Ok(prepared) => on_error.keep(parts_of(model, place, prepared, &mut bytes))?,
-                Err(error) => Err(error),
+        for (place, made) in made.into_iter().enumerate() {
+            bytes = made.as_ref().map_or(bytes, |work| bytes.saturating_add(work.bytes));
+            work.push(match made {
+                Ok(_) if bytes > PREPARED_BYTES_MAX => {
+                    let problem = format!(
+                        "the items up to this one make more than {PREPARED_BYTES_MAX} bytes for the model; send fewer at once"
+                    );
+                    on_error.keep(Err(PipelineError::TooLarge { index: place, problem }))?
+                }
+                made => made,
             });
         }
         let wanted = check::outputs(&model.outputs, &[])?;
+        let has_chains = work.iter().flatten().any(|work| !work.carried.is_empty());
         let (ran, timing) = match on_error {
-            OnError::Refuse => self.run_together(model, work, wanted, options).await?,
-            OnError::Item => self.run_apart(model, work, wanted, options).await?,
+            OnError::Refuse if !has_chains => self.run_together(model, work, wanted, options).await?,
+            OnError::Refuse | OnError::Item => self.run_apart(model, work, wanted, options, on_error).await?,
         };
         Ok((ran, Timing { preprocess, ..timing }))
     }
@@ -162,7 +177,7 @@ impl InferenceEngine {
             work.iter().enumerate().flat_map(|(place, work)| std::iter::repeat_n(place, work.parts.len())).collect();
         let mut parts = Vec::with_capacity(owners.len());
         let mut rest = Vec::with_capacity(work.len());
-        for Work { parts: own, tokens, notes } in work {
+        for Work { parts: own, tokens, notes, .. } in work {
             rest.push((own.len(), tokens, notes));
             parts.extend(own);
         }
@@ -180,29 +195,42 @@ impl InferenceEngine {
         Ok((ran.collect(), response.timing))
     }
 
-    /// Each item in a call of its own, side by side, so that none sees the error of another.
+    /// Each item in calls of its own, side by side, so that none sees the error of another.
     async fn run_apart(
         &self,
         model: &Arc<LoadedModel>,
         work: Vec<Result<Work, PipelineError>>,
         wanted: Vec<usize>,
         options: RunOptions,
+        on_error: OnError,
     ) -> Result<(Vec<Result<Ran, PipelineError>>, Timing), EngineError> {
+        // Each chain has a run in the queue: as many as keep the instances busy, and no more of one request.
+        let (chains, has_begun) = (Semaphore::new(model.instances + 1), AtomicBool::new(false));
         let ran = futures_util::future::try_join_all(work.into_iter().enumerate().map(|(place, work)| {
-            let (wanted, options) = (wanted.clone(), options.clone());
+            let (wanted, options, chains, has_begun) = (wanted.clone(), options.clone(), &chains, &has_begun);
             async move {
-                let Work { parts, tokens, notes } = match work {
+                let Work { parts, carried, tokens, notes, .. } = match work {
                     Ok(work) => work,
                     Err(error) => return Ok((Err(error), Timing::default())),
                 };
-                match self.run_parts(model, parts, wanted, options).await {
-                    Ok(PartsResponse { parts, timing }) => Ok((Ok(Ran { outputs: parts, tokens, notes }), timing)),
+                let response = if carried.is_empty() {
+                    self.run_parts(model, parts, wanted, options).await
+                } else {
+                    // Never closed.
+                    let _turn = chains.acquire().await;
+                    self.run_chain(model, Chain { parts, carried }, options, has_begun).await
+                };
+                let ran = match response {
+                    Ok(PartsResponse { parts, timing }) => {
+                        return Ok((Ok(Ran { outputs: parts, tokens, notes }), timing));
+                    }
                     Err(
                         EngineError::Pipeline(PipelineError::Item { problem, .. })
                         | EngineError::Batch(BatchError::Runtime(RuntimeError::Run(problem))),
-                    ) => Ok((Err(PipelineError::Item { index: place, problem }), Timing::default())),
-                    Err(other) => Err(other),
-                }
+                    ) => on_error.keep(Err(PipelineError::Item { index: place, problem }))?,
+                    Err(other) => return Err(other),
+                };
+                Ok((ran, Timing::default()))
             }
         }))
         .await?;
@@ -268,6 +296,10 @@ impl OnError {
 /// One item, checked and not yet run.
 struct Work {
     parts: Vec<Vec<Input>>,
+    /// Where the parts are a chain, what each hands to the next: an output and an input, by index.
+    carried: Vec<(usize, usize)>,
+    /// Of the parts' tensors.
+    bytes: usize,
     tokens: usize,
     notes: Notes,
 }
@@ -279,37 +311,42 @@ struct Ran {
     notes: Notes,
 }
 
-/// The parts that an item's runs are. `bytes` counts those of the request's tensors so far.
-fn parts_of(model: &LoadedModel, place: usize, prepared: Prepared, bytes: &mut usize) -> Result<Work, PipelineError> {
-    let tokens = prepared.runs.iter().map(|inputs| token_count(inputs)).sum();
-    let mut parts = Vec::with_capacity(prepared.runs.len());
-    for tensors in prepared.runs {
-        *bytes = tensors.iter().fold(*bytes, |bytes, (_, tensor)| bytes.saturating_add(tensor.bytes().len()));
-        if *bytes > PREPARED_BYTES_MAX {
-            let problem = format!(
-                "the items up to this one make more than {PREPARED_BYTES_MAX} bytes for the model; send fewer at once"
-            );
-            return Err(PipelineError::TooLarge { index: place, problem });
+/// An item's runs, checked. Off the async threads: a long sound has thousands.
+fn work_of(model: &LoadedModel, prepared: Prepared) -> Result<Work, PipelineError> {
+    let Prepared { runs, carried: carries, notes } = prepared;
+    let tokens = runs.iter().map(|inputs| token_count(inputs)).sum();
+    let bytes = runs.iter().flatten().fold(0usize, |bytes, (_, tensor)| bytes.saturating_add(tensor.bytes().len()));
+    let carried = chain::links(model, &carries)?;
+    // Stand in for what the runs before give, so that all else is checked before the first of them.
+    let first = runs.first().into_iter().flatten();
+    let stand_ins: Inputs =
+        first.filter(|(name, _)| carries.iter().any(|carry| carry.input == *name)).cloned().collect();
+    let mut parts: Vec<Vec<Input>> = Vec::with_capacity(runs.len());
+    for mut tensors in runs {
+        if !parts.is_empty() {
+            tensors.extend(stand_ins.iter().cloned());
         }
         let values = tensors.into_iter().map(|(name, tensor)| (name, tensor.into())).collect();
         let inputs = check::inputs(&model.inputs, values);
-        parts.push(inputs.map_err(|error| PipelineError::Item { index: place, problem: error.to_string() })?);
+        parts.push(inputs.map_err(|error| PipelineError::Item { index: 0, problem: error.to_string() })?);
     }
-    Ok(Work { parts, tokens, notes: prepared.notes })
+    Ok(Work { parts, carried, bytes, tokens, notes })
 }
 
-/// The items' outputs as one tensor each, dim 0 being the items' rows in order.
-fn joined(mut items: Vec<Outputs>) -> Result<Outputs, EngineError> {
-    if items.len() == 1 {
-        return Ok(items.remove(0));
+/// The runs' outputs as one tensor each, dim 0 being their rows in order. The last run has all outputs; of a chain, the
+/// others lack what they handed on.
+fn joined(mut runs: Vec<Outputs>) -> Result<Outputs, EngineError> {
+    if runs.len() == 1 {
+        return Ok(runs.remove(0));
     }
-    let Some(first) = items.first() else { return Ok(Vec::new()) };
-    let names: Vec<String> = first.iter().map(|(name, _)| name.clone()).collect();
+    let Some(last) = runs.last() else { return Ok(Vec::new()) };
+    let names: Vec<String> = last.iter().map(|(name, _)| name.clone()).collect();
     let mut outputs = Vec::with_capacity(names.len());
-    for (index, name) in names.into_iter().enumerate() {
-        let parts: Vec<&Tensor> =
-            items.iter().filter_map(|item| item.get(index)).filter_map(|(_, value)| value.as_tensor()).collect();
-        let whole = Tensor::concat(&parts).filter(|_| parts.len() == items.len());
+    for name in names {
+        let values: Vec<&Value> =
+            runs.iter().flatten().filter(|(output, _)| *output == name).map(|(_, value)| value).collect();
+        let parts: Vec<&Tensor> = values.iter().filter_map(|value| value.as_tensor()).collect();
+        let whole = Tensor::concat(&parts).filter(|_| parts.len() == values.len());
         let whole = whole.ok_or_else(|| {
             let problem =
                 "the items' outputs differ in shape and cannot be given as one tensor; send one item at a time";

@@ -16,6 +16,10 @@ const CONFIG_BYTES_MAX: u64 = 16 << 20;
 const SIDE: usize = 224;
 /// Samples of a sound: a second at the rate of speech models.
 const SAMPLES: usize = 16_000;
+/// Samples of a window of voice activity detectors, with those of the window before; others make them fail.
+const WINDOW: usize = 576;
+/// What such graphs call the input that holds the samples a second.
+const RATE_INPUT: &str = "sr";
 
 /// How large made-up inputs are where the graph leaves it open.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -39,6 +43,8 @@ pub struct InputHints {
     pub vocabulary: Option<usize>,
     /// Height and width of the pictures.
     pub image_size: Option<(usize, usize)>,
+    /// Whether sounds come in short windows, of which the graph is told the rate as `sr`.
+    pub has_windows: bool,
 }
 
 impl InputHints {
@@ -55,14 +61,17 @@ impl InputHints {
                 Some(_) => None,
                 None => number(size).map(|side| (side, side)),
             });
-        InputHints { vocabulary: entry("text_config", "vocab_size").and_then(number), image_size }
+        let vocabulary = entry("text_config", "vocab_size").and_then(number);
+        InputHints { vocabulary, image_size, has_windows: false }
     }
 }
 
 /// Values for all inputs that a request must give; `None` where one would be too large or is of a kind that cannot be made up.
 pub fn inputs(specs: &[Spec], size: &Size, seed: u64, hints: &InputHints) -> Option<Vec<Input>> {
+    let has_windows = specs.iter().any(|spec| spec.name == RATE_INPUT && spec.ty.dtype() == Some(DType::Int64));
+    let hints = InputHints { has_windows, ..*hints };
     let required = specs.iter().enumerate().filter(|(_, spec)| !spec.optional);
-    required.map(|(index, spec)| Some((index, value(&spec.name, &spec.ty, size, seed, hints)?))).collect()
+    required.map(|(index, spec)| Some((index, value(&spec.name, &spec.ty, size, seed, &hints)?))).collect()
 }
 
 fn value(name: &str, ty: &ValueType, size: &Size, seed: u64, hints: &InputHints) -> Option<Value> {
@@ -105,6 +114,7 @@ fn dim_size(input: &str, dtype: DType, dims: &[Dim], axis: usize, dim: &Dim, siz
         (_, 0) => 1,
         // The tensors that a decoder hands to its next step; one step of history is the least that has a meaning.
         _ if says(&["past", "cache"]) => 1,
+        (2, 1) if dtype.is_float() && hints.has_windows => WINDOW,
         // Exporters call the length of a sound a sequence, too.
         (2, 1) if dtype.is_float() && (is_sound || says(&["sample", "audio"])) => SAMPLES,
         _ if says(&["seq", "token", "len"]) => size.length,
@@ -140,6 +150,8 @@ fn numbers(name: &str, dtype: DType, shape: Vec<usize>, seed: u64, hints: &Input
             1
         } else if name.contains("type") || name.contains("segment") {
             0
+        } else if hints.has_windows && name == RATE_INPUT {
+            16_000
         } else if name.contains("position") {
             i32::try_from(place % length).unwrap_or(0)
         } else {
@@ -259,7 +271,7 @@ mod tests {
 
     #[test]
     fn whole_numbers_suit_their_input() {
-        let hints = InputHints { vocabulary: Some(30_000), image_size: None };
+        let hints = InputHints { vocabulary: Some(30_000), ..InputHints::default() };
         let ids = |name: &str| made(name, &tensor(DType::Int64, &[-1, -1]), &hints);
         let numbers = |value: &Value| value.as_tensor().unwrap().elements::<i64>().unwrap().into_owned();
         let tokens = numbers(&ids("input_ids"));
@@ -270,6 +282,16 @@ mod tests {
         let two = |seed| inputs(&[], &Size::default(), seed, &hints);
         assert_eq!(two(1).unwrap().len(), 0);
         assert_ne!(random(DType::Fp32, vec![9], 1).unwrap().bytes(), random(DType::Fp32, vec![9], 2).unwrap().bytes());
+    }
+
+    #[test]
+    fn detectors_of_voices_are_given_a_window_and_its_rate() {
+        let spec = |name: &str, ty| Spec { name: name.to_owned(), ty, optional: false };
+        let specs = [spec("input", tensor(DType::Fp32, &[-1, -1])), spec("sr", tensor(DType::Int64, &[]))];
+        let made = inputs(&specs, &Size::default(), 1, &InputHints::default()).unwrap();
+        let tensors: Vec<&Tensor> = made.iter().filter_map(|(_, value)| value.as_tensor()).collect();
+        assert_eq!(tensors[0].shape(), [1, 576]);
+        assert_eq!(tensors[1].elements::<i64>().unwrap().as_ref(), [16_000]);
     }
 
     #[test]

@@ -62,7 +62,9 @@ pub(super) fn samples(
         for session in sessions.iter_mut() {
             let mut outputs: Vec<Outputs> = Vec::with_capacity(prepared.runs.len());
             for tensors in &prepared.runs {
-                let inputs = by_index(session.inputs(), tensors.iter().cloned()).map_err(failed)?;
+                let carried = outputs.last().map(|last| prepared.carry(last)).unwrap_or_default();
+                let tensors = tensors.iter().cloned().chain(carried);
+                let inputs = by_index(session.inputs(), tensors).map_err(failed)?;
                 let values = run(session.as_mut(), &inputs, interrupt).map_err(failed)?;
                 outputs.push(session.outputs().iter().map(|spec| spec.name.clone()).zip(values).collect());
             }

@@ -1,10 +1,10 @@
 //! Finds the task of a model, and its pipeline, from its manifest, the HuggingFace files beside it and its graph.
 //!
 //! The manifest decides where it names a task; else `modules.json` of sentence-transformers, else `architectures` of
-//! `config.json`, else an image processor's file with class names. What is found but not served in this version is served as raw tensors, and said. Files that the
+//! `config.json`, else an image processor's file with class names, else a graph that can only be a voice activity detector. What is found but not served in this version is served as raw tensors, and said. Files that the
 //! task does not need may be missing, malformed or of any other kind. Reads files: call it off the async threads.
 
-use super::audio::{self, AUDIO_CLASSIFICATION, SPEECH_RECOGNITION};
+use super::audio::{self, AUDIO_CLASSIFICATION, SPEECH_RECOGNITION, VOICE_DETECTION};
 use super::files::read_json_object;
 use super::image::{self, ImageInput};
 use super::image::{
@@ -104,7 +104,7 @@ pub(crate) struct Made {
 type Maker = fn(&Sources<'_>) -> Result<Made, PipelineError>;
 
 /// The tasks that are served beside `raw`.
-const MAKERS: [(&str, Maker); 16] = [
+const MAKERS: [(&str, Maker); 17] = [
     (FEATURE_EXTRACTION, text::make_feature_extraction),
     ("fill-mask", text::make_fill_mask),
     ("question-answering", text::make_question_answering),
@@ -119,6 +119,7 @@ const MAKERS: [(&str, Maker); 16] = [
     (ZERO_SHOT_IMAGE, image::make_zero_shot_image),
     (AUDIO_CLASSIFICATION, audio::make_audio_classification),
     (SPEECH_RECOGNITION, audio::make_speech_recognition),
+    (VOICE_DETECTION, audio::make_voice_detection),
     (tabular::CLASSIFICATION, tabular::make_classification),
     (tabular::REGRESSION, tabular::make_regression),
 ];
@@ -221,7 +222,7 @@ fn find_task(
     let takes_picture = ImageInput::find(inputs).is_ok();
     let config = match config {
         Ok(Some(config)) => config,
-        Ok(None) => return Ok(None),
+        Ok(None) => return Ok(told_by_graph(inputs, outputs)),
         // Beside an image processor's file the graph is someone's vision model, and its task cannot be told.
         Err(problem) if takes_picture && folder.join(PREPROCESSOR).is_file() => return Err(problem.clone()),
         Err(_) => return Ok(None),
@@ -247,7 +248,16 @@ fn find_task(
             format!("the graph takes pictures and gives class scores, and {PREPROCESSOR} and id2label are beside it");
         return Ok(Some(Found { task: IMAGE_CLASSIFICATION.to_owned(), evidence, demanded: false }));
     }
-    Ok(None)
+    Ok(told_by_graph(inputs, outputs))
+}
+
+/// The task of a graph that comes without any file and whose inputs and outputs can mean one thing only.
+fn told_by_graph(inputs: &[Spec], outputs: &[Spec]) -> Option<Found> {
+    audio::is_voice_detector(inputs, outputs).then(|| Found {
+        task: VOICE_DETECTION.to_owned(),
+        evidence: "the graph's inputs and outputs are those of Silero's voice activity detectors".to_owned(),
+        demanded: false,
+    })
 }
 
 fn task_of(architecture: &str, config: &Value) -> Option<&'static str> {
@@ -270,6 +280,7 @@ fn check_applies(manifest: &PipelineManifest, found: Option<&Found>) -> Result<(
         ("columns", manifest.columns.is_some(), tabular::CLASSIFICATION),
         ("logit_scale", manifest.logit_scale.is_some(), ZERO_SHOT_IMAGE),
         ("logit_bias", manifest.logit_bias.is_some(), ZERO_SHOT_IMAGE),
+        ("audio", manifest.audio.is_some(), VOICE_DETECTION),
     ] {
         let belongs = task == needs || needs == tabular::CLASSIFICATION && task == tabular::REGRESSION;
         if set && !belongs {

@@ -26,12 +26,13 @@ pub use padding::Padding;
 pub use pool::Pool;
 pub use prediction::{
     Answer, BoundingBox, ClassScore, DepthMap, Detection, EntityGroup, FilledMask, Item, ItemError, Mask, Parameters,
-    Prediction, RankedLabels, Rows, Segment, SpokenText, TextChunk, TokenEmbeddings, TokenLabel,
+    Prediction, RankedLabels, Rows, Segment, SpokenPart, SpokenText, TextChunk, TokenEmbeddings, TokenLabel,
+    VoiceActivity, VoiceWindows,
 };
 pub(crate) use prepared::only_run;
-pub use prepared::{Inputs, Notes, Outputs, Prepared};
+pub use prepared::{Carry, Inputs, Notes, Outputs, Prepared};
 pub use scores::ScoreFunction;
-pub use settings::{ImageOverrides, LabelsSource, PipelineLimits, PipelineManifest};
+pub use settings::{AudioOverrides, ImageOverrides, LabelsSource, PipelineLimits, PipelineManifest};
 
 /// Preprocessing and postprocessing of one model's task, item by item: which items run together is decided by the queue in
 /// front of the model. Blocking and computing: runs on the [`Pool`] only.

@@ -82,6 +82,8 @@ pub enum Prediction {
     Depth(DepthMap),
     /// What was said.
     Speech(SpokenText),
+    /// When somebody speaks.
+    Voice(VoiceActivity),
     /// Why there is none, where the request asked to go on (`on_error`).
     Error(ItemError),
 }
@@ -244,6 +246,35 @@ pub struct TextChunk {
     pub timestamp: [f64; 2],
 }
 
+/// When somebody speaks in a sound.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct VoiceActivity {
+    /// In order, not overlapping.
+    pub segments: Vec<SpokenPart>,
+    /// Where the request asked for them.
+    #[serde(flatten)]
+    pub windows: Option<VoiceWindows>,
+}
+
+/// A part of a sound in which somebody speaks: seconds from the beginning.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SpokenPart {
+    pub start: f64,
+    pub end: f64,
+    /// Mean probability of its windows, 0 to 1.
+    #[serde(serialize_with = "number")]
+    pub score: f32,
+}
+
+/// How likely it is that somebody speaks in each window of a sound.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct VoiceWindows {
+    pub window_ms: f64,
+    /// 0 to 1, window by window; the last may reach over the end.
+    #[serde(serialize_with = "numbers")]
+    pub probabilities: Vec<f32>,
+}
+
 /// What is wrong with one item of a request whose other items are answered.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ItemError {
@@ -284,6 +315,10 @@ impl Prediction {
             Prediction::Speech(speech) => {
                 let chunks = speech.chunks.iter().flatten();
                 speech.text.len() + chunks.map(|chunk| size_of_val(chunk) + chunk.text.len()).sum::<usize>()
+            }
+            Prediction::Voice(activity) => {
+                let windows = activity.windows.as_ref().map(|windows| size_of_val(windows.probabilities.as_slice()));
+                size_of_val(activity.segments.as_slice()) + windows.unwrap_or_default()
             }
             Prediction::Error(error) => error.error.len(),
         };
@@ -377,6 +412,17 @@ mod tests {
         check(&speech(None), r#"{"text":"A"}"#);
         let chunk = TextChunk { text: "A".to_owned(), timestamp: [0.5, 1.0] };
         check(&speech(Some(vec![chunk])), r#"{"text":"A","chunks":[{"text":"A","timestamp":[0.5,1.0]}]}"#);
+    }
+
+    #[test]
+    fn voices_have_their_windows_only_where_they_were_asked_for() {
+        let segments = vec![SpokenPart { start: 0.5, end: 1.25, score: 0.1 }];
+        let mut activity = VoiceActivity { segments, windows: None };
+        check(&Prediction::Voice(activity.clone()), r#"{"segments":[{"start":0.5,"end":1.25,"score":0.1}]}"#);
+        activity.segments.clear();
+        activity.windows = Some(VoiceWindows { window_ms: 32.0, probabilities: vec![0.1, f32::NAN] });
+        let text = r#"{"segments":[],"window_ms":32.0,"probabilities":[0.1,"NaN"]}"#;
+        check(&Prediction::Voice(activity), text);
     }
 
     #[test]

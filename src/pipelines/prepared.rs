@@ -16,13 +16,38 @@ pub struct Prepared {
     /// The inputs of each run that the item needs: one for most, several where it is longer than the graph takes or is asked
     /// several questions. Dim 0 holds the run's rows, usually one.
     pub runs: Vec<Inputs>,
+    /// What a run hands to the next one; empty where the runs do not depend on one another. The first run has these inputs
+    /// itself, the others leave them out. Such runs are made one after another, and what is carried is an output of the last
+    /// one only.
+    pub carried: Vec<Carry>,
     pub notes: Notes,
 }
 
+/// An output of a run that is an input of the next.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Carry {
+    pub output: String,
+    pub input: String,
+}
+
 impl Prepared {
+    /// Runs that do not depend on one another, and of which `notes` must be known.
+    pub fn new(runs: Vec<Inputs>, notes: Notes) -> Prepared {
+        Prepared { runs, carried: Vec::new(), notes }
+    }
+
     /// An item that needs one run, and of which nothing else must be known.
     pub fn one(inputs: Inputs) -> Prepared {
-        Prepared { runs: vec![inputs], notes: Notes::default() }
+        Prepared::new(vec![inputs], Notes::default())
+    }
+
+    /// The inputs that a run takes from the outputs of the one before it.
+    pub(crate) fn carry(&self, outputs: &Outputs) -> Inputs {
+        let value = |carry: &Carry| {
+            let (_, value) = outputs.iter().find(|(name, _)| *name == carry.output)?;
+            Some((carry.input.clone(), value.as_tensor()?.clone()))
+        };
+        self.carried.iter().filter_map(value).collect()
     }
 }
 

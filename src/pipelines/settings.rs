@@ -21,6 +21,7 @@ pub struct PipelineManifest {
     pub logit_scale: Option<f64>,
     /// What is added to that.
     pub logit_bias: Option<f64>,
+    pub audio: Option<AudioOverrides>,
 }
 
 /// A file with one label a line, or the labels themselves.
@@ -56,6 +57,14 @@ pub struct ImageOverrides {
 pub struct SizeOverride {
     pub height: u32,
     pub width: u32,
+}
+
+/// `[pipeline.audio]`: what a graph of sounds does not tell.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AudioOverrides {
+    /// Hz at which the graph is given sounds, for `voice-activity-detection`: 16000 where absent, or 8000.
+    pub sampling_rate: Option<u32>,
 }
 
 /// Bounds on what a pipeline decodes.

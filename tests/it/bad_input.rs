@@ -221,6 +221,53 @@ fn pictures_that_are_not_good_are_refused() {
 }
 
 #[test]
+fn files_that_claim_more_than_they_are_take_no_memory() {
+    let store = store_of(&["voice"]);
+    copy_folder(&root().join("models/digits"), &store.path().join("digits"));
+    let server = Server::on(store, &[]);
+    let picture = |name: &str| std::fs::read(root().join("tests/fixtures/images").join(name)).unwrap();
+    let sound = |name: &str| std::fs::read(root().join("tests/fixtures/sounds").join(name)).unwrap();
+    let with = |mut file: Vec<u8>, at: usize, bytes: &[u8]| {
+        file[at..at + bytes.len()].copy_from_slice(bytes);
+        file
+    };
+    let jpeg = picture("rgb.jpg");
+    let frame = jpeg.windows(2).position(|marker| marker == [0xff, 0xc0]).unwrap() + 5;
+    let mut wav = b"RIFF\0\0\0\0WAVEfmt \x10\0\0\0\x01\0\x02\0\x80\x3e\0\0\0\xfa\0\0\x04\0\x10\0data".to_vec();
+    wav.extend(400u32.to_le_bytes());
+    wav.extend([1; 400]);
+    let (digits, voice) = ("/v1/models/digits/predict", "/v1/models/voice/predict");
+    let files = [
+        // 65,535 pixels each way.
+        (digits, "image/gif", with(picture("rgb.gif"), 6, &[255; 4]), 413),
+        (digits, "image/bmp", with(picture("rgb.bmp"), 18, &[255, 255, 0, 0, 255, 255, 0, 0]), 413),
+        (digits, "image/jpeg", with(jpeg, frame, &[255; 4]), 413),
+        // 2^32 - 2 bytes of samples; 65,535 channels; 4 GHz; 2^36 samples.
+        (voice, "audio/wav", with(wav.clone(), 40, &[0xfe, 255, 255, 255]), 413),
+        (voice, "audio/wav", with(wav.clone(), 22, &[255, 255]), 422),
+        (voice, "audio/wav", with(wav.clone(), 24, &[255; 4]), 422),
+        (voice, "audio/flac", with(with(sound("tone.flac"), 21, &[0xff]), 22, &[255; 4]), 413),
+    ];
+    // Both models have worked before.
+    assert_eq!(server.post_text(voice, "audio/wav", wav).0, 200);
+    assert_eq!(server.post_text(digits, "image/png", picture("rgb.png")).0, 200);
+    let before = server.peak_memory_mb();
+    for (place, (path, media_type, file, expected)) in files.into_iter().enumerate() {
+        let (status, answer) = server.post_text(path, media_type, file);
+        assert_eq!(status, expected, "file {place}, {media_type}: {answer}");
+        assert_clean(&server, &answer);
+    }
+    let grown = server.peak_memory_mb() - before;
+    assert!(grown < 16, "{grown} MB");
+    // Twenty minutes of frames without a length: ten of them are decoded.
+    let mp3 = sound("tone.mp3");
+    let second = mp3.windows(2).skip(2).position(|pair| pair == [0xff, 0xf3]).unwrap() + 2;
+    let (status, answer) = server.post_text(voice, "audio/mpeg", mp3[second..].repeat(2_200));
+    assert_eq!(status, 413, "{answer}");
+    server.assert_well();
+}
+
+#[test]
 fn one_bad_item_of_a_list_is_named() {
     let store = tempfile::tempdir().unwrap();
     copy_folder(&root().join("models/digits"), &store.path().join("digits"));

@@ -124,6 +124,13 @@ impl Server {
         std::mem::replace(&mut self.store, tempfile::tempdir().unwrap())
     }
 
+    /// The most memory that the server has had at a time, in MB.
+    pub fn peak_memory_mb(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() / 1024
+    }
+
     /// SIGTERM to this child only.
     pub fn terminate(&self) {
         self.signal("TERM");

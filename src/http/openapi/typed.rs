@@ -146,6 +146,7 @@ fn prediction(task: &str) -> RefOr<Schema> {
         "image-segmentation" => several("Segment"),
         "depth-estimation" => one("Depth"),
         "automatic-speech-recognition" => one("SpokenText"),
+        "voice-activity-detection" => one("VoiceActivity"),
         _ => one("Prediction"),
     }
 }

@@ -80,7 +80,7 @@ fn modality(task: &str) -> Modality {
     if task.contains("image") || matches!(task, "object-detection" | "depth-estimation" | "mask-generation") {
         return Modality::Image;
     }
-    if task.contains("audio") || task.contains("speech") {
+    if ["audio", "speech", "voice"].iter().any(|word| task.contains(word)) {
         return Modality::Audio;
     }
     let is_text = task.starts_with("text") || task.contains("question") || task.contains("token");

@@ -101,6 +101,8 @@ pub(in crate::http) enum PredictionBody {
     TokenEmbeddings(Vec<Vec<Vec<f32>>>),
     /// Speech recognition.
     Speech(SpokenText),
+    /// Voice activity detection.
+    Voice(VoiceActivity),
     /// Entities of a text, token by token.
     TokenLabels(Vec<LabelledToken>),
     /// Entities of a text, whole, where `aggregation_strategy` asks for that.
@@ -248,6 +250,30 @@ pub(in crate::http) struct TextChunk {
     /// Start and end, seconds.
     #[schema(example = json!([0.5, 0.86]))]
     timestamp: Vec<f64>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(in crate::http) struct VoiceActivity {
+    /// When somebody speaks, in order.
+    segments: Vec<SpokenPart>,
+    /// Milliseconds of a window, where `return_probabilities` asked for them.
+    #[schema(example = 32.0)]
+    window_ms: Option<f64>,
+    /// How likely it is that somebody speaks, window by window.
+    #[schema(example = json!([0.02, 0.97]))]
+    probabilities: Option<Vec<f32>>,
+}
+
+#[derive(Serialize, ToSchema)]
+pub(in crate::http) struct SpokenPart {
+    /// Seconds from the beginning, as `end`.
+    #[schema(example = 0.226)]
+    start: f64,
+    #[schema(example = 1.886)]
+    end: f64,
+    /// Mean probability of the windows in it.
+    #[schema(example = 0.97)]
+    score: f32,
 }
 
 #[derive(Serialize, ToSchema)]

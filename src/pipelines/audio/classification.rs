@@ -1,8 +1,9 @@
-//! `audio-classification`: sounds to class scores, with the answers of transformers' pipeline.
+//! `audio-classification`: sounds to class scores, with the answers of transformers' pipeline: softmax unless the request
+//! says otherwise, whatever `config.json` says of the problem.
 
 use super::input::AudioInput;
 use crate::pipelines::detect::{Made, Sources};
-use crate::pipelines::scores::{ClassParameters, Classifier};
+use crate::pipelines::scores::{ClassParameters, Classifier, ScoreFunction};
 use crate::pipelines::{Item, Notes, Outputs, Parameters, Pipeline, PipelineError, Prediction, Prepared};
 use std::sync::Arc;
 
@@ -18,7 +19,8 @@ pub struct AudioClassification {
 /// [`PipelineError::Setup`] says what is missing, malformed or does not fit.
 pub(crate) fn make(sources: &Sources<'_>) -> Result<Made, PipelineError> {
     let input = AudioInput::new(sources)?;
-    let classifier = Classifier::find(sources)?;
+    // transformers' pipeline for sounds does not look at `problem_type`.
+    let classifier = Classifier { function: Some(ScoreFunction::Softmax), ..Classifier::find(sources)? };
     let how = input.describe();
     Ok(Made { pipeline: Arc::new(AudioClassification { input, classifier }), how })
 }

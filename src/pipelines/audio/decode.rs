@@ -500,6 +500,67 @@ mod tests {
     }
 
     #[test]
+    fn absurd_rates_and_lengths_of_every_format_are_refused() {
+        let mut flac = tone("tone.flac");
+        // 20 bits of rate, 18 bytes in.
+        flac[18..20].copy_from_slice(&[255; 2]);
+        refused(&flac, 600, "1048562 samples a second; expected 1000 to 384000");
+        for (rate, channels) in [(u32::MAX, 2), (500, 2), (384_001, 1)] {
+            let ogg = with_page(&tone("tone.ogg"), 0, |page| {
+                // Behind a head of 28 bytes: 7 of a marker, 4 of a version.
+                page[39] = channels;
+                page[40..44].copy_from_slice(&rate.to_le_bytes());
+            });
+            refused(&ogg, 600, &format!("{rate} samples a second; expected 1000 to 384000"));
+        }
+        let crowded = with_page(&tone("tone.ogg"), 0, |page| page[39] = 255);
+        refused(&crowded, 600, "");
+        let pages = pages(&tone("tone.ogg")).len();
+        for claimed in [600 * 22_050 + 1, i64::MAX] {
+            let ogg =
+                with_page(&tone("tone.ogg"), pages - 1, |page| page[6..14].copy_from_slice(&claimed.to_le_bytes()));
+            refused(&ogg, 600, "TooLarge: the sound is longer than max_audio_seconds = 600");
+        }
+    }
+
+    #[test]
+    fn a_sound_whose_header_tells_no_length_is_counted_while_it_is_decoded() {
+        let mut flac = tone("tone.flac");
+        flac[21] &= 0xf0;
+        flac[22..26].copy_from_slice(&[0; 4]);
+        assert_eq!(decode(&flac, 1).unwrap().samples.len(), 11_025);
+        refused(&flac, 0, "TooLarge: the sound is longer than max_audio_seconds = 0");
+        // Without the first frame, which tells the length, an MP3 goes on as long as there are frames.
+        let mp3 = tone("tone.mp3");
+        let second = mp3.windows(2).skip(2).position(|pair| pair == [0xff, 0xf3]).unwrap() + 2;
+        let long = mp3[second..].repeat(400);
+        refused(&long, 3, "TooLarge: the sound is longer than max_audio_seconds = 3");
+        // Of one that tells a length no more is taken.
+        assert_eq!(decode(&[mp3.as_slice(), &long].concat(), 3).unwrap().samples.len(), 11_025);
+        let samples = decode(&mp3[second..].repeat(4), 3).unwrap().samples.len();
+        assert!((33_075..55_125).contains(&samples), "{samples}");
+    }
+
+    /// Begin and end of each page of an OGG file.
+    fn pages(ogg: &[u8]) -> Vec<(usize, usize)> {
+        let starts: Vec<usize> = (0..ogg.len()).filter(|&at| ogg[at..].starts_with(b"OggS")).collect();
+        starts.iter().zip(starts[1..].iter().chain([&ogg.len()])).map(|(&start, &end)| (start, end)).collect()
+    }
+
+    /// The file with one page changed and its checksum made right: polynomial 04c11db7, nothing reflected.
+    fn with_page(ogg: &[u8], number: usize, change: impl Fn(&mut [u8])) -> Vec<u8> {
+        let mut ogg = ogg.to_vec();
+        let (start, end) = pages(&ogg)[number];
+        let page = &mut ogg[start..end];
+        change(page);
+        page[22..26].copy_from_slice(&[0; 4]);
+        let step = |crc: u32, _| if crc >> 31 == 1 { crc << 1 ^ 0x04c1_1db7 } else { crc << 1 };
+        let crc = page.iter().fold(0, |crc, &byte| (0..8).fold(crc ^ u32::from(byte) << 24, step));
+        page[22..26].copy_from_slice(&crc.to_le_bytes());
+        ogg
+    }
+
+    #[test]
     fn a_sound_that_ends_early_is_refused() {
         for name in ["tone.flac", "tone-24.flac", "tone.ogg"] {
             let bytes = tone(name);

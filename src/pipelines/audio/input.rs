@@ -142,16 +142,13 @@ impl AudioInput {
     /// # Errors
     /// Why the item cannot be used.
     pub(super) fn samples(&self, item: &Item) -> Result<Vec<f32>, PipelineError> {
-        let refuse = |problem: String| Err(PipelineError::Item { index: 0, problem });
-        let Item::Bytes(bytes) = item else {
-            return refuse(format!("expected a sound (bytes, {{\"b64\": …}} or a data: URL), got {}", item.noun()));
-        };
-        let samples = resample(decode(bytes, self.max_seconds)?, self.rate())?.samples;
+        let samples = samples_at(item, self.max_seconds, self.rate())?;
         let (length, shortest, rate) = (samples.len(), self.shortest(), self.rate());
         if length < shortest {
-            return refuse(format!(
+            let problem = format!(
                 "the sound has {length} samples at {rate} Hz; the model needs at least {shortest}, send a longer one"
-            ));
+            );
+            return Err(PipelineError::Item { index: 0, problem });
         }
         Ok(samples)
     }
@@ -202,6 +199,18 @@ impl AudioInput {
         inputs.extend(mask.transpose()?);
         Ok(inputs)
     }
+}
+
+/// The samples of an item at `rate` Hz; its sound is at most `max_seconds` long.
+///
+/// # Errors
+/// Why the item cannot be used.
+pub(super) fn samples_at(item: &Item, max_seconds: u64, rate: u32) -> Result<Vec<f32>, PipelineError> {
+    let Item::Bytes(bytes) = item else {
+        let problem = format!("expected a sound (bytes, {{\"b64\": …}} or a data: URL), got {}", item.noun());
+        return Err(PipelineError::Item { index: 0, problem });
+    };
+    Ok(resample(decode(bytes, max_seconds)?, rate)?.samples)
 }
 
 /// The name and declared rank of the input that holds the sound.

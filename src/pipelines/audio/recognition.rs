@@ -78,7 +78,7 @@ impl Pipeline for SpeechRecognition {
         let samples = self.input.samples(item)?;
         let Some(cut) = checked.cut else {
             let notes = Notes::new(Parts(Vec::new()), size_of::<Parts>());
-            return Ok(Prepared { runs: vec![self.input.tensors(&samples)?], notes });
+            return Ok(Prepared::new(vec![self.input.tensors(&samples)?], notes));
         };
         if samples.len().div_ceil(cut.step()) > MAX_PARTS {
             let problem = format!("the sound has more than {MAX_PARTS} parts; send a longer chunk_length_s");
@@ -91,7 +91,7 @@ impl Pipeline for SpeechRecognition {
         let runs = parts.iter().map(|part| self.input.tensors(samples.get(part.start..part.end).unwrap_or_default()));
         let runs = runs.collect::<Result<_, _>>()?;
         let bytes = size_of::<Parts>() + size_of_val(parts.as_slice());
-        Ok(Prepared { runs, notes: Notes::new(Parts(parts), bytes) })
+        Ok(Prepared::new(runs, Notes::new(Parts(parts), bytes)))
     }
 
     fn postprocess(

@@ -223,6 +223,20 @@ mod tests {
         refused(&gif, 100_000_000, "TooLarge: the picture's dimensions are 65535×65535");
         gif[6..10].copy_from_slice(&[0; 4]);
         refused(&gif, 100_000_000, "expected at least 1×1");
+        let mut jpeg = encoded(ImageFormat::Jpeg);
+        let frame = jpeg.windows(2).position(|marker| marker == [0xff, 0xc0]).unwrap();
+        jpeg[frame + 5..frame + 9].copy_from_slice(&[255; 4]);
+        refused(&jpeg, 100_000_000, "TooLarge: the picture's dimensions are 65535×65535");
+        let mut bmp = encoded(ImageFormat::Bmp);
+        bmp[18..26].copy_from_slice(&[255, 255, 0, 0, 255, 255, 0, 0]);
+        refused(&bmp, 100_000_000, "TooLarge: the picture's dimensions are 65535×65535");
+        bmp[18..26].copy_from_slice(&[255, 255, 255, 0x7f, 255, 255, 255, 0x7f]);
+        refused(&bmp, 100_000_000, "Image too large");
+        // Without loss: behind a byte of signature, 14 bits of each size less 1.
+        let mut webp = encoded(ImageFormat::WebP);
+        let frame = webp.windows(4).position(|chunk| chunk == b"VP8L").unwrap();
+        webp[frame + 9..frame + 13].copy_from_slice(&[0xfe, 0xbf, 0xff, 0x0f]);
+        refused(&webp, 100_000_000, "TooLarge: the picture's dimensions are 16383×16383");
     }
 
     fn crc32(bytes: &[u8]) -> u32 {

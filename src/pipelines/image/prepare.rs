@@ -120,7 +120,7 @@ impl Pictures {
             inputs.push((MaskInput::NAME.to_owned(), pixel_mask(mask, canvas, tensor)?));
         }
         let placed = Placed { source, canvas, tensor, placement };
-        Ok(Prepared { runs: vec![inputs], notes: Notes::new(placed, size_of::<Placed>()) })
+        Ok(Prepared::new(vec![inputs], Notes::new(placed, size_of::<Placed>())))
     }
 
     /// Height and width that `picture` takes in the tensor.

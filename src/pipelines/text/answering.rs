@@ -297,7 +297,7 @@ impl Pipeline for QuestionAnswering {
         let parts = self.model.tokenizer.windows(question, context, &windows)?;
         let runs = parts.iter().map(|part| self.model.inputs.tensors(&part.tokens)).collect::<Result<_, _>>()?;
         let bytes = context.len() + parts.iter().map(Located::bytes).sum::<usize>();
-        Ok(Prepared { runs, notes: Notes::new(Read { context: context.clone(), parts }, bytes) })
+        Ok(Prepared::new(runs, Notes::new(Read { context: context.clone(), parts }, bytes)))
     }
 
     fn postprocess(

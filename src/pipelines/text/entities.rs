@@ -241,7 +241,7 @@ impl Pipeline for TokenClassification {
         let inputs = self.model.inputs.tensors(&located.tokens)?;
         let bytes = text.len() + located.bytes();
         let notes = Notes::new(Read { text: text.to_owned(), located }, bytes);
-        Ok(Prepared { runs: vec![inputs], notes })
+        Ok(Prepared::new(vec![inputs], notes))
     }
 
     fn postprocess(

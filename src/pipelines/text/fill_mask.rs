@@ -181,7 +181,7 @@ impl Pipeline for FillMask {
         }
         let inputs = self.model.inputs.tensors(&tokens)?;
         let bytes = size_of_val(tokens.ids.as_slice());
-        Ok(Prepared { runs: vec![inputs], notes: Notes::new(Ids(tokens.ids), bytes) })
+        Ok(Prepared::new(vec![inputs], Notes::new(Ids(tokens.ids), bytes)))
     }
 
     fn postprocess(

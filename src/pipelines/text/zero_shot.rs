@@ -94,7 +94,7 @@ impl Pipeline for ZeroShotClassification {
         }
         let tokens = tokenizer.encode_beside(text, &checked.candidates.sentences(tokenizer)?)?;
         let runs = tokens.iter().map(|tokens| self.model.inputs.tensors(tokens)).collect::<Result<_, _>>()?;
-        Ok(Prepared { runs, notes: Notes::new(Sequence(text.to_owned()), text.len()) })
+        Ok(Prepared::new(runs, Notes::new(Sequence(text.to_owned()), text.len())))
     }
 
     fn postprocess(
