@@ -76,7 +76,7 @@ fn soon() -> Instant {
 }
 
 fn empty(deadline: Instant) -> Request {
-    Request { parts: vec![vec![]], outputs: vec![], deadline, priority: DEFAULT_PRIORITY, progress: None }
+    Request { parts: vec![vec![]], outputs: vec![], deadline, priority: 0, queue_timeout: None, progress: None }
 }
 
 fn numbers(rows: usize, from: i64) -> Tensor {
@@ -86,7 +86,7 @@ fn numbers(rows: usize, from: i64) -> Tensor {
 
 fn of(parts: Vec<Tensor>) -> Request {
     let parts = parts.into_iter().map(|tensor| vec![(0, tensor.into())]).collect();
-    Request { parts, outputs: vec![0], deadline: soon(), priority: DEFAULT_PRIORITY, progress: None }
+    Request { parts, outputs: vec![0], deadline: soon(), priority: 0, queue_timeout: None, progress: None }
 }
 
 fn given(inputs: &[Input]) -> Vec<i64> {
