@@ -828,6 +828,46 @@ mod tests {
         GivenConfig::parse_json(&config.to_string()).unwrap();
     }
 
+    /// The messages that a configuration is made of, by name, with the names of their fields.
+    fn messages_of(message: &MessageDescriptor, into: &mut std::collections::BTreeMap<String, Vec<String>>) {
+        let name = message.full_name().trim_start_matches("inference.").to_owned();
+        if !message.is_map_entry() {
+            if into.contains_key(&name) {
+                return;
+            }
+            into.insert(name, message.fields().map(|field| field.name().to_owned()).collect());
+        }
+        message
+            .fields()
+            .filter_map(|field| field.kind().as_message().cloned())
+            .for_each(|inner| messages_of(&inner, into));
+    }
+
+    #[test]
+    fn the_page_names_every_field_of_the_schema_and_no_other() {
+        let mut schema = std::collections::BTreeMap::new();
+        messages_of(&descriptor("ModelConfig").unwrap(), &mut schema);
+        assert!(schema.len() > 30, "{schema:?}");
+        let page = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/triton.md"));
+        let mut named = std::collections::BTreeMap::new();
+        for section in page.split("\n## ").skip(1) {
+            let (title, text) = section.split_once('\n').unwrap();
+            let rows = text.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
+            let fields: Vec<String> = rows
+                .map(|(field, words)| {
+                    let kinds = ["honoured", "shown", "named", "refused", "see ", "of "];
+                    assert!(kinds.iter().any(|kind| words.starts_with(kind)), "{title}: {field}: {words}");
+                    field.to_owned()
+                })
+                .collect();
+            assert!(named.insert(title.to_owned(), fields).is_none(), "{title} stands twice");
+        }
+        for fields in schema.values_mut().chain(named.values_mut()) {
+            fields.sort();
+        }
+        assert_eq!(named, schema);
+    }
+
     use proptest::prelude::*;
 
     proptest! {
