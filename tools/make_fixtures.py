@@ -52,7 +52,7 @@ def main():
     GOLDEN.mkdir(parents=True, exist_ok=True)
     for make in (
         mlp, echo, alltypes, strings, scalar, multi, sequence, zipmap, int4, float8, empty, fixed_batch,
-        external_data, ort_format, no_shape, slow, fails, nonfinite, versions, triton_layout, hf_snapshot, texts, hostile,
+        external_data, ort_format, no_shape, slow, fails, nonfinite, versions, triton_layout, triton_reshape, hf_snapshot, texts, hostile,
     ):
         make()
     files = [path for folder in (STORE, HOSTILE, GOLDEN) for path in folder.rglob("*") if path.is_file()]
@@ -425,6 +425,73 @@ model_warmup [
 ]
 ''')
     golden("triton-layout", [case(path, "two-rows", {"x": random(8, 2, 4)})], rtol=1e-5, atol=1e-6)
+
+
+def triton_reshape():
+    """A Triton model whose clients see other shapes than its graph, with levels, a queue policy, a cache and a warm-up."""
+    nodes = [
+        helper.make_node("ReduceMax", ["x", "axes"], ["largest"], keepdims=0),
+        helper.make_node("MatMul", ["largest", "w"], ["t"]),
+        helper.make_node("Reshape", ["bias", "to_column"], ["column"]),
+        helper.make_node("Add", ["t", "column"], ["y"]),
+        helper.make_node("Mul", ["bias", "bias"], ["square"]),
+    ]
+    model = model_of(nodes, [value("x", T.FLOAT, ["N", 2, 3]), value("bias", T.FLOAT, ["N"])],
+                     [value("y", T.FLOAT, ["N", 4]), value("square", T.FLOAT, ["N"])],
+                     [constant("w", random(23, 3, 4)), constant("axes", np.array([1], dtype=np.int64)),
+                      constant("to_column", np.array([-1, 1], dtype=np.int64))])
+    # A graph may be a folder of its name, as graphs with external data are in Triton repositories.
+    path = save(model, "triton-reshape", "1/model.onnx/model.onnx")
+    (STORE / "triton-reshape" / "config.pbtxt").write_text('''name: "triton-reshape"
+backend: "onnxruntime"
+max_batch_size: 8
+input [
+  { name: "x" data_type: TYPE_FP32 dims: [ 6 ] reshape: { shape: [ 2, 3 ] } },
+  { name: "bias" data_type: TYPE_FP32 dims: [ 1 ] reshape: { shape: [ ] } }
+]
+output [
+  { name: "y" data_type: TYPE_FP32 dims: [ 2, 1, 2 ] reshape: { shape: [ 4 ] } },
+  { name: "square" data_type: TYPE_FP32 dims: [ 1, 1 ] reshape: { shape: [ ] } }
+]
+instance_group [ { count: 1 kind: KIND_CPU } ]
+dynamic_batching {
+  preferred_batch_size: [ 8 ]
+  max_queue_delay_microseconds: 150
+  preserve_ordering: true
+  priority_levels: 12
+  default_priority_level: 6
+  default_queue_policy {
+    timeout_action: REJECT
+    default_timeout_microseconds: 20000000
+    allow_timeout_override: true
+    max_queue_size: 64
+  }
+  priority_queue_policy [
+    { key: 1 value: { timeout_action: DELAY default_timeout_microseconds: 1 } }
+  ]
+}
+optimization { graph { level: -1 } }
+parameters { key: "execution_mode" value: { string_value: "1" } }
+response_cache { enable: true }
+model_warmup [
+  {
+    name: "as clients send it"
+    batch_size: 2
+    inputs { key: "x" value: { data_type: TYPE_FP32 dims: [ 6 ] random_data: true } }
+    inputs { key: "bias" value: { data_type: TYPE_FP32 dims: [ 1 ] zero_data: true } }
+  }
+]
+''')
+    # The clients' shapes: what the golden tests send and get.
+    outside = {"x": [6], "bias": [1], "y": [2, 1, 2], "square": [1, 1]}
+    cases = []
+    for rows in (1, 3):
+        made = case(path, f"rows-{rows}", {"x": random(24, rows, 2, 3), "bias": random(25, rows)})
+        for tensors in (made["inputs"], made["outputs"]):
+            for name, tensor in tensors.items():
+                tensor["shape"] = [rows, *outside[name]]
+        cases.append(made)
+    golden("triton-reshape", cases, rtol=1e-5, atol=1e-6)
 
 
 def hf_snapshot():

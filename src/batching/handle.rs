@@ -5,9 +5,9 @@ use super::inline::Inline;
 use super::instance::{self, Shared};
 use super::plan::{Joining, Measure, Plan};
 use super::policy::Limits;
-use super::queue::{Pending, Queue};
+use super::queue::{Pending, Queue, WaitLimit};
 use super::watch::{GIVEN_UP_MAX, HUNG_AFTER, Slot, Stopped, Watch};
-use super::{BatchError, BatchSettings, PartError, batch};
+use super::{BatchError, BatchSettings, OnTimeout, PartError, batch};
 use crate::runtime::{Input, Interrupt, RuntimeError, Session};
 use crate::tasks::{Progress, Tasks};
 use crate::telemetry::stats::ModelStats;
@@ -21,11 +21,6 @@ use tokio_util::sync::CancellationToken;
 
 /// Bytes of inputs that are copied into one run. Larger requests run alone, uncopied.
 const JOINED_BYTES_MAX: usize = 256 << 20;
-
-/// Priority of a request that names none.
-pub const DEFAULT_PRIORITY: u8 = 5;
-/// The least urgent priority; 1 is the most urgent.
-pub const LOWEST_PRIORITY: u8 = 9;
 
 /// Makes another session of the same graph, for an instance that takes the place of one that hangs. Blocks.
 pub type Spare = Arc<dyn Fn() -> Result<Box<dyn Session>, RuntimeError> + Send + Sync>;
@@ -62,8 +57,10 @@ pub struct Request {
     /// Outputs wanted, by index, in this order.
     pub outputs: Vec<usize>,
     pub deadline: Instant,
-    /// 1 (first) to [`LOWEST_PRIORITY`].
+    /// 1 (first) to the model's last level; 0 is the model's default.
     pub priority: u8,
+    /// How long it wants to wait for an instance at most, where the model's policy asks.
+    pub queue_timeout: Option<Duration>,
     /// Counts the rows that are answered.
     pub progress: Option<Progress>,
 }
@@ -117,7 +114,7 @@ impl Handle {
             timeout: if settings.dynamic_batching { settings.timeout } else { Duration::ZERO },
         };
         let inline = inline.bounded(limits.max_rows);
-        let queue = Queue::new(settings.max_queue, limits, stats.clone());
+        let queue = Queue::new(settings.max_queue, limits, settings.waiting, stats.clone());
         let (watch, stopped) = Watch::new();
         let count = sessions.len();
         let instances = Arc::new(Instances {
@@ -183,9 +180,18 @@ impl Handle {
             return answered;
         }
         let shared = &*self.0.shared;
-        let Request { parts, outputs, deadline, priority, progress } = request;
+        let Request { parts, outputs, deadline, priority, queue_timeout, progress } = request;
         let outputs: Arc<[usize]> = outputs.into();
         let queued_at = Instant::now();
+        let level = shared.queue.waiting().level(priority);
+        let wait_limit = shared.queue.waiting().policy(level).and_then(|policy| {
+            let at = queued_at.checked_add(policy.limit(queue_timeout)?)?;
+            Some(WaitLimit { at, on_timeout: policy.on_timeout })
+        });
+        // Answered when the wait is over, and not only when an instance next looks.
+        let mut rejected_at = wait_limit
+            .filter(|limit| limit.on_timeout == OnTimeout::Reject && limit.at < deadline)
+            .map(|limit| limit.at);
         let mut answers = Vec::with_capacity(parts.len());
         // Fires on any exit: after an answer it stops nothing, after a drop or a timeout it stops the run.
         let mut stop_on_drop = FireOnDrop(Vec::with_capacity(parts.len()));
@@ -201,9 +207,11 @@ impl Handle {
                 inputs,
                 outputs: outputs.clone(),
                 measure,
-                priority: priority.clamp(1, LOWEST_PRIORITY),
+                priority: level,
                 queued_at,
                 deadline,
+                wait_limit,
+                is_delayed: false,
                 interrupt,
                 progress: progress.clone(),
                 reply,
@@ -231,8 +239,23 @@ impl Handle {
         }
         let mut completed = Completed { parts: Vec::new(), queue: Duration::ZERO, inference: Duration::ZERO };
         let mut part_of = Vec::with_capacity(answers.len());
-        for (part, answer) in answers {
+        for (part, mut answer) in answers {
             let failed = |error| PartError { part, error };
+            let mut early = None;
+            if let Some(at) = rejected_at {
+                early = tokio::time::timeout_at(at, &mut answer).await.ok();
+                if early.is_none() {
+                    // Those that are with an instance by now are not touched.
+                    shared.queue.reject_overdue();
+                    rejected_at = None;
+                }
+            }
+            let answer = async {
+                match early {
+                    Some(early) => early,
+                    None => answer.await,
+                }
+            };
             let answered = match tokio::time::timeout_at(deadline, answer).await {
                 Ok(Ok(result)) => result.map_err(failed)?,
                 // The thread dropped the request without an answer: only a bug or an aborted thread can do that.
@@ -296,6 +319,11 @@ impl Handle {
             Some(pieces) => pieces.into_iter().map(measured).collect(),
             None => vec![(inputs, measure)],
         }
+    }
+
+    /// The level that a request of this priority has.
+    pub fn level(&self, priority: u8) -> u8 {
+        self.0.shared.queue.waiting().level(priority)
     }
 
     /// Pieces that wait for an instance.

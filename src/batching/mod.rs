@@ -17,13 +17,15 @@ mod queue;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod waiting;
 mod watch;
 pub mod worth;
 
 pub use error::{BatchError, PartError};
 use handle::Answered;
-pub use handle::{Completed, DEFAULT_PRIORITY, Handle, LOWEST_PRIORITY, Request, Spare, Start};
+pub use handle::{Completed, Handle, Request, Spare, Start};
 pub use inline::{Inline, Learned, SHORT_RUN, Short};
 pub use plan::{Joining, PaddedInput, Padding, Plan};
 pub use probe::{MakeInputs, probe};
 pub use settings::BatchSettings;
+pub use waiting::{Levels, OnTimeout, WaitingPolicy, WaitingSettings};

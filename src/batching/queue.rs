@@ -1,13 +1,13 @@
 //! A bounded queue between async callers and instance threads, which take batches from it as `policy` decides.
 //!
 //! Invariants: never longer than its bound, but that the pieces of one request enter together or not at all, and that a
-//! request whose first run was let in has the others let in; ordered by
-//! priority, then by arrival; closed once and for ever; what was queued before closing is still handed out; abandoned and
+//! request whose first run was let in has the others let in; ordered by priority, then by arrival, those of a priority that
+//! have waited too long last; closed once and for ever; what was queued before closing is still handed out; abandoned and
 //! expired requests are never handed out.
 
 use super::plan::Measure;
 use super::policy::{self, Candidate, Decision, Limits};
-use super::{Answered, BatchError};
+use super::{Answered, BatchError, OnTimeout, WaitingSettings};
 use crate::runtime::{Input, Interrupt};
 use crate::tasks::Progress;
 use crate::telemetry::stats::ModelStats;
@@ -28,12 +28,36 @@ pub(super) struct Pending {
     pub(super) priority: u8,
     pub(super) queued_at: Instant,
     pub(super) deadline: Instant,
+    pub(super) wait_limit: Option<WaitLimit>,
+    /// Waited longer than it may, and stands behind the others of its priority.
+    pub(super) is_delayed: bool,
     pub(super) interrupt: Interrupt,
     pub(super) progress: Option<Progress>,
     pub(super) reply: oneshot::Sender<Result<Answered, BatchError>>,
 }
 
+/// When a request has waited as long as it may, and what becomes of it then.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct WaitLimit {
+    pub(super) at: Instant,
+    pub(super) on_timeout: OnTimeout,
+}
+
 impl Pending {
+    /// What it is ordered by.
+    fn place(&self) -> (u8, bool) {
+        (self.priority, self.is_delayed)
+    }
+
+    fn has_waited_too_long(&self, now: Instant, then: OnTimeout) -> bool {
+        self.wait_limit.is_some_and(|limit| limit.on_timeout == then && limit.at <= now)
+    }
+
+    /// Whether it is answered without a run.
+    fn is_expired(&self, now: Instant) -> bool {
+        self.deadline <= now || self.has_waited_too_long(now, OnTimeout::Reject)
+    }
+
     /// Whether nobody waits for it any more: its interrupt fired when the waiting future was dropped.
     pub(super) fn is_abandoned(&self) -> bool {
         self.interrupt.is_fired() || self.reply.is_closed()
@@ -46,6 +70,7 @@ pub(super) struct Queue {
     filled: Condvar,
     bound: usize,
     limits: Limits,
+    waiting: WaitingSettings,
     /// Set once where the graph's outputs turned out not to follow the rows.
     alone: AtomicBool,
     stats: Arc<ModelStats>,
@@ -57,9 +82,14 @@ struct State {
 }
 
 impl Queue {
-    pub(super) fn new(bound: usize, limits: Limits, stats: Arc<ModelStats>) -> Queue {
-        let state = State { waiting: VecDeque::new(), closed: false };
-        Queue { state: Mutex::new(state), filled: Condvar::new(), bound, limits, alone: AtomicBool::new(false), stats }
+    pub(super) fn new(bound: usize, limits: Limits, waiting: WaitingSettings, stats: Arc<ModelStats>) -> Queue {
+        let state = Mutex::new(State { waiting: VecDeque::new(), closed: false });
+        Queue { state, filled: Condvar::new(), bound, limits, waiting, alone: AtomicBool::new(false), stats }
+    }
+
+    /// How requests wait here.
+    pub(super) fn waiting(&self) -> &WaitingSettings {
+        &self.waiting
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -79,7 +109,18 @@ impl Queue {
                 return Err(BatchError::QueueFull { waiting: state.waiting.len() });
             }
         }
-        self.insert(state, pieces);
+        let level = pieces.first().map_or(0, |first| first.priority);
+        if let Some(most) = self.waiting.policy(level).and_then(|policy| policy.max_waiting) {
+            let of_level = |state: &State| state.waiting.iter().filter(|other| other.priority == level).count();
+            if of_level(&state) >= most {
+                self.remove(&mut state, Pending::is_abandoned);
+                let waiting = of_level(&state);
+                if waiting >= most {
+                    return Err(BatchError::QueueFull { waiting });
+                }
+            }
+        }
+        self.put(state, pieces);
         Ok(())
     }
 
@@ -90,18 +131,13 @@ impl Queue {
         if state.closed {
             return Err(BatchError::Closed);
         }
-        self.insert(state, pieces);
+        self.put(state, pieces);
         Ok(())
     }
 
-    fn insert(&self, mut state: MutexGuard<'_, State>, pieces: Vec<Pending>) {
+    fn put(&self, mut state: MutexGuard<'_, State>, pieces: Vec<Pending>) {
         let count = pieces.len();
-        for piece in pieces {
-            // From the back: nearly always the last place.
-            let behind = state.waiting.iter().rev().take_while(|other| other.priority > piece.priority).count();
-            let place = state.waiting.len() - behind;
-            state.waiting.insert(place, piece);
-        }
+        pieces.into_iter().for_each(|piece| insert(&mut state, piece));
         drop(state);
         self.stats.queue_changed(isize::try_from(count).unwrap_or(isize::MAX));
         for _ in 0..count {
@@ -115,6 +151,7 @@ impl Queue {
         loop {
             let now = Instant::now();
             self.drop_dead(&mut state, now);
+            delay(&mut state, now);
             let alone = self.has_stopped_joining();
             let candidates = state.waiting.iter().take(LOOK_AT).map(|pending| Candidate {
                 shape: pending.measure.shape.as_deref().filter(|_| !alone),
@@ -157,7 +194,7 @@ impl Queue {
 
     /// Takes out those whom nobody waits for, and answers those whose deadline has passed.
     fn drop_dead(&self, state: &mut State, now: Instant) {
-        let is_dead = |pending: &Pending| pending.is_abandoned() || pending.deadline <= now;
+        let is_dead = |pending: &Pending| pending.is_abandoned() || pending.is_expired(now);
         if state.waiting.len() <= LOOK_AT {
             if state.waiting.iter().any(is_dead) {
                 self.remove(state, is_dead);
@@ -179,6 +216,12 @@ impl Queue {
         let gone = before - state.waiting.len();
         self.stats.queue_changed(-isize::try_from(gone).unwrap_or(isize::MAX));
         dead.into_iter().for_each(expire);
+    }
+
+    /// Answers those that have waited too long, for a caller who sees that its own time to wait is over.
+    pub(super) fn reject_overdue(&self) {
+        let now = Instant::now();
+        self.remove(&mut self.lock(), |pending| pending.is_expired(now));
     }
 
     /// From now on every request is a run of its own.
@@ -207,6 +250,28 @@ impl Queue {
     }
 }
 
+/// Behind all that are served before it.
+fn insert(state: &mut State, piece: Pending) {
+    // From the back: nearly always the last place.
+    let behind = state.waiting.iter().rev().take_while(|other| other.place() > piece.place()).count();
+    let place = state.waiting.len() - behind;
+    state.waiting.insert(place, piece);
+}
+
+/// Puts those that have waited too long, and are not rejected for it, behind the others of their priority.
+fn delay(state: &mut State, now: Instant) {
+    let is_overdue = |pending: &Pending| !pending.is_delayed && pending.has_waited_too_long(now, OnTimeout::Delay);
+    if !state.waiting.iter().take(LOOK_AT).any(is_overdue) {
+        return;
+    }
+    let (overdue, waiting): (VecDeque<Pending>, VecDeque<Pending>) =
+        std::mem::take(&mut state.waiting).into_iter().partition(is_overdue);
+    state.waiting = waiting;
+    for piece in overdue {
+        insert(state, Pending { is_delayed: true, ..piece });
+    }
+}
+
 /// Answers a request whose time has passed.
 pub(super) fn expire(pending: Pending) {
     // The receiver may be gone; then nobody waits for the answer.
@@ -216,6 +281,7 @@ pub(super) fn expire(pending: Pending) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batching::WaitingPolicy;
     use crate::telemetry::stats::Stats;
     use std::time::Duration;
 
@@ -231,7 +297,11 @@ mod tests {
     type Answer = oneshot::Receiver<Result<Answered, BatchError>>;
 
     fn queue(bound: usize, limits: Limits) -> Queue {
-        Queue::new(bound, limits, Stats::new(Duration::from_secs(60)).model("m", 1))
+        queue_with(bound, limits, WaitingSettings::default())
+    }
+
+    fn queue_with(bound: usize, limits: Limits, waiting: WaitingSettings) -> Queue {
+        Queue::new(bound, limits, waiting, Stats::new(Duration::from_secs(60)).model("m", 1))
     }
 
     /// A request known by its number of bytes.
@@ -245,6 +315,8 @@ mod tests {
             priority,
             queued_at: now,
             deadline: now + Duration::from_secs(60),
+            wait_limit: None,
+            is_delayed: false,
             interrupt: Interrupt::new(),
             progress: None,
             reply,
@@ -308,6 +380,59 @@ mod tests {
         queue.close();
         let (d, _d) = pending(4, 5);
         assert!(matches!(queue.push_next(vec![d]), Err(BatchError::Closed)));
+    }
+
+    #[test]
+    fn those_that_waited_too_long_go_behind_their_level_or_are_rejected() {
+        let queue = queue(9, Limits { max_rows: 1, preferred_rows: 1, ..LIMITS });
+        let late = |on_timeout| Some(WaitLimit { at: Instant::now(), on_timeout });
+        let mut answers = vec![];
+        for (id, priority, wait_limit) in [
+            (1, 5, late(OnTimeout::Delay)),
+            (2, 5, late(OnTimeout::Reject)),
+            (3, 5, None),
+            (4, 6, None),
+            (5, 1, late(OnTimeout::Delay)),
+        ] {
+            let (request, answer) = pending(id, priority);
+            answers.push(answer);
+            queue.push(vec![Pending { wait_limit, ..request }]).unwrap();
+        }
+        assert_eq!(ids(queue.take()), [5], "more urgent than all, however late");
+        let (newer, _newer) = pending(6, 5);
+        queue.push(vec![newer]).unwrap();
+        let order: Vec<usize> = (0..4).flat_map(|_| ids(queue.take())).collect();
+        assert_eq!(order, [3, 6, 1, 4]);
+        assert!(matches!(answers[1].try_recv(), Ok(Err(BatchError::Expired))));
+        assert_eq!(queue.len(), 0);
+    }
+
+    #[test]
+    fn a_wait_that_is_over_is_answered_while_no_instance_looks() {
+        let queue = queue(9, LIMITS);
+        let (request, mut answer) = pending(1, 5);
+        let wait_limit = Some(WaitLimit { at: Instant::now(), on_timeout: OnTimeout::Reject });
+        queue.push(vec![Pending { wait_limit, ..request }]).unwrap();
+        queue.reject_overdue();
+        assert!(matches!(answer.try_recv(), Ok(Err(BatchError::Expired))));
+        assert_eq!(queue.len(), 0);
+    }
+
+    #[test]
+    fn a_level_has_a_bound_of_its_own() {
+        let policy = WaitingPolicy { max_waiting: Some(1), ..WaitingPolicy::default() };
+        let waiting = WaitingSettings { of_level: [(2, policy)].into(), ..WaitingSettings::default() };
+        let queue = queue_with(9, LIMITS, waiting);
+        let mut answers = vec![];
+        let mut push = |id, priority| {
+            let (request, answer) = pending(id, priority);
+            answers.push(answer);
+            queue.push(vec![request])
+        };
+        push(1, 2).unwrap();
+        assert!(matches!(push(2, 2), Err(BatchError::QueueFull { waiting: 1 })));
+        push(3, 1).unwrap();
+        push(4, 1).unwrap();
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! How requests of a model wait and join: `[batch]` without the keys that concern instances.
 
+use super::WaitingSettings;
 use std::time::Duration;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -16,6 +17,7 @@ pub struct BatchSettings {
     pub max_batch_tokens: usize,
     /// Requests that may wait for an instance.
     pub max_queue: usize,
+    pub waiting: WaitingSettings,
 }
 
 impl Default for BatchSettings {
@@ -27,6 +29,7 @@ impl Default for BatchSettings {
             timeout: Duration::ZERO,
             max_batch_tokens: 16_384,
             max_queue: 256,
+            waiting: WaitingSettings::default(),
         }
     }
 }

@@ -76,7 +76,7 @@ fn soon() -> Instant {
 }
 
 fn empty(deadline: Instant) -> Request {
-    Request { parts: vec![vec![]], outputs: vec![], deadline, priority: DEFAULT_PRIORITY, progress: None }
+    Request { parts: vec![vec![]], outputs: vec![], deadline, priority: 0, queue_timeout: None, progress: None }
 }
 
 fn numbers(rows: usize, from: i64) -> Tensor {
@@ -86,7 +86,28 @@ fn numbers(rows: usize, from: i64) -> Tensor {
 
 fn of(parts: Vec<Tensor>) -> Request {
     let parts = parts.into_iter().map(|tensor| vec![(0, tensor.into())]).collect();
-    Request { parts, outputs: vec![0], deadline: soon(), priority: DEFAULT_PRIORITY, progress: None }
+    Request { parts, outputs: vec![0], deadline: soon(), priority: 0, queue_timeout: None, progress: None }
+}
+
+#[tokio::test]
+async fn a_wait_that_is_over_is_answered_while_the_instance_is_busy_and_no_run_is_stopped_by_it() {
+    let (Door { entered, release }, pass) = door();
+    let policy = WaitingPolicy { timeout: Some(Duration::from_millis(20)), ..WaitingPolicy::default() };
+    let waiting = WaitingSettings { policy: Some(policy), ..WaitingSettings::default() };
+    let house = start(BatchSettings { waiting, ..BatchSettings::default() }, rows_plan(), move |inputs, _, _| {
+        pass();
+        Ok(vec![inputs[0].1.clone()])
+    });
+    let (handle, first) = (house.handle.clone(), of(vec![numbers(1, 1)]));
+    let held = house.tasks.spawn("held", async move { handle.run(first).await });
+    while entered.try_recv().is_err() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let late = house.handle.run(of(vec![numbers(1, 2), numbers(1, 3)])).await;
+    assert!(matches!(late, Err(PartError { error: BatchError::Expired, .. })), "{late:?}");
+    assert_eq!(house.handle.queue_depth(), 0);
+    release.send(()).unwrap();
+    assert_eq!(got(&held.await.unwrap().unwrap().parts[0]), [1], "its wait was over in time, however long its run");
 }
 
 fn given(inputs: &[Input]) -> Vec<i64> {

@@ -224,6 +224,7 @@ mod tests {
             tuned: None,
             output_labels: BTreeMap::new(),
             max_batch_size: 0,
+            runtime: Arc::new(crate::runtime::fake::FakeRuntime::new(vec![], vec![], |_, _, _| Ok(vec![]))),
             config_json: Value::Null,
             caches: Caches::new(&CacheSettings::default()),
             stats,

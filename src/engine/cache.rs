@@ -106,7 +106,7 @@ impl InferenceEngine {
         let started = Instant::now();
         let mut waited = Duration::ZERO;
         let lead = loop {
-            let follow = match self.0.flights.join(key, options.priority, store) {
+            let follow = match self.0.flights.join(key, model.handle.level(options.priority), store) {
                 Turn::Kept(answer) => match hit(model, &answer, waited) {
                     Some(response) => return Ok(response),
                     None => break None,

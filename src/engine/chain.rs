@@ -39,7 +39,7 @@ impl InferenceEngine {
         has_begun: &AtomicBool,
     ) -> Result<PartsResponse, EngineError> {
         let Chain { parts, carried } = chain;
-        let RunOptions { deadline, priority, progress } = options;
+        let RunOptions { deadline, priority, progress, queue_timeout } = options;
         if let Some(progress) = &progress {
             progress.add_total(parts.len() as u64);
         }
@@ -52,7 +52,14 @@ impl InferenceEngine {
                 inputs.retain(|(input, _)| *input != index);
                 inputs.push((index, value));
             }
-            let request = Request { parts: vec![inputs], outputs: all.clone(), deadline, priority, progress: None };
+            let request = Request {
+                parts: vec![inputs],
+                outputs: all.clone(),
+                deadline,
+                priority,
+                progress: None,
+                queue_timeout,
+            };
             // Where the first is refused the request has failed.
             let completed = match has_begun.swap(true, Ordering::Relaxed) {
                 false => model.handle.run(request).await,

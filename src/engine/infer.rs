@@ -49,11 +49,11 @@ impl InferenceEngine {
         wanted: Vec<usize>,
         options: RunOptions,
     ) -> Result<PartsResponse, EngineError> {
-        let RunOptions { deadline, priority, progress } = options;
+        let RunOptions { deadline, priority, queue_timeout, progress } = options;
         let single = parts.len() == 1;
         let names: Vec<&String> =
             wanted.iter().filter_map(|&index| model.outputs.get(index)).map(|spec| &spec.name).collect();
-        let request = Request { parts, outputs: wanted.clone(), deadline, priority, progress };
+        let request = Request { parts, outputs: wanted.clone(), deadline, priority, queue_timeout, progress };
         let completed = model.handle.run(request).await.map_err(|PartError { part, error }| match error {
             BatchError::Runtime(RuntimeError::Run(problem)) if !single => {
                 PipelineError::Item { index: part, problem }.into()

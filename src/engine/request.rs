@@ -1,6 +1,5 @@
 //! What doors give to the engine and get back.
 
-use crate::batching::{DEFAULT_PRIORITY, LOWEST_PRIORITY};
 use crate::pipelines::{Item, Parameters, Prediction};
 use crate::tasks::Progress;
 use crate::tensor::Value;
@@ -37,8 +36,10 @@ pub struct PredictRequest {
 pub struct RunOptions {
     /// When the answer is worthless.
     pub deadline: Instant,
-    /// 1 (first) to [`LOWEST_PRIORITY`].
+    /// 1 (first) to the model's last level; 0 is the model's default.
     pub priority: u8,
+    /// How long it wants to wait for an instance at most, where the model's policy asks.
+    pub queue_timeout: Option<Duration>,
     /// Counts the rows that are answered.
     pub progress: Option<Progress>,
 }
@@ -46,17 +47,13 @@ pub struct RunOptions {
 impl RunOptions {
     /// A request of usual urgency that nobody watches.
     pub fn until(deadline: Instant) -> RunOptions {
-        RunOptions { deadline, priority: DEFAULT_PRIORITY, progress: None }
+        RunOptions { deadline, priority: 0, queue_timeout: None, progress: None }
     }
 
     /// `priority` as clients give it: 1 is the most urgent, 0 or nothing the default, what lies beyond the least urgent.
     #[must_use]
     pub fn with_priority(self, priority: Option<u64>) -> RunOptions {
-        let priority = match priority {
-            None | Some(0) => DEFAULT_PRIORITY,
-            Some(priority) => u8::try_from(priority).unwrap_or(u8::MAX).min(LOWEST_PRIORITY),
-        };
-        RunOptions { priority, ..self }
+        RunOptions { priority: u8::try_from(priority.unwrap_or(0)).unwrap_or(u8::MAX), ..self }
     }
 }
 

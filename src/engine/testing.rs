@@ -52,7 +52,8 @@ pub(crate) fn caching_model(
     let source = GraphSource { file: "".into(), text_tower: None, folder: "".into(), max_file_bytes: 0 };
     let device = DeviceSettings::default();
     let settings = SessionSettings { device, optimization_level: OptimizationLevel::None, intra_threads: 1 };
-    let session = FakeRuntime::new(inputs.clone(), outputs.clone(), run).load(&source, &settings).unwrap();
+    let runtime = Arc::new(FakeRuntime::new(inputs.clone(), outputs.clone(), run));
+    let session = runtime.load(&source, &settings).unwrap();
     let facts = session.facts().clone();
     let stats = Stats::default().model("fake", 1);
     let start = Start {
@@ -82,6 +83,7 @@ pub(crate) fn caching_model(
         caches: Caches::new(cache),
         stats,
         source,
+        runtime,
         hints: Default::default(),
         handle: Handle::start(start, tasks).unwrap(),
         memory: Default::default(),

@@ -4,7 +4,7 @@
 //! alone. No cache is asked.
 
 use super::{EngineError, InferenceEngine, LoadedModel};
-use crate::batching::{BatchError, DEFAULT_PRIORITY, Joining, Request};
+use crate::batching::{BatchError, Joining, Request};
 use crate::runtime::{Input, RuntimeError};
 use crate::tensor::{Dim, Spec};
 use std::sync::Arc;
@@ -93,7 +93,8 @@ impl InferenceEngine {
                 parts: vec![inputs.clone()],
                 outputs: outputs.clone(),
                 deadline,
-                priority: DEFAULT_PRIORITY,
+                priority: 0,
+                queue_timeout: None,
                 progress: None,
             };
             model.handle.run(request).await.map_err(|failed| match failed.error {

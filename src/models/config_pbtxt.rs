@@ -4,13 +4,12 @@
 //! Invariants: what would change a model's answers and is not done is an error, never ignored; what only tunes another
 //! server is kept and shown. The schema is `proto/model_config.proto`, read by reflection. Touches no file.
 
-use super::manifest::{INSTANCES_MAX, VersionPolicy, is_contained};
+use super::config_settings::{self, Settings};
+use super::manifest::{VersionPolicy, is_contained};
+use super::reshape::{Reshape, Reshapes};
 use super::{ModelName, ModelOverrides, Version};
-use crate::runtime::DeviceType;
 use crate::tensor::{DType, Dim, Spec, ValueType};
-use prost_reflect::{
-    DescriptorPool, DeserializeOptions, DynamicMessage, MapKey, MessageDescriptor, SerializeOptions, Value,
-};
+use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions, Value};
 use std::num::NonZeroUsize;
 use std::sync::OnceLock;
 
@@ -43,6 +42,8 @@ pub(super) struct GivenConfig {
     pub(super) inputs: Vec<GivenTensor>,
     pub(super) outputs: Vec<GivenTensor>,
     pub(super) settings: ModelOverrides,
+    /// What the configuration asks for and this server does not do, since it changes no answer; for the log.
+    pub(super) unused: Vec<String>,
     pub(super) warmup: Vec<GivenWarmup>,
 }
 
@@ -53,6 +54,8 @@ pub(super) struct GivenTensor {
     data_type: i32,
     /// Empty where the configuration is silent.
     dims: Vec<i64>,
+    /// Where the graph has another shape than `dims`.
+    reshape: Option<Reshape>,
     /// Of an output: the file with its class names.
     pub(super) label_filename: Option<String>,
 }
@@ -179,12 +182,14 @@ impl GivenConfig {
                 format!("expected a file inside the version's folder, got {file:?}"),
             ));
         }
+        let Settings { overrides, unused } = config_settings::read(&message)?;
         Ok(GivenConfig {
             name: some_text(&message, "name"),
             version_policy: version_policy(&message)?,
-            inputs: tensors(&message, "input")?,
-            outputs: tensors(&message, "output")?,
-            settings: settings(&message)?,
+            inputs: tensors(&message, "input", max_batch_size > 0)?,
+            outputs: tensors(&message, "output", max_batch_size > 0)?,
+            settings: overrides,
+            unused,
             warmup: warmup(&message)?,
             graph_file,
             max_batch_size,
@@ -192,7 +197,15 @@ impl GivenConfig {
         })
     }
 
-    /// Checks what is stated of inputs and outputs against the graph.
+    /// The tensors that clients see in another shape than the graph.
+    pub(super) fn reshapes(&self) -> Reshapes {
+        let of = |tensors: &[GivenTensor]| {
+            tensors.iter().filter_map(|tensor| Some((tensor.name.clone(), tensor.reshape.clone()?))).collect()
+        };
+        Reshapes { inputs: of(&self.inputs), outputs: of(&self.outputs) }
+    }
+
+    /// Checks what is stated of inputs and outputs against the graph as clients see it: reshapes are applied and hold.
     ///
     /// # Errors
     /// Names the tensor, what the graph declares and what the configuration states.
@@ -396,6 +409,13 @@ fn refuse_what_is_not_served(message: &DynamicMessage) -> Result<(), ConfigError
         let instead = "every request has one answer";
         return Err(ConfigError::NotServed { field: "model_transaction_policy", what: "decoupled".into(), instead });
     }
+    let agents =
+        child(message, "model_repository_agents").map(|agents| messages(&agents, "agents")).unwrap_or_default();
+    if let Some(agent) = agents.first() {
+        let what = format!("the agent \"{}\"", bounded(&text(agent, "name")));
+        let instead = "check or change the files before they are put into the store, and leave the agent out";
+        return Err(ConfigError::NotServed { field: "model_repository_agents", what, instead });
+    }
     for field in ["batch_input", "batch_output"] {
         if !messages(message, field).is_empty() {
             let instead = "send the tensor with the request";
@@ -426,7 +446,7 @@ fn version_policy(message: &DynamicMessage) -> Result<Option<VersionPolicy>, Con
     }
 }
 
-fn tensors(message: &DynamicMessage, field: &'static str) -> Result<Vec<GivenTensor>, ConfigError> {
+fn tensors(message: &DynamicMessage, field: &'static str, batched: bool) -> Result<Vec<GivenTensor>, ConfigError> {
     messages(message, field)
         .iter()
         .map(|tensor| {
@@ -435,105 +455,31 @@ fn tensors(message: &DynamicMessage, field: &'static str) -> Result<Vec<GivenTen
             if name.is_empty() {
                 return Err(value(field, "a tensor without a name".into()));
             }
-            if tensor.has_field_by_name("reshape") {
-                let what = format!("reshape (of {place})");
-                return Err(ConfigError::NotServed { field, what, instead: "state the shape that the graph declares" });
-            }
             if int(tensor, "allow_ragged_batch") != 0 {
                 let what = format!("allow_ragged_batch (of {place})");
                 return Err(ConfigError::NotServed { field, what, instead: "send requests of one shape" });
             }
-            let dims: Vec<i64> = messages_or_numbers(tensor, "dims").iter().filter_map(Value::as_i64).collect();
+            let dims = numbers(tensor, "dims");
             if let Some(bad) = dims.iter().find(|&&dim| dim < -1) {
                 return Err(value(&format!("{place}: dims"), format!("expected sizes, or -1 for any size, got {bad}")));
             }
+            let reshape = match child(tensor, "reshape") {
+                Some(reshape) => {
+                    let shape = numbers(&reshape, "shape");
+                    let reshape = Reshape::new(dims.clone(), shape, batched);
+                    Some(reshape.map_err(|problem| value(&format!("{place}: reshape"), problem))?)
+                }
+                None => None,
+            };
             let label_filename = some_text(tensor, "label_filename");
             if let Some(file) = label_filename.as_deref().filter(|file| !is_contained(file)) {
                 let problem = format!("expected a file inside the model's folder, got {file:?}");
                 return Err(value(&format!("{place}: label_filename"), problem));
             }
             let data_type = i32::try_from(int(tensor, "data_type")).unwrap_or(0);
-            Ok(GivenTensor { name, data_type, dims, label_filename })
+            Ok(GivenTensor { name, data_type, dims, reshape, label_filename })
         })
         .collect()
-}
-
-fn settings(message: &DynamicMessage) -> Result<ModelOverrides, ConfigError> {
-    const KIND_GPU: i64 = 1;
-    const KIND_CPU: i64 = 2;
-    let mut settings = ModelOverrides::default();
-    let groups = messages(message, "instance_group");
-    if groups.len() > 1 {
-        tracing::warn!(
-            groups = groups.len(),
-            "only the first instance_group chooses the device; the counts are added up"
-        );
-    }
-    let mut instances = 0usize;
-    for group in &groups {
-        let count = usize::try_from(int(group, "count")).ok().filter(|count| *count <= INSTANCES_MAX);
-        let Some(count) = count else {
-            return Err(value(
-                "instance_group.count",
-                format!("expected 0 to {INSTANCES_MAX}, got {}", int(group, "count")),
-            ));
-        };
-        instances = instances.saturating_add(count);
-    }
-    settings.batch.instances = (instances > 0).then_some(instances.min(INSTANCES_MAX));
-    if let Some(group) = groups.first() {
-        settings.device.device_type = match int(group, "kind") {
-            KIND_GPU => Some(DeviceType::Cuda),
-            KIND_CPU => Some(DeviceType::Cpu),
-            _ => None,
-        };
-        let gpu = messages_or_numbers(group, "gpus").first().and_then(Value::as_i32);
-        settings.device.device_index = gpu.and_then(|gpu| u32::try_from(gpu).ok());
-    }
-    if settings.device.device_type != Some(DeviceType::Cpu)
-        && let Some(accelerators) =
-            child(message, "optimization").and_then(|policy| child(&policy, "execution_accelerators"))
-    {
-        for accelerator in messages(&accelerators, "gpu_execution_accelerator") {
-            match text(&accelerator, "name").as_str() {
-                "tensorrt" => settings.device.device_type = Some(DeviceType::Tensorrt),
-                "cuda" => settings.device.device_type = Some(DeviceType::Cuda),
-                other => tracing::warn!(
-                    accelerator = bounded(other),
-                    "an execution accelerator is not known and is not used"
-                ),
-            }
-        }
-    }
-    if let Ok(max_batch_size @ 1..) = usize::try_from(int(message, "max_batch_size")) {
-        settings.batch.max_batch_size = Some(max_batch_size);
-    }
-    let batching = child(message, "dynamic_batching");
-    if let Some(batching) = &batching {
-        let preferred = messages_or_numbers(batching, "preferred_batch_size");
-        let preferred = preferred.iter().filter_map(Value::as_i32).filter_map(|size| usize::try_from(size).ok()).max();
-        settings.batch.batch_size = preferred.filter(|size| *size > 0);
-        let micros = batching.get_field_by_name("max_queue_delay_microseconds");
-        // Below a millisecond is what instances wait for each other anyway.
-        settings.batch.timeout_ms = micros.and_then(|micros| micros.as_u64()).map(|micros| (micros / 1000).min(60_000));
-    }
-    let queue = batching.and_then(|batching| child(&batching, "default_queue_policy"));
-    settings.batch.max_queue =
-        queue.and_then(|queue| usize::try_from(int(&queue, "max_queue_size")).ok()).filter(|size| *size > 0);
-    if let Some(count) = parameter(message, "intra_op_thread_count") {
-        let problem =
-            || value("parameters.intra_op_thread_count", format!("expected a number, got {:?}", bounded(&count)));
-        let count: usize = count.trim().parse().map_err(|_| problem())?;
-        // 0 is "as many as there are cores", which is the default here as well.
-        settings.batch.intra_threads = (count > 0).then_some(count.min(INSTANCES_MAX));
-    }
-    Ok(settings)
-}
-
-fn parameter(message: &DynamicMessage, name: &str) -> Option<String> {
-    let parameters = message.get_field_by_name("parameters")?;
-    let entry = parameters.as_map()?.get(&MapKey::String(name.to_owned()))?;
-    some_text(entry.as_message()?, "string_value")
 }
 
 fn warmup(message: &DynamicMessage) -> Result<Vec<GivenWarmup>, ConfigError> {
@@ -631,12 +577,12 @@ fn normalise(text: &str) -> Result<String, ConfigError> {
     Ok(normal)
 }
 
-fn value(field: &str, problem: String) -> ConfigError {
+pub(super) fn value(field: &str, problem: String) -> ConfigError {
     ConfigError::Value { field: bounded(field), problem }
 }
 
 /// Foreign text in a message, cut where it is long.
-fn bounded(text: &str) -> String {
+pub(super) fn bounded(text: &str) -> String {
     const SHOWN: usize = 300;
     match text.char_indices().nth(SHOWN) {
         Some((end, _)) => format!("{}…", text.get(..end).unwrap_or_default()),
@@ -648,16 +594,16 @@ fn put(message: &mut DynamicMessage, field: &str, content: Value) -> Result<(), 
     message.try_set_field_by_name(field, content).map_err(|error| ConfigError::Syntax(format!("{field}: {error}")))
 }
 
-fn text(message: &DynamicMessage, field: &str) -> String {
+pub(super) fn text(message: &DynamicMessage, field: &str) -> String {
     message.get_field_by_name(field).and_then(|value| value.as_str().map(str::to_owned)).unwrap_or_default()
 }
 
-fn some_text(message: &DynamicMessage, field: &str) -> Option<String> {
+pub(super) fn some_text(message: &DynamicMessage, field: &str) -> Option<String> {
     Some(text(message, field)).filter(|text| !text.is_empty())
 }
 
 /// A number, an enumeration or a boolean as a number; 0 where it is not stated.
-fn int(message: &DynamicMessage, field: &str) -> i64 {
+pub(super) fn int(message: &DynamicMessage, field: &str) -> i64 {
     match message.get_field_by_name(field).as_deref() {
         Some(Value::Bool(value)) => i64::from(*value),
         Some(Value::I32(value) | Value::EnumNumber(value)) => i64::from(*value),
@@ -668,24 +614,29 @@ fn int(message: &DynamicMessage, field: &str) -> i64 {
     }
 }
 
-fn child(message: &DynamicMessage, field: &str) -> Option<DynamicMessage> {
+pub(super) fn child(message: &DynamicMessage, field: &str) -> Option<DynamicMessage> {
     if !message.has_field_by_name(field) {
         return None;
     }
     message.get_field_by_name(field)?.as_message().cloned()
 }
 
-fn messages(message: &DynamicMessage, field: &str) -> Vec<DynamicMessage> {
+pub(super) fn messages(message: &DynamicMessage, field: &str) -> Vec<DynamicMessage> {
     messages_or_numbers(message, field).iter().filter_map(|value| value.as_message().cloned()).collect()
 }
 
-fn messages_or_numbers(message: &DynamicMessage, field: &str) -> Vec<Value> {
+fn numbers(message: &DynamicMessage, field: &str) -> Vec<i64> {
+    messages_or_numbers(message, field).iter().filter_map(Value::as_i64).collect()
+}
+
+pub(super) fn messages_or_numbers(message: &DynamicMessage, field: &str) -> Vec<Value> {
     message.get_field_by_name(field).and_then(|value| value.as_list().map(<[Value]>::to_vec)).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::DeviceType;
     use serde_json::json;
 
     fn spec(name: &str, dtype: DType, dims: &[i64]) -> Spec {
@@ -765,8 +716,13 @@ mod tests {
         check("sequence_batching { }", "sequence batching is not served");
         check(
             "input { name: \"x\" data_type: TYPE_FP32 dims: 1 reshape { shape: [] } }",
-            "reshape (of input 'x') is not served",
+            "input 'x': reshape: an empty shape needs max_batch_size above 0",
         );
+        check(
+            "output { name: \"y\" data_type: TYPE_FP32 dims: [ 4 ] reshape { shape: [ 2, 3 ] } }",
+            "output 'y': reshape: dims [4] and shape [2, 3]",
+        );
+        check("model_repository_agents { agents [ { name: \"checksum\" } ] }", "the agent \"checksum\" is not served");
         check("max_batch_size: -1", "max_batch_size: expected 0 or more, got -1");
         check("max_batchsize: 1", "max_batchsize");
         check("input { data_type: TYPE_FP32 }", "without a name");
@@ -870,6 +826,46 @@ mod tests {
         assert_eq!(config["metric_tags"], json!({"a": "b"}));
         // What is written can be read again.
         GivenConfig::parse_json(&config.to_string()).unwrap();
+    }
+
+    /// The messages that a configuration is made of, by name, with the names of their fields.
+    fn messages_of(message: &MessageDescriptor, into: &mut std::collections::BTreeMap<String, Vec<String>>) {
+        let name = message.full_name().trim_start_matches("inference.").to_owned();
+        if !message.is_map_entry() {
+            if into.contains_key(&name) {
+                return;
+            }
+            into.insert(name, message.fields().map(|field| field.name().to_owned()).collect());
+        }
+        message
+            .fields()
+            .filter_map(|field| field.kind().as_message().cloned())
+            .for_each(|inner| messages_of(&inner, into));
+    }
+
+    #[test]
+    fn the_page_names_every_field_of_the_schema_and_no_other() {
+        let mut schema = std::collections::BTreeMap::new();
+        messages_of(&descriptor("ModelConfig").unwrap(), &mut schema);
+        assert!(schema.len() > 30, "{schema:?}");
+        let page = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/triton.md"));
+        let mut named = std::collections::BTreeMap::new();
+        for section in page.split("\n## ").skip(1) {
+            let (title, text) = section.split_once('\n').unwrap();
+            let rows = text.lines().filter_map(|line| line.strip_prefix("| `")?.split_once("` | "));
+            let fields: Vec<String> = rows
+                .map(|(field, words)| {
+                    let kinds = ["honoured", "shown", "named", "refused", "see ", "of "];
+                    assert!(kinds.iter().any(|kind| words.starts_with(kind)), "{title}: {field}: {words}");
+                    field.to_owned()
+                })
+                .collect();
+            assert!(named.insert(title.to_owned(), fields).is_none(), "{title} stands twice");
+        }
+        for fields in schema.values_mut().chain(named.values_mut()) {
+            fields.sort();
+        }
+        assert_eq!(named, schema);
     }
 
     use proptest::prelude::*;

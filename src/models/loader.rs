@@ -102,6 +102,15 @@ pub(super) fn load(
 ) -> Result<LoadedModel, LoadError> {
     let started = Instant::now();
     let config = job.config.as_deref();
+    if let Some(unused) = config.map(|config| config.unused.join(", ")).filter(|unused| !unused.is_empty()) {
+        tracing::warn!(
+            model = %job.name, version = %job.version, unused,
+            "the configuration tunes what this server does in its own way; answers are the same"
+        );
+    }
+    // From here on every tensor has the shape that clients see.
+    let reshapes = config.map(GivenConfig::reshapes).unwrap_or_default();
+    let runtime = &reshapes.seen_through(runtime.clone());
     let source = source(job)?;
     let graph_name = source
         .file
@@ -207,6 +216,7 @@ pub(super) fn load(
         config_json,
         stats: job.stats.clone(),
         source: kept_source,
+        runtime: runtime.clone(),
         hints,
         caches: Caches::new(&job.settings.cache),
         handle,
@@ -391,6 +401,10 @@ fn joining_plan(
 ) -> Plan {
     if !job.settings.batch.dynamic_batching {
         return Plan::alone("dynamic_batching is off");
+    }
+    // The first dimension that clients see is then not the graph's.
+    if job.config.as_deref().is_some_and(|config| config.max_batch_size == 0 && !config.reshapes().is_empty()) {
+        return Plan::alone("a tensor is reshaped and has no batch dimension");
     }
     batch_plan(sessions, hints, &padded_inputs(job, inputs, pipeline), interrupt)
 }

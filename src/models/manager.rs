@@ -276,13 +276,13 @@ impl ModelManager {
     /// # Errors
     /// As the load of a version.
     pub async fn bare_session(&self, model: &LoadedModel) -> Result<Box<dyn Session>, ModelError> {
-        let (inner, source) = (self.0.clone(), model.source.clone());
+        let (runtime, source) = (model.runtime.clone(), model.source.clone());
         let settings = SessionSettings {
             device: model.settings.device.clone(),
             optimization_level: model.settings.optimization_level,
             intra_threads: model.intra_threads,
         };
-        let session = self.blocking(move || inner.runtime.load(&source, &settings)).await;
+        let session = self.blocking(move || runtime.load(&source, &settings)).await;
         let session = session.ok_or(LoadError::Panicked).and_then(|session| session.map_err(LoadError::Runtime));
         session.map_err(|source| ModelError::Load { model: model.name.clone(), version: model.version, source })
     }

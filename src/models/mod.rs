@@ -1,10 +1,11 @@
 //! Which models exist, in which version and state, and the loading and unloading of them (`ModelManager`).
 //!
-//! Knows the store's layout (`repository`, `manifest`, `config_pbtxt`), decides what is loaded (`lifecycle`, pure) and
+//! Knows the store's layout (`repository`, `manifest`, `config_pbtxt`, `config_settings`, `reshape`), decides what is loaded (`lifecycle`, pure) and
 //! does it (`loader`, `manager`), on as many threads as suit the model (`layout`, `tune`), within the memory there is (`memory`, `eviction`, `admission`). Knows no protocol.
 
 mod admission;
 mod config_pbtxt;
+mod config_settings;
 mod error;
 mod eviction;
 mod layout;
@@ -18,6 +19,7 @@ mod name;
 mod overrides;
 mod registry;
 mod repository;
+mod reshape;
 mod settings;
 mod status;
 mod tune;

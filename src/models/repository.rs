@@ -218,14 +218,14 @@ pub(super) fn graph_files(
         named.or_else(|| config.and_then(|config| config.graph_file.as_deref()).map(|file| (file, "config.pbtxt")));
     let mut text_tower = None;
     let file = if let Some((file, named_by)) = named {
-        let path = folder.join(file);
+        let path = in_own_folder(folder.join(file));
         if !super::manifest::is_contained(file) || !path.is_file() {
             let found = Walk::over(folder, folder, DEPTH_MAX).map(|walk| walk.listing()).unwrap_or_default();
             return Err(FolderError::NoSuchGraph { file: file.to_owned(), named_by, folder: shown(), found });
         }
         path
     } else {
-        let usual = ["model.onnx", "model.ort", "onnx/model.onnx"].map(|name| folder.join(name));
+        let usual = ["model.onnx", "model.ort", "onnx/model.onnx"].map(|name| in_own_folder(folder.join(name)));
         let usual = usual.into_iter().find(|path| path.is_file());
         let mut pairs = TOWERS.iter().map(|pair| pair.map(|name| folder.join(name)));
         let pair = pairs.find(|pair| usual.is_none() && pair.iter().all(|path| path.is_file()));
@@ -252,6 +252,11 @@ pub(super) fn graph_files(
         }
     }
     Ok(GraphFiles { file, text_tower })
+}
+
+/// A graph with external data may be a folder of the graph's name, with `model.onnx` in it, as Triton has it.
+fn in_own_folder(path: PathBuf) -> PathBuf {
+    if path.is_dir() { path.join("model.onnx") } else { path }
 }
 
 /// `file` in the version's folder, else in the model's; canonical and inside the bounds.
@@ -473,6 +478,12 @@ mod tests {
             &[("m/config.pbtxt", "default_model_filename: \"net.onnx\""), ("m/2/net.onnx", ""), ("m/2/model.onnx", "")],
             "2:2/net.onnx",
         );
+        check(&[("m/1/model.onnx/model.onnx", ""), ("m/1/model.onnx/weights", "")], "1:1/model.onnx/model.onnx");
+        check(&[("m/1/model.onnx/model.onnx", ""), ("m/1/model.onnx/other.onnx", "")], "1:1/model.onnx/model.onnx");
+        check(
+            &[("m/config.pbtxt", "default_model_filename: \"net.onnx\""), ("m/2/net.onnx/model.onnx", "")],
+            "2:2/net.onnx/model.onnx",
+        );
         check(&[("x/model.onnx", "")], "none");
     }
 
@@ -508,6 +519,10 @@ mod tests {
         check(
             &[("m/model.toml", "[pipeline]\nfile = \"a.onnx\""), ("m/model.onnx", "")],
             "1:a.onnx, which model.toml names, is not in m; found model.onnx, model.toml",
+        );
+        check(
+            &[("m/1/model.onnx/weights", "")],
+            "1:there is no model file in 1: expected model.onnx, model.ort, onnx/model.onnx, the pair vision_model.onnx and text_model.onnx, or a single .onnx or .ort file; found model.onnx/weights",
         );
         check(
             &[("m/config.pbtxt", "default_model_filename: \"../../x\""), ("m/1/model.onnx", "")],

@@ -1,8 +1,8 @@
 //! Settings of the store and of one model: the server's sections, and what a model's own `model.toml` overrides.
 
-use crate::batching::BatchSettings;
+use crate::batching::{BatchSettings, WaitingSettings};
 use crate::cache::CacheSettings;
-use crate::runtime::{DeviceSettings, DeviceType, OptimizationLevel};
+use crate::runtime::{DeviceSettings, DeviceType, OptimizationLevel, TensorrtSettings};
 use serde::Deserialize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -92,6 +92,9 @@ pub struct DeviceOverrides {
     pub device_type: Option<DeviceType>,
     pub device_index: Option<u32>,
     pub allow_fallback: Option<bool>,
+    /// From a model configuration alone.
+    #[serde(skip)]
+    pub tensorrt: Option<TensorrtSettings>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -113,6 +116,12 @@ pub struct BatchOverrides {
     pub max_queue: Option<usize>,
     pub instances: Option<usize>,
     pub intra_threads: Option<usize>,
+    /// `timeout_ms` to the microsecond, from a model configuration alone.
+    #[serde(skip)]
+    pub timeout: Option<Duration>,
+    /// From a model configuration alone.
+    #[serde(skip)]
+    pub waiting: Option<WaitingSettings>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -147,7 +156,13 @@ pub struct CacheOverrides {
     pub response_mb: Option<u64>,
     /// 0 = answers do not expire.
     pub response_ttl_ms: Option<u64>,
+    /// Whether answers are kept at all, from a model configuration alone, which names no size.
+    #[serde(skip)]
+    pub keeps_answers: Option<bool>,
 }
+
+/// What a model keeps that shall keep answers, where no size is set.
+const ANSWERS_BYTES: u64 = 64 << 20;
 
 impl CacheOverrides {
     fn apply(&self, base: &CacheSettings) -> CacheSettings {
@@ -155,7 +170,12 @@ impl CacheOverrides {
         let lifetime = |millis: u64| (millis > 0).then(|| Duration::from_millis(millis));
         CacheSettings {
             preprocess_bytes: self.preprocess_mb.map_or(base.preprocess_bytes, bytes),
-            response_bytes: self.response_mb.map_or(base.response_bytes, bytes),
+            response_bytes: match (self.response_mb, self.keeps_answers) {
+                (Some(mebibytes), _) => bytes(mebibytes),
+                (None, Some(false)) => 0,
+                (None, Some(true)) if base.response_bytes == 0 => ANSWERS_BYTES,
+                (None, _) => base.response_bytes,
+            },
             response_ttl: self.response_ttl_ms.map_or(base.response_ttl, lifetime),
         }
     }
@@ -170,6 +190,7 @@ impl ModelOverrides {
                 device_type: self.device.device_type.unwrap_or(base.device.device_type),
                 device_index: self.device.device_index.unwrap_or(base.device.device_index),
                 allow_fallback: self.device.allow_fallback.unwrap_or(base.device.allow_fallback),
+                tensorrt: self.device.tensorrt.clone().unwrap_or_else(|| base.device.tensorrt.clone()),
             },
             optimization_level: if self.optimization.enable_optimization == Some(false) {
                 OptimizationLevel::None
@@ -182,9 +203,15 @@ impl ModelOverrides {
                 dynamic_batching: self.batch.dynamic_batching.unwrap_or(base.batch.dynamic_batching),
                 batch_size: self.batch.batch_size.or(base.batch.batch_size),
                 max_batch_size: self.batch.max_batch_size.unwrap_or(base.batch.max_batch_size),
-                timeout: self.batch.timeout_ms.map_or(base.batch.timeout, Duration::from_millis),
+                timeout: self
+                    .batch
+                    .timeout_ms
+                    .map(Duration::from_millis)
+                    .or(self.batch.timeout)
+                    .unwrap_or(base.batch.timeout),
                 max_batch_tokens: self.batch.max_batch_tokens.unwrap_or(base.batch.max_batch_tokens),
                 max_queue: self.batch.max_queue.unwrap_or(base.batch.max_queue),
+                waiting: self.batch.waiting.clone().unwrap_or_else(|| base.batch.waiting.clone()),
             },
             max_batch_size_is_set: self.batch.max_batch_size.is_some() || base.max_batch_size_is_set,
             max_batch_tokens_is_set: self.batch.max_batch_tokens.is_some() || base.max_batch_tokens_is_set,

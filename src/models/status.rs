@@ -5,7 +5,7 @@ use super::{Manifest, ModelMemory, ModelName, ModelSettings, Tuned, Version};
 use crate::batching;
 use crate::cache::Caches;
 use crate::pipelines::Pipeline;
-use crate::runtime::{GraphFacts, GraphSource, Input};
+use crate::runtime::{GraphFacts, GraphSource, Input, Runtime};
 use crate::telemetry::ModelStats;
 use crate::tensor::Spec;
 use bytes::Bytes;
@@ -41,6 +41,8 @@ pub struct LoadedModel {
     pub stats: Arc<ModelStats>,
     /// Where the graph was read from.
     pub source: GraphSource,
+    /// Loads further copies, with the shapes that clients see.
+    pub runtime: Arc<dyn Runtime>,
     /// What its files say of the values that it takes.
     pub hints: InputHints,
     /// What this load has answered and prepared; goes with it, so that no other load can answer from it.

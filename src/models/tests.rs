@@ -1,7 +1,7 @@
 //! The manager over real folders and a runtime without graphs: what a model's file holds tells how its load goes.
 
 use super::*;
-use crate::batching::{BatchSettings, DEFAULT_PRIORITY, Request};
+use crate::batching::{BatchSettings, Request};
 use crate::pipelines::PipelineLimits;
 use crate::runtime::fake::FakeRuntime;
 use crate::runtime::{GraphSource, Runtime, RuntimeError, Session, SessionSettings};
@@ -185,7 +185,8 @@ async fn run(model: &LoadedModel) -> bool {
         parts: vec![vec![(0, Value::Tensor(tensor))]],
         outputs: vec![0],
         deadline,
-        priority: DEFAULT_PRIORITY,
+        priority: 0,
+        queue_timeout: None,
         progress: None,
     };
     model.handle.run(request).await.is_ok()

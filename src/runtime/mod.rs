@@ -15,7 +15,10 @@ pub mod onnx;
 pub use error::RuntimeError;
 pub use interrupt::Interrupt;
 pub use memory::{SessionMemory, WorkingMemories, WorkingMemory};
-pub use spec::{DeviceSettings, DeviceType, GraphFacts, GraphSource, OptimizationLevel, SessionSettings};
+pub use spec::{
+    DeviceSettings, DeviceType, GraphFacts, GraphSource, OptimizationLevel, SessionSettings, TensorrtPrecision,
+    TensorrtSettings,
+};
 
 use crate::tensor::{Spec, Value};
 use std::path::PathBuf;

@@ -32,6 +32,23 @@ pub struct DeviceSettings {
     pub device_index: u32,
     /// Whether a device named by the user may be replaced by the CPU where it does not work.
     pub allow_fallback: bool,
+    pub tensorrt: TensorrtSettings,
+}
+
+/// How TensorRT builds its engines, where it is used.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TensorrtSettings {
+    /// A narrower float type than the graph's, where that is quicker; `None` keeps the graph's.
+    pub precision: Option<TensorrtPrecision>,
+    /// GPU memory for one run's intermediate results, in bytes; `None` leaves the choice to ONNX Runtime.
+    pub max_workspace_bytes: Option<usize>,
+}
+
+/// The float types that TensorRT may compute in instead of the graph's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TensorrtPrecision {
+    Fp16,
+    Bf16,
 }
 
 /// `Auto` takes the best that works.
@@ -85,6 +102,11 @@ pub struct GraphFacts {
 
 impl Default for DeviceSettings {
     fn default() -> DeviceSettings {
-        DeviceSettings { device_type: DeviceType::Auto, device_index: 0, allow_fallback: false }
+        DeviceSettings {
+            device_type: DeviceType::Auto,
+            device_index: 0,
+            allow_fallback: false,
+            tensorrt: TensorrtSettings::default(),
+        }
     }
 }

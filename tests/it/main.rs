@@ -47,6 +47,8 @@ mod tabular;
 mod text;
 /// Texts: classes, entities, masks and answers of the shared models against transformers.
 mod text_tasks;
+/// A model folder of a Triton repository, with what such configurations use.
+mod triton;
 /// The Open Inference Protocol.
 mod v2;
 /// Warming models up on request.

@@ -602,7 +602,7 @@ fn config_of(model: &LoadedModel) -> Value {
             "dynamic_batching": settings.batch.dynamic_batching,
             "batch_size": settings.batch.batch_size,
             "max_batch_size": settings.batch.max_batch_size,
-            "timeout_ms": u64::try_from(settings.batch.timeout.as_millis()).unwrap_or(u64::MAX),
+            "timeout_ms": setting_ms(settings.batch.timeout),
             "max_batch_tokens": settings.batch.max_batch_tokens,
             "max_queue": settings.batch.max_queue,
         },
@@ -617,6 +617,14 @@ fn config_of(model: &LoadedModel) -> Value {
             "response_ttl_ms": settings.cache.response_ttl.map_or(0, |ttl| ttl.as_millis()),
         },
     })
+}
+
+/// A whole number, as settings are written, where it is one: a Triton configuration waits by the microsecond.
+fn setting_ms(time: Duration) -> Value {
+    match time.subsec_micros() % 1000 {
+        0 => u64::try_from(time.as_millis()).unwrap_or(u64::MAX).into(),
+        _ => (time.as_secs_f64() * 1e3).into(),
+    }
 }
 
 fn wire_shape(dims: &[Dim]) -> Vec<i64> {

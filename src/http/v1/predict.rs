@@ -5,8 +5,8 @@
 use super::encode::{self, Answer, Format};
 use super::parse::{self, BodyKind, Call, Input, Limits};
 use crate::engine::{
-    CacheOutcome, EngineError, ErrorKind, InferRequest, InferenceEngine, LOWEST_PRIORITY, LoadedModel, ModelName,
-    Parameters, PredictRequest, RunOptions, Timing, Version,
+    CacheOutcome, EngineError, ErrorKind, InferRequest, InferenceEngine, LoadedModel, ModelName, Parameters,
+    PredictRequest, RunOptions, Timing, Version,
 };
 use crate::http::error::ApiError;
 use crate::http::extract::{ApiQuery, ModelPath, deadline, invalid_query, query_bool};
@@ -425,7 +425,7 @@ pub(super) async fn answer(
 
     let options = RunOptions { progress, ..RunOptions::until(deadline) };
     // A job that somebody may watch waits behind those whose client waits for the answer.
-    let priority = call.priority.map(u64::from).or(options.progress.is_some().then_some(LOWEST_PRIORITY.into()));
+    let priority = call.priority.map(u64::from).or(options.progress.is_some().then_some(u64::MAX));
     let options = options.with_priority(priority);
     let wants = Wants { raw: query.raw || format.is_binary(), outputs: query.outputs };
     let (answer, timing, cache) = run(&state.engine, model, call, wants, options).await?;

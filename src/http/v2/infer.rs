@@ -2,7 +2,7 @@
 
 use super::error::V2Error;
 use super::frames::Frames;
-use crate::engine::{InferRequest, LoadedModel, Parameters, RunOptions};
+use crate::engine::{InferRequest, LoadedModel, Parameters, RunOptions, WaitingSettings};
 use crate::http::codec::json::{JsonLimits, V2Answer, V2Body, V2Request, encode_v2_response, parse_v2};
 use crate::http::extract::ModelPath;
 use crate::http::middleware::Arrival;
@@ -57,7 +57,8 @@ pub(in crate::http) async fn respond(
     let text_size = json_length.filter(|_| only_numbers).unwrap_or(body.len());
     let parse = move || parse_v2(&body, json_length, &parsed_for.inputs, &limits);
     let mut request = state.compute(text_size, parse).await??;
-    let options = options_of(&request.parameters, arrival.0, &state.settings)?;
+    let waiting = &model.settings.batch.waiting;
+    let options = options_of(&request.parameters, arrival.0, &state.settings, waiting)?;
     let inputs = std::mem::take(&mut request.inputs).into_iter().map(|input| (input.name, input.value)).collect();
     let outputs = request.outputs.iter().map(|output| output.name.clone()).collect();
 
@@ -97,18 +98,26 @@ fn json_length(headers: &HeaderMap, max_body_bytes: usize) -> Result<Option<usiz
 }
 
 /// Checks the request's reserved parameters and gives deadline and priority. Others are the client's own and mean nothing here.
-fn options_of(parameters: &Parameters, arrival: Instant, settings: &HttpSettings) -> Result<RunOptions, V2Error> {
+///
+/// Where the model's configuration states a queue policy, `timeout` is what it is for Triton: how long the request may wait for
+/// an instance, as far as the policy lets it say so. Elsewhere it bounds the whole request.
+fn options_of(
+    parameters: &Parameters,
+    arrival: Instant,
+    settings: &HttpSettings,
+    waiting: &WaitingSettings,
+) -> Result<RunOptions, V2Error> {
     let refuse = |name: &str, problem: &str| {
         let name: String = name.chars().take(64).collect();
         Err(V2Error::invalid("invalid_parameter", format!("parameters.{name}: {problem}")))
     };
-    let (mut timeout, mut priority) = (settings.request_timeout, None);
+    let (mut timeout, mut priority) = (None, None);
     for (name, value) in parameters {
         match name.as_str() {
             "timeout" => match value.as_u64() {
                 // 0 asks for the server's own timeout.
                 Some(0) => {}
-                Some(micros) => timeout = timeout.min(Duration::from_micros(micros)),
+                Some(micros) => timeout = Some(Duration::from_micros(micros)),
                 None => return refuse(name, "must be a whole number of microseconds"),
             },
             "priority" => match value.as_u64() {
@@ -128,7 +137,14 @@ fn options_of(parameters: &Parameters, arrival: Instant, settings: &HttpSettings
             _ => {}
         }
     }
-    Ok(RunOptions::until(arrival + timeout).with_priority(priority))
+    // As Triton has it: a level that the model does not have is the default one.
+    let priority = priority.filter(|priority| waiting.levels.is_none_or(|levels| *priority <= u64::from(levels.count)));
+    let options = RunOptions::until(arrival + settings.request_timeout).with_priority(priority);
+    if waiting.policy(waiting.level(options.priority)).is_some() {
+        return Ok(RunOptions { queue_timeout: timeout, ..options });
+    }
+    let deadline = arrival + timeout.unwrap_or(settings.request_timeout).min(settings.request_timeout);
+    Ok(RunOptions { deadline, ..options })
 }
 
 /// Whether a sequence parameter says that there is no sequence.
@@ -190,6 +206,7 @@ fn answer(body: V2Body) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::{Levels, WaitingPolicy};
     use http_body::Body as _;
     use serde_json::json;
 
@@ -228,7 +245,7 @@ mod tests {
         let settings = HttpSettings { request_timeout: Duration::from_secs(10), ..HttpSettings::default() };
         let Json::Object(parameters) = parameters else { panic!("not an object") };
         let now = Instant::now();
-        match (options_of(&parameters, now, &settings), expected) {
+        match (options_of(&parameters, now, &settings, &WaitingSettings::default()), expected) {
             (Ok(options), Ok(expected)) => assert_eq!(options.deadline - now, expected, "{parameters:?}"),
             (Err(error), Err(words)) => {
                 assert_eq!(error.0.status(), 400);
@@ -251,6 +268,26 @@ mod tests {
                 Err("parameters.timeout: must be a whole number of microseconds"),
             );
         }
+    }
+
+    #[test]
+    fn a_stated_policy_makes_the_timeout_one_of_the_queue_and_levels_are_the_models() {
+        let levels = Some(Levels { count: 3, default: 2 });
+        let policy = WaitingPolicy::default();
+        let waiting = WaitingSettings { levels, policy: None, of_level: [(1, policy)].into() };
+        let (settings, now) = (HttpSettings::default(), Instant::now());
+        let options = |parameters: Json| {
+            let Json::Object(parameters) = parameters else { panic!("not an object") };
+            options_of(&parameters, now, &settings, &waiting).unwrap()
+        };
+        let urgent = options(json!({"priority": 1, "timeout": 5}));
+        assert_eq!((urgent.priority, urgent.queue_timeout), (1, Some(Duration::from_micros(5))));
+        assert_eq!(urgent.deadline, now + settings.request_timeout);
+        let other = options(json!({"priority": 3, "timeout": 5}));
+        assert_eq!((other.priority, other.queue_timeout), (3, None));
+        assert_eq!(other.deadline, now + Duration::from_micros(5));
+        assert_eq!(options(json!({"priority": 4})).priority, 0);
+        assert_eq!(options(json!({})).priority, 0);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Devices and execution providers: which to try for the settings, in which order, and their options.
 
-use crate::runtime::{DeviceSettings, DeviceType};
+use crate::runtime::{DeviceSettings, DeviceType, TensorrtPrecision};
 use ort::ep::{self, ExecutionProviderDispatch};
 
 /// One way to run a graph.
@@ -37,7 +37,18 @@ impl Candidate {
     pub(super) fn dispatch(&self, settings: &DeviceSettings) -> Vec<ExecutionProviderDispatch> {
         let device = i32::try_from(settings.device_index).unwrap_or(i32::MAX);
         let build = |provider: &Provider| match provider {
-            Provider::Tensorrt => ep::TensorRT::default().with_device_id(device).build().error_on_failure(),
+            Provider::Tensorrt => {
+                let mut tensorrt = ep::TensorRT::default().with_device_id(device);
+                tensorrt = match settings.tensorrt.precision {
+                    Some(TensorrtPrecision::Fp16) => tensorrt.with_fp16(true),
+                    Some(TensorrtPrecision::Bf16) => tensorrt.with_bf16(true),
+                    None => tensorrt,
+                };
+                if let Some(bytes) = settings.tensorrt.max_workspace_bytes {
+                    tensorrt = tensorrt.with_max_workspace_size(bytes);
+                }
+                tensorrt.build().error_on_failure()
+            }
             Provider::Cuda => ep::CUDA::default().with_device_id(device).build().error_on_failure(),
         };
         self.providers.iter().map(build).collect()
