@@ -25,7 +25,7 @@ LIBRARY := library
 GPU_ENV := source lib-cuda/env.sh
 endif
 
-.PHONY: fuzz help run test check gpu-run gpu-check clients models fixtures zero-shot-fixtures bench bench-models soak clean library gpu-library fmt-check lint docs openapi-check deny
+.PHONY: exporter exporter-test fuzz help run test check gpu-run gpu-check clients models fixtures zero-shot-fixtures bench bench-models soak clean library gpu-library fmt-check lint docs openapi-check deny
 
 help:  ## List these commands
 	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## */\1\t/' | column -t -s $$'\t'
@@ -89,6 +89,19 @@ clients: $(LIBRARY) $(VENV)/.installed  ## Run unmodified Python clients against
 	    echo "== $$script"; ORTUS=$(abspath $(TARGET))/debug/ortus $(VENV)/bin/python "$$script"; \
 	done
 
+EXPORTER := tools/exporter/.venv
+
+$(EXPORTER)/.installed: tools/exporter/requirements.txt
+	$(PYTHON) -m venv $(EXPORTER)
+	$(EXPORTER)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+exporter: $(EXPORTER)/.installed  ## Set up what turns PyTorch models into ONNX (PyTorch: about 3 GB)
+
+exporter-test: exporter  ## Test it, alone and as the server runs it
+	cd tools/exporter && .venv/bin/python -m unittest discover tests
+	ORTUS_EXPORTER_PYTHON=$(CURDIR)/$(EXPORTER)/bin/python $(CARGO) test --locked --lib hub::exporter
+
 models: $(VENV)/.installed  ## Train models/digits again and write its golden answers (needs PyTorch, scikit-learn)
 	$(PYTHON) tools/make_models.py
 	$(VENV)/bin/python tools/make_models.py --golden
@@ -118,4 +131,4 @@ bench-models: $(VENV)/.installed
 
 clean:  ## Remove what was built and installed here
 	$(CARGO) clean
-	rm -rf lib lib-cuda $(VENV)
+	rm -rf lib lib-cuda $(VENV) $(EXPORTER)

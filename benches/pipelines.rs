@@ -146,7 +146,7 @@ fn embed(root: &Path) {
     assert!(Command::new("cp").arg("-r").args([&encoder, &store.path().to_owned()]).status().unwrap().success());
     let mut config = Config::default();
     config.store.models_dir = store.path().to_owned();
-    let Offline { engine, runtime } = open_store(&config).unwrap();
+    let Offline { engine, runtime, .. } = open_store(&config).unwrap();
     let name = ModelName::parse("encoder").unwrap();
     let model = runtime.block_on(async {
         engine.load(&name, LoadOverrides::default()).await.unwrap();

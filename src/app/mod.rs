@@ -3,8 +3,10 @@
 //! The only place that knows all rooms. A stop is: not ready → accepted requests finish → models close → exit.
 
 use crate::config::Config;
+use crate::downloads::Downloads;
 use crate::engine::InferenceEngine;
 use crate::http::Server;
+use crate::hub::{Hub, HubError};
 use crate::jobs::Jobs;
 use crate::models::{ModelManager, StoreError, StoreLock};
 use crate::pipelines::Pool;
@@ -26,6 +28,8 @@ pub enum AppError {
     Listen { address: std::net::SocketAddr, source: std::io::Error },
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("[hub]: {0}")]
+    Hub(#[from] HubError),
     #[error("the async runtime or its signals could not be set up: {0}")]
     Runtime(#[from] std::io::Error),
 }
@@ -45,6 +49,7 @@ pub fn serve(config: Config) -> Result<(), AppError> {
 /// An engine without doors, for the commands that need no server. Nothing is loaded until asked.
 pub struct Offline {
     pub engine: InferenceEngine,
+    pub downloads: Downloads,
     pub runtime: tokio::runtime::Runtime,
 }
 
@@ -54,8 +59,11 @@ pub struct Offline {
 /// Where ONNX Runtime's library is missing.
 pub fn open_store(config: &Config) -> Result<Offline, AppError> {
     let runtime = async_runtime()?;
-    let engine = runtime.block_on(open_rooms(config))?.engine;
-    Ok(Offline { engine, runtime })
+    // Whoever has the command line may name any file.
+    let mut config = config.clone();
+    config.hub.allowed_paths.clear();
+    let Rooms { engine, downloads, .. } = runtime.block_on(open_rooms(&config))?;
+    Ok(Offline { engine, downloads, runtime })
 }
 
 /// An engine with its REST door on a loopback port that the system chose, for measurements in one process.
@@ -78,7 +86,7 @@ pub fn open_loopback(config: &Config) -> Result<Loopback, AppError> {
         let rooms = open_rooms(config).await?;
         // Nothing is read or written before a first job, and nobody sends one.
         let jobs = Jobs::new(config.jobs.clone(), &config.store.models_dir, rooms.tasks.clone());
-        let server = Server::bind(settings, rooms.engine.clone(), jobs, rooms.tasks.clone())
+        let server = Server::bind(settings, rooms.engine.clone(), jobs, rooms.downloads.clone(), rooms.tasks.clone())
             .map_err(|source| AppError::Listen { address: SocketAddr::from(([127, 0, 0, 1], 0)), source })?;
         let address = server.local_addr();
         rooms.tasks.spawn("serve", server.serve());
@@ -114,6 +122,7 @@ fn cores() -> usize {
 struct Rooms {
     models: ModelManager,
     engine: InferenceEngine,
+    downloads: Downloads,
     tasks: Tasks,
 }
 
@@ -129,7 +138,9 @@ impl Rooms {
             Stats::new(config.stats.window),
         );
         let engine = InferenceEngine::new(models.clone(), Pool::new(tasks.clone(), cores()), tasks.clone());
-        Ok(Rooms { models, engine, tasks })
+        let hub = Hub::new(config.hub.clone(), tasks.clone())?;
+        let downloads = Downloads::new(hub, models.clone(), &config.store.models_dir, tasks.clone());
+        Ok(Rooms { models, engine, downloads, tasks })
     }
 }
 
@@ -141,11 +152,14 @@ async fn run(config: Config) -> Result<(), AppError> {
     let (tasks, grace) = (rooms.tasks.clone(), config.http.shutdown_grace);
     let address = config.http.listen;
     let jobs = Jobs::new(config.jobs, &config.store.models_dir, tasks.clone());
-    let server = Server::bind(config.http, rooms.engine, jobs, tasks.clone())
+    let server = Server::bind(config.http, rooms.engine, jobs, rooms.downloads, tasks.clone())
         .map_err(|source| AppError::Listen { address, source })?;
     announce(server.local_addr());
     let models = rooms.models.clone();
-    tasks.spawn("load models", async move { models.start().await });
+    tasks.spawn("load models", async move {
+        models.forget_overrides().await;
+        models.start().await;
+    });
     let serving = tasks.spawn("serve", server.serve());
 
     signals.next().await;

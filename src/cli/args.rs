@@ -18,6 +18,17 @@ pub(super) enum Command {
     #[command(after_help = "Example: ortus serve --models ./models --listen 127.0.0.1:8080\n\n\
         Every setting can also be a variable (ORTUS_SERVER__LISTEN) or stand in ortus.toml; see `ortus config show`.")]
     Serve(ServeArgs),
+    /// Get a model into the store, without a server
+    #[command(after_help = "Examples: ortus pull sentence-transformers/all-MiniLM-L6-v2\n          \
+        ortus pull https://example.org/resnet50.zip --name resnet50 --sha256 9f2c…\n          \
+        ortus pull torchvision/resnet18\n          \
+        ortus pull ./downloads/model.onnx --name mine\n\n\
+        A model that is there already gets its next version, where the source has a newer one. HF_TOKEN, HF_ENDPOINT,\n\
+        HF_HUB_CACHE and HF_HUB_OFFLINE mean what they mean to HuggingFace's own programs.")]
+    Pull(PullArgs),
+    /// Remove a model, or one version of it, from the store
+    #[command(after_help = "Examples: ortus rm resnet50\n          ortus rm resnet50 --model-version 2")]
+    Rm(RmArgs),
     /// List the models of the store
     #[command(after_help = "Example: ortus list --models ./models")]
     List(ListArgs),
@@ -75,6 +86,57 @@ pub(super) struct StoreArgs {
     /// Folder of models [default: store.models_dir of the configuration]
     #[arg(long, value_name = "DIR")]
     pub(super) models: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct PullArgs {
+    /// org/name of HuggingFace, https://…, torchvision/NAME, pytorch_hub:owner/repo:NAME, or a local file or folder
+    #[arg(value_name = "SOURCE")]
+    pub(super) source: String,
+    /// Name of the model in the store [default: from the source]
+    #[arg(long, value_name = "N")]
+    pub(super) name: Option<String>,
+    /// Branch, tag or commit
+    #[arg(long, value_name = "R")]
+    pub(super) revision: Option<String>,
+    /// The graph's path in the source, where there are several
+    #[arg(long, value_name = "F")]
+    pub(super) file: Option<String>,
+    /// Which variant of the graph, where there are several: fp32, fp16, int8 or q4
+    #[arg(long, value_name = "P")]
+    pub(super) precision: Option<String>,
+    /// What the file of a URL must be
+    #[arg(long, value_name = "HEX")]
+    pub(super) sha256: Option<String>,
+    /// Pretrained weights of a PyTorch model: a name, or none for random ones [default: DEFAULT]
+    #[arg(long, value_name = "NAME")]
+    pub(super) weights: Option<String>,
+    /// Shape of a PyTorch model's example input, batch included
+    #[arg(long, value_name = "N,…", value_delimiter = ',', value_parser = clap::value_parser!(u64).range(1..=65536))]
+    pub(super) input_shape: Option<Vec<u64>>,
+    /// Function of torchvision that lone PyTorch weights belong to
+    #[arg(long, value_name = "NAME")]
+    pub(super) architecture: Option<String>,
+    /// Only say what would be got
+    #[arg(long)]
+    pub(super) check: bool,
+    #[command(flatten)]
+    pub(super) store: StoreArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RmArgs {
+    /// A model of the store
+    #[arg(value_name = "NAME")]
+    pub(super) model: String,
+    /// Only this version
+    #[arg(long, value_name = "N")]
+    pub(super) model_version: Option<u64>,
+    #[command(flatten)]
+    pub(super) store: StoreArgs,
 }
 
 #[derive(Debug, Args)]

@@ -2,6 +2,7 @@
 
 use crate::app::AppError;
 use crate::config::ConfigError;
+use crate::downloads::DownloadError;
 use crate::engine::EngineError;
 use crate::load::LoadError;
 use crate::telemetry::{LogError, printable};
@@ -19,6 +20,9 @@ pub(super) enum CliError {
     /// The text of an [`EngineError`] for whoever runs the command.
     #[error("{0}")]
     Engine(String),
+    /// Why a model was not got.
+    #[error("{0}")]
+    Download(String),
     #[error("{0:?} is neither a model's name nor a file; see `ortus list` for the names in the store")]
     NoModel(String),
     #[error("{}: {problem}", path.display())]
@@ -44,6 +48,12 @@ pub(super) enum CliError {
     Interrupted,
     #[error("the result could not be printed: {0}")]
     Output(std::io::Error),
+}
+
+impl From<DownloadError> for CliError {
+    fn from(error: DownloadError) -> CliError {
+        CliError::Download(one_line(&error))
+    }
 }
 
 impl From<EngineError> for CliError {

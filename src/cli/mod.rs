@@ -12,6 +12,8 @@ mod inspect;
 mod list;
 mod lone_model;
 mod predict;
+mod pull;
+mod remove;
 mod run;
 mod serve;
 mod store;

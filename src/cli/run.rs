@@ -2,7 +2,7 @@
 
 use super::args::{Cli, Command, ConfigCommand};
 use super::error::{CliError, one_line};
-use super::{bench, configuration, inspect, list, predict, serve};
+use super::{bench, configuration, inspect, list, predict, pull, remove, serve};
 use crate::http;
 use crate::telemetry::printable;
 use clap::Parser;
@@ -36,6 +36,8 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 fn dispatch(command: Command) -> Result<String, CliError> {
     match command {
         Command::Serve(args) => serve::serve(args).map(|()| String::new()),
+        Command::Pull(args) => pull::pull(args),
+        Command::Rm(args) => remove::remove(args),
         Command::List(args) => list::list(args),
         Command::Inspect(args) => inspect::inspect(args),
         Command::Predict(args) => predict::predict(args),
@@ -114,7 +116,7 @@ mod tests {
         }
         let command = Cli::command();
         check(&command);
-        assert_eq!(command.get_subcommands().count(), 7);
+        assert_eq!(command.get_subcommands().count(), 9);
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub(super) fn with_engine<T>(
     model: Option<&ModelName>,
     work: impl AsyncFnOnce(&InferenceEngine) -> Result<T, CliError>,
 ) -> Result<T, CliError> {
-    let Offline { engine, runtime } = app::open_store(config)?;
+    let Offline { engine, runtime, .. } = app::open_store(config)?;
     runtime.block_on(async {
         let Some(model) = model else { return work(&engine).await };
         engine.load(model, LoadOverrides { config_json: None, files: Vec::new() }).await?;

@@ -60,6 +60,7 @@ const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 pub(super) const SECTIONS: &[(&str, &str)] = &[
     ("server", "The HTTP server."),
     ("store", "The folder of models."),
+    ("hub", "Where models are got from, and what that may cost."),
     ("device", "Where models run. This section and the next four can be overridden for a model in its model.toml."),
     ("optimization", "What ONNX Runtime does to a graph before it runs."),
     ("batch", "Which requests share a run, how many runs there are at once, and how many requests may wait."),
@@ -183,6 +184,179 @@ pub(super) const KEYS: &[Key] = &[
             max: 1 << 30,
             get: |config| config.store.max_loaded_memory.map_or(0, |bytes| bytes >> 20),
             set: |config, value| config.store.max_loaded_memory = (value > 0).then_some(value << 20),
+        },
+    },
+    Key {
+        section: "hub",
+        name: "hf_endpoint",
+        doc: "HuggingFace's address; HF_ENDPOINT where not set.",
+        kind: Kind::Text {
+            expected: "an address such as https://huggingface.co",
+            get: |config| config.hub.hf_endpoint.clone(),
+            set: |config, text| {
+                let text = text.trim_end_matches('/');
+                let good = text.starts_with("https://") || text.starts_with("http://");
+                good.then(|| config.hub.hf_endpoint = text.to_owned())
+            },
+        },
+    },
+    Key {
+        section: "hub",
+        name: "hf_token_file",
+        doc: "File with the token that HuggingFace, and no other host, is sent; HF_TOKEN or HuggingFace's own file where not set.",
+        kind: Kind::Text {
+            expected: "the path of a file",
+            get: |config| path_text(config.hub.hf_token_file.as_deref()),
+            set: |config, text| path_of(text).map(|path| config.hub.hf_token_file = path),
+        },
+    },
+    Key {
+        section: "hub",
+        name: "cache_dir",
+        doc: "HuggingFace's cache, which is read and never written; HF_HUB_CACHE where not set.",
+        kind: Kind::Text {
+            expected: "the path of a folder",
+            get: |config| path_text(config.hub.hf_cache.as_deref()),
+            set: |config, text| path_of(text).map(|path| config.hub.hf_cache = path),
+        },
+    },
+    Key {
+        section: "hub",
+        name: "offline",
+        doc: "Fetch nothing: only what HuggingFace's cache and local files have; HF_HUB_OFFLINE where not set.",
+        kind: Kind::Boolean { get: |config| config.hub.offline, set: |config, value| config.hub.offline = value },
+    },
+    Key {
+        section: "hub",
+        name: "allowed_hosts",
+        doc: "Hosts that models may come from, as host or host:port, or *.domain; empty = all public ones. A host that is named in full may also have a private address and speak http.",
+        kind: Kind::List {
+            expected: "a list of hosts",
+            get: |config| config.hub.allowed_hosts.clone(),
+            set: |config, hosts| {
+                let good = hosts.iter().all(|host| !host.is_empty() && !host.contains(['/', '@', ' ']));
+                good.then(|| config.hub.allowed_hosts = hosts)
+            },
+        },
+    },
+    Key {
+        section: "hub",
+        name: "allowed_paths",
+        doc: "Folders of this machine that a request may name as a source; empty = none. The command line may name any.",
+        kind: Kind::List {
+            expected: "a list of folders",
+            get: |config| config.hub.allowed_paths.iter().map(|path| path.to_string_lossy().into_owned()).collect(),
+            set: |config, paths| {
+                let good = paths.iter().all(|path| !path.is_empty() && !path.contains('\0'));
+                good.then(|| config.hub.allowed_paths = paths.into_iter().map(Into::into).collect())
+            },
+        },
+    },
+    Key {
+        section: "hub",
+        name: "max_download_mb",
+        doc: "All files of one model together, uploads too.",
+        kind: Kind::Integer {
+            min: 1,
+            max: 1 << 30,
+            get: |config| config.hub.max_download_bytes >> 20,
+            set: |config, value| config.hub.max_download_bytes = value << 20,
+        },
+    },
+    Key {
+        section: "hub",
+        name: "parallel_files",
+        doc: "Files of one model that are fetched at the same time.",
+        kind: Kind::Integer {
+            min: 1,
+            max: 64,
+            get: |config| config.hub.parallel_files as u64,
+            set: |config, value| config.hub.parallel_files = size(value),
+        },
+    },
+    Key {
+        section: "hub",
+        name: "downloads_at_once",
+        doc: "Models that are fetched at the same time; others wait.",
+        kind: Kind::Integer {
+            min: 1,
+            max: 64,
+            get: |config| config.hub.downloads_at_once as u64,
+            set: |config, value| config.hub.downloads_at_once = size(value),
+        },
+    },
+    Key {
+        section: "hub",
+        name: "reserve_mb",
+        doc: "Space that is left free on the store's disk.",
+        kind: Kind::Integer {
+            min: 0,
+            max: 1 << 30,
+            get: |config| config.hub.reserve_bytes >> 20,
+            set: |config, value| config.hub.reserve_bytes = value << 20,
+        },
+    },
+    Key {
+        section: "hub",
+        name: "idle_timeout_ms",
+        doc: "How long a server may take to be reached, and be silent.",
+        kind: Kind::Integer {
+            min: 1,
+            max: DAY_MS,
+            get: |config| milliseconds(config.hub.idle_timeout),
+            set: |config, value| config.hub.idle_timeout = Duration::from_millis(value),
+        },
+    },
+    Key {
+        section: "hub",
+        name: "total_timeout_s",
+        doc: "How long one model may take to be got, conversion included.",
+        kind: Kind::Integer {
+            min: 1,
+            max: 30 * 24 * 3600,
+            get: |config| config.hub.total_timeout.as_secs(),
+            set: |config, value| config.hub.total_timeout = Duration::from_secs(value),
+        },
+    },
+    Key {
+        section: "hub",
+        name: "python",
+        doc: "Interpreter with PyTorch, for the exporter; empty = the one that `make exporter` sets up.",
+        kind: Kind::Text {
+            expected: "the path of a program",
+            get: |config| path_text(config.hub.python.as_deref()),
+            set: |config, text| path_of(text).map(|path| config.hub.python = path),
+        },
+    },
+    Key {
+        section: "hub",
+        name: "pytorch_hub",
+        doc: "Take models of PyTorch Hub. Their repositories' programs run on this machine, in the exporter's process.",
+        kind: Kind::Boolean {
+            get: |config| config.hub.pytorch_hub,
+            set: |config, value| config.hub.pytorch_hub = value,
+        },
+    },
+    Key {
+        section: "hub",
+        name: "export_timeout_s",
+        doc: "How long the conversion of a PyTorch model may take.",
+        kind: Kind::Integer {
+            min: 1,
+            max: 24 * 3600,
+            get: |config| config.hub.export_timeout.as_secs(),
+            set: |config, value| config.hub.export_timeout = Duration::from_secs(value),
+        },
+    },
+    Key {
+        section: "hub",
+        name: "export_memory_mb",
+        doc: "Memory that the conversion of a PyTorch model may take.",
+        kind: Kind::Integer {
+            min: 256,
+            max: 1 << 30,
+            get: |config| config.hub.export_memory >> 20,
+            set: |config, value| config.hub.export_memory = value << 20,
         },
     },
     Key {
@@ -685,6 +859,16 @@ pub(super) fn nearest(section: &str, name: &str) -> Option<&'static Key> {
 fn start(name: &str) -> &str {
     let end = name.char_indices().nth(64).map_or(name.len(), |(index, _)| index);
     name.get(..end).unwrap_or(name)
+}
+
+fn path_text(path: Option<&std::path::Path>) -> String {
+    path.map_or_else(String::new, |path| path.to_string_lossy().into_owned())
+}
+
+/// `None` where `text` can be no path; the empty text is none.
+#[expect(clippy::option_option, reason = "no path is a value")]
+fn path_of(text: &str) -> Option<Option<std::path::PathBuf>> {
+    (!text.contains('\0')).then(|| (!text.is_empty()).then(|| text.into()))
 }
 
 fn milliseconds(duration: Duration) -> u64 {

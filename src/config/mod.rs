@@ -16,19 +16,22 @@ pub use error::ConfigError;
 pub use setting::Setting;
 
 use crate::http::HttpSettings;
+use crate::hub::{HubSettings, Secret};
 use crate::jobs::JobSettings;
 use crate::models::{ModelOverrides, ModelSettings, StoreSettings};
 use crate::pipelines::PipelineLimits;
 use crate::telemetry::{LogSettings, StatsSettings};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::io::Read;
+use std::path::{Path, PathBuf};
 
 /// The configuration of the process: the settings of each room.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     pub http: HttpSettings,
     pub store: StoreSettings,
+    pub hub: HubSettings,
     /// What holds for every model whose own `model.toml` says nothing else.
     pub models: ModelSettings,
     pub pipelines: PipelineLimits,
@@ -101,8 +104,10 @@ impl Config {
     /// cannot be read.
     pub fn load(sources: Sources<impl Iterator<Item = (String, String)>>) -> Result<Config, ConfigError> {
         let mut config = Config::default();
+        let variables: Vec<(String, String)> = sources.environment.collect();
+        config.read_hf_environment(&variables);
         let mut written = raw::from_file(&sources.file)?;
-        written.extend(raw::from_environment(sources.environment)?);
+        written.extend(raw::from_environment(variables.into_iter())?);
         written.extend(raw::from_flags(sources.flags));
         for entry in written {
             let path = entry.key.path();
@@ -117,7 +122,43 @@ impl Config {
             config.origins.insert(path, entry.origin);
         }
         config.models = config.overrides.apply(&ModelSettings::default());
+        config.read_hf_token()?;
         Ok(config)
+    }
+
+    /// What HuggingFace's own variables say stands where no key of ours does.
+    fn read_hf_environment(&mut self, variables: &[(String, String)]) {
+        let get = |wanted: &str| variables.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.clone());
+        let usual = self.hub.clone();
+        self.hub = HubSettings::from_hf_environment(usual.clone(), get, |path| read_token(path).ok());
+        for (key, changed, variable) in [
+            ("hub.hf_endpoint", self.hub.hf_endpoint != usual.hf_endpoint, "HF_ENDPOINT"),
+            ("hub.cache_dir", self.hub.hf_cache != usual.hf_cache, "HF_HUB_CACHE"),
+            ("hub.offline", self.hub.offline != usual.offline, "HF_HUB_OFFLINE"),
+        ] {
+            if changed {
+                self.origins.insert(key.to_owned(), Origin::Environment { variable: variable.to_owned() });
+            }
+        }
+    }
+
+    fn read_hf_token(&mut self) -> Result<(), ConfigError> {
+        let Some(path) = &self.hub.hf_token_file else { return Ok(()) };
+        match read_token(path) {
+            Ok(token) if !token.trim().is_empty() => {
+                self.hub.hf_token = Some(Secret::new(token.trim().to_owned()));
+                Ok(())
+            }
+            Ok(_) => Err(self.token_file_error("a file with a token; it is empty".to_owned())),
+            Err(error) => Err(self.token_file_error(format!("a file that can be read ({})", error.kind()))),
+        }
+    }
+
+    fn token_file_error(&self, expected: String) -> ConfigError {
+        let key = "hub.hf_token_file".to_owned();
+        let origin = self.origins.get(&key).cloned().unwrap_or(Origin::Default);
+        let path = self.hub.hf_token_file.as_ref().map(|path| path.display().to_string());
+        ConfigError::Value { origin, key, expected, came: path.unwrap_or_default() }
     }
 
     /// All keys as they are in force, in the order of the catalogue.
@@ -158,6 +199,7 @@ impl Default for Config {
                 max_model_bytes: 4 << 30,
                 max_loaded_memory: None,
             },
+            hub: HubSettings::default(),
             models: ModelSettings::default(),
             pipelines: PipelineLimits::default(),
             jobs: JobSettings::default(),
@@ -169,6 +211,31 @@ impl Default for Config {
     }
 }
 
+/// Variables of other programs that are read, and what they are read with.
+const HF_VARIABLES: [&str; 12] = [
+    "HF_ENDPOINT",
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "HF_TOKEN_PATH",
+    "HF_HOME",
+    "XDG_CACHE_HOME",
+    "HF_HUB_CACHE",
+    "HUGGINGFACE_HUB_CACHE",
+    "HF_HUB_OFFLINE",
+    "TRANSFORMERS_OFFLINE",
+    "HF_HUB_DISABLE_IMPLICIT_TOKEN",
+    "HOME",
+];
+
+/// Far more than any token has.
+const TOKEN_BYTES_MAX: u64 = 64 << 10;
+
+fn read_token(path: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(TOKEN_BYTES_MAX).read_to_string(&mut text)?;
+    Ok(text)
+}
+
 /// The variables of this process, for [`Sources::environment`].
 ///
 /// # Errors
@@ -177,10 +244,16 @@ pub fn environment() -> Result<Vec<(String, String)>, ConfigError> {
     let mut variables = Vec::new();
     for (name, value) in std::env::vars_os() {
         let variable = name.to_string_lossy().into_owned();
-        if !variable.starts_with(raw::PREFIX) {
+        let is_foreign = HF_VARIABLES.contains(&variable.as_str());
+        if !variable.starts_with(raw::PREFIX) && !is_foreign {
             continue;
         }
-        let Ok(value) = value.into_string() else { return Err(ConfigError::VariableNotText { variable }) };
+        let value = match value.into_string() {
+            Ok(value) => value,
+            // Not ours to complain of.
+            Err(_) if is_foreign => continue,
+            Err(_) => return Err(ConfigError::VariableNotText { variable }),
+        };
         variables.push((variable, value));
     }
     Ok(variables)

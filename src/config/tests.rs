@@ -127,7 +127,13 @@ fn every_key_works_from_file_and_environment() {
             (_, "cors_origins") => ("[\"http://a\"]", "http://a", Setting::List(vec!["http://a".into()])),
             (_, "allowed_hosts") => ("[\"a\", \"*\"]", "a,*", Setting::List(vec!["a".into(), "*".into()])),
             (_, "max_json_depth") => ("33", "33", Setting::Integer(33)),
-            (_, "jobs_at_once") => ("33", "33", Setting::Integer(33)),
+            (_, "jobs_at_once" | "parallel_files" | "downloads_at_once") => ("33", "33", Setting::Integer(33)),
+            (_, "hf_endpoint") => {
+                ("\"https://hub.example\"", "https://hub.example", Setting::Text("https://hub.example".into()))
+            }
+            (_, "hf_token_file") => ("\"Cargo.toml\"", "Cargo.toml", Setting::Text("Cargo.toml".into())),
+            (_, "cache_dir" | "python") => ("\"/a/b\"", "/a/b", Setting::Text("/a/b".into())),
+            (_, "allowed_paths") => ("[\"/a\", \"/b\"]", "/a,/b", Setting::List(vec!["/a".into(), "/b".into()])),
             (_, "device_index") => ("7", "7", Setting::Integer(7)),
             (Setting::Boolean(true), _) => ("false", "false", Setting::Boolean(false)),
             (Setting::Boolean(false), _) => ("true", "true", Setting::Boolean(true)),

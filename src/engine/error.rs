@@ -228,6 +228,7 @@ fn model_kind(error: &ModelError) -> ErrorKind {
         }
         ModelError::NotReady { .. } => ErrorKind::NotReady,
         ModelError::Conflict { .. } => ErrorKind::Conflict,
+        ModelError::NoSpace { .. } => ErrorKind::InsufficientStorage,
         ModelError::Invalid { .. } => ErrorKind::InvalidInput,
         ModelError::Load { source: LoadError::Stopping, .. } | ModelError::Stopping => ErrorKind::ShuttingDown,
         ModelError::Load { source: LoadError::NoMemory { .. }, .. } => ErrorKind::InsufficientStorage,
@@ -242,8 +243,10 @@ fn model_code(error: &ModelError) -> &'static str {
         ModelError::NotFound { .. } => "model_not_found",
         ModelError::VersionNotFound { .. } | ModelError::VersionNotServed { .. } => "version_not_found",
         ModelError::NotReady { state: ModelState::Failed, .. } => "model_failed",
+        ModelError::NotReady { state: ModelState::Downloading, .. } => "model_downloading",
         ModelError::NotReady { .. } => "model_not_ready",
         ModelError::Conflict { .. } => "conflict",
+        ModelError::NoSpace { .. } => "insufficient_storage",
         ModelError::Invalid { .. } => "invalid_model",
         ModelError::Load { source: LoadError::NoMemory { .. }, .. } => "insufficient_memory",
         ModelError::Load { source: LoadError::MemoryBusy { .. }, .. } => "memory_busy",

@@ -27,8 +27,8 @@ pub use crate::batching::{Joining, Levels, WaitingPolicy, WaitingSettings};
 
 pub use crate::cache::{CachesUsage, Usage as CacheUsage};
 pub use crate::models::{
-    LoadOverrides, LoadedModel, Measured, MemoryTotals, ModelName, ModelState, ModelStatus, NameError, Tuned, Version,
-    VersionStatus,
+    Deleted, LoadOverrides, LoadedModel, Measured, MemoryTotals, ModelName, ModelState, ModelStatus, NameError, Tuned,
+    Version, VersionStatus,
 };
 pub use crate::pipelines::{ClassScore, Item, Parameters, Prediction, TokenEmbeddings};
 
@@ -122,6 +122,34 @@ impl InferenceEngine {
     /// `NotFound`.
     pub async fn unload(&self, name: &ModelName) -> Result<ModelStatus, EngineError> {
         self.0.models.unload(name).await?;
+        self.status(name)
+    }
+
+    /// Deletes a version, or the model with all of them; the only version takes its model along. Returns when its files are
+    /// gone and its runs have ended.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` while the model is being downloaded, or where the store cannot be changed.
+    pub async fn delete(&self, name: &ModelName, version: Option<Version>) -> Result<Deleted, EngineError> {
+        Ok(self.0.models.delete(name, version).await?)
+    }
+
+    /// Makes one version serve whatever the version policy says; `None` gives the word back to the policy. What served before
+    /// serves until it is so.
+    ///
+    /// # Errors
+    /// `NotFound`, or as [`InferenceEngine::load`]: nothing is changed then.
+    pub async fn choose(&self, name: &ModelName, version: Option<Version>) -> Result<ModelStatus, EngineError> {
+        self.0.models.choose(name, version).await?;
+        self.status(name)
+    }
+
+    /// Chooses the highest version below the one that answers now.
+    ///
+    /// # Errors
+    /// As [`InferenceEngine::choose`]; `Conflict` where there is no such version.
+    pub async fn roll_back(&self, name: &ModelName) -> Result<ModelStatus, EngineError> {
+        self.0.models.roll_back(name).await?;
         self.status(name)
     }
 

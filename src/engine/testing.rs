@@ -18,6 +18,11 @@ use std::time::{Duration, SystemTime};
 
 /// An engine with an empty store.
 pub(crate) fn engine(tasks: &Tasks) -> InferenceEngine {
+    InferenceEngine::new(models(tasks), Pool::new(tasks.clone(), 1), tasks.clone())
+}
+
+/// An empty store.
+pub(crate) fn models(tasks: &Tasks) -> ModelManager {
     let runtime = Arc::new(FakeRuntime::new(vec![], vec![], |_, _, _| Ok(vec![])));
     let store = StoreSettings {
         models_dir: std::env::temp_dir().join("ortus-empty-store"),
@@ -27,8 +32,7 @@ pub(crate) fn engine(tasks: &Tasks) -> InferenceEngine {
         max_loaded_memory: None,
     };
     let limits = PipelineLimits::default();
-    let models = ModelManager::new(runtime, tasks.clone(), store, ModelSettings::default(), limits, Stats::default());
-    InferenceEngine::new(models, Pool::new(tasks.clone(), 1), tasks.clone())
+    ModelManager::new(runtime, tasks.clone(), store, ModelSettings::default(), limits, Stats::default())
 }
 
 /// A loaded model `fake`, version 1, without a task, whose runs are `run`.

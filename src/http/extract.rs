@@ -7,6 +7,7 @@ use super::HttpSettings;
 use super::error::ApiError;
 use super::middleware::Arrival;
 pub(super) use super::middleware::RequestId;
+use crate::downloads::DownloadError;
 use crate::engine::{ModelName, Version};
 use crate::jobs::JobError;
 use axum::extract::{FromRequestParts, Query, RawPathParams};
@@ -65,13 +66,27 @@ impl<S: Send + Sync> FromRequestParts<S> for JobPath {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<JobPath, ApiError> {
-        let no_such_job = || ApiError::from(JobError::NotFound);
-        let parameters = RawPathParams::from_request_parts(parts, state).await.map_err(|_| no_such_job())?;
-        let id = parameters.iter().find(|(name, _)| *name == "id").map_or("", |(_, value)| value);
-        // Other forms of a UUID would be other paths of the same job.
-        let id = Uuid::try_parse(id).ok().filter(|parsed| parsed.to_string() == id);
-        id.map(JobPath).ok_or_else(no_such_job)
+        id_of(parts, state).await.map(JobPath).ok_or_else(|| ApiError::from(JobError::NotFound))
     }
+}
+
+/// The `{id}` of a download's path.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct DownloadPath(pub(super) Uuid);
+
+impl<S: Send + Sync> FromRequestParts<S> for DownloadPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<DownloadPath, ApiError> {
+        id_of(parts, state).await.map(DownloadPath).ok_or_else(|| ApiError::from(DownloadError::NotFound))
+    }
+}
+
+async fn id_of<S: Send + Sync>(parts: &mut Parts, state: &S) -> Option<Uuid> {
+    let parameters = RawPathParams::from_request_parts(parts, state).await.ok()?;
+    let id = parameters.iter().find(|(name, _)| *name == "id").map_or("", |(_, value)| value);
+    // Other forms of a UUID would be other paths of the same thing.
+    Uuid::try_parse(id).ok().filter(|parsed| parsed.to_string() == id)
 }
 
 /// The query as `T`; a key that is wrong is a 400 that says so.

@@ -19,7 +19,6 @@ mod router;
 mod server;
 mod settings;
 mod tally;
-mod timestamp;
 mod v1;
 mod v2;
 
@@ -31,6 +30,7 @@ pub use server::Server;
 pub use settings::{HttpLimits, HttpSettings};
 pub use v1::predict::{predict_offline, tensors_offline};
 
+use crate::downloads::Downloads;
 use crate::engine::InferenceEngine;
 use crate::jobs::Jobs;
 use crate::tasks::Tasks;
@@ -41,6 +41,7 @@ use std::sync::Arc;
 pub struct HttpState {
     pub engine: InferenceEngine,
     pub jobs: Jobs,
+    pub downloads: Downloads,
     pub settings: Arc<HttpSettings>,
     pub tasks: Tasks,
 }

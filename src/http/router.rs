@@ -7,7 +7,7 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use std::sync::Arc;
 
 /// All routes with what stands around them.
@@ -17,8 +17,14 @@ pub(super) fn router(state: HttpState, around: Arc<Around>) -> Router {
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))
         .route("/healthz", get(health::healthz))
-        .route("/v1/models", get(v1::models::list))
-        .route("/v1/models/{name}", get(v1::models::show))
+        .route("/v1/models", get(v1::models::list).post(v1::downloads::create))
+        .route("/v1/models/{name}", get(v1::models::show).delete(v1::models::delete))
+        .route("/v1/models/{name}/versions", post(v1::downloads::create_version))
+        .route("/v1/models/{name}/versions/{version}", delete(v1::models::delete_version))
+        .route("/v1/models/{name}/rollback", post(v1::models::roll_back))
+        .route("/v1/downloads", get(v1::downloads::list))
+        .route("/v1/downloads/{id}", get(v1::downloads::show).delete(v1::downloads::delete))
+        .route("/v1/downloads/{id}/events", get(v1::downloads::events))
         .route("/v1/models/{name}/load", post(v1::models::load))
         .route("/v1/models/{name}/unload", post(v1::models::unload))
         .route("/v1/models/{name}/memory", get(v1::models::memory))

@@ -7,6 +7,7 @@
 use super::door::Door;
 use super::v1::job_runner::JobRunner;
 use super::{HttpSettings, HttpState};
+use crate::downloads::Downloads;
 use crate::engine::InferenceEngine;
 use crate::jobs::Jobs;
 use crate::tasks::{Lanes, Tasks};
@@ -67,7 +68,13 @@ impl Server {
     ///
     /// # Errors
     /// Where the address cannot be bound.
-    pub fn bind(settings: HttpSettings, engine: InferenceEngine, jobs: Jobs, tasks: Tasks) -> io::Result<Server> {
+    pub fn bind(
+        settings: HttpSettings,
+        engine: InferenceEngine,
+        jobs: Jobs,
+        downloads: Downloads,
+        tasks: Tasks,
+    ) -> io::Result<Server> {
         let socket = if settings.listen.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         // A restarted server takes its port again though old connections linger.
         socket.set_reuseaddr(true)?;
@@ -75,7 +82,7 @@ impl Server {
         let listener = socket.listen(BACKLOG)?;
         let address = listener.local_addr()?;
         let settings = Arc::new(settings);
-        let state = HttpState { engine, jobs, settings: settings.clone(), tasks: tasks.clone() };
+        let state = HttpState { engine, jobs, downloads, settings: settings.clone(), tasks: tasks.clone() };
         let door = Door::new(state.clone(), address.ip());
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let lanes = Lanes::start(&tasks, cores.min(MAX_LANES))?;
@@ -90,6 +97,7 @@ impl Server {
     /// Runs jobs, and serves until the tasks are asked to stop, then drains: goes on accepting for `drain_delay` (readiness is false by
     /// then), finishes the requests it has, and cuts what is left `shutdown_grace` after the signal.
     pub async fn serve(self) {
+        self.state.downloads.start();
         self.state.jobs.start(Arc::new(JobRunner(self.state.clone())));
         let stopping = self.tasks.stopping().clone();
         let permits = Arc::new(Semaphore::new(self.settings.max_connections.clamp(1, Semaphore::MAX_PERMITS)));

@@ -3,9 +3,9 @@
 //! Times are the wall clock's, in milliseconds since 1970, and are for people: what expires when is decided by `table`
 //! with a clock that does not jump.
 
+pub(super) use crate::telemetry::now_ms;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
-use std::time::SystemTime;
 use uuid::Uuid;
 
 /// A request to predict, as it came, without its body.
@@ -166,12 +166,6 @@ pub struct Job {
     /// Items done of the items known so far.
     pub done: u64,
     pub total: u64,
-}
-
-/// The wall clock.
-pub(super) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -15,14 +15,16 @@ pub enum ModelError {
     NotFound { model: ModelName },
     #[error("model '{model}' has no version {version}; it has {}", list(.available))]
     VersionNotFound { model: ModelName, version: Version, available: Vec<Version> },
-    #[error("model '{model}' does not serve version {version}: its version_policy is {policy}")]
-    VersionNotServed { model: ModelName, version: Version, policy: String },
+    #[error("model '{model}' does not serve version {version}: {reason}")]
+    VersionNotServed { model: ModelName, version: Version, reason: String },
     /// The model is there and cannot answer at present.
     #[error("model '{model}' is {state}{}", reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default())]
     NotReady { model: ModelName, state: ModelState, reason: Option<String> },
-    /// The store cannot take what the call brings: it is read-only, or full.
+    /// What is asked for does not go with what there is, or the store cannot be changed.
     #[error("model '{model}': {problem}")]
     Conflict { model: ModelName, problem: String },
+    #[error("model '{model}': there is no space left on the disk of the store; make room and try again")]
+    NoSpace { model: ModelName },
     /// The manifest, the configuration or what the call brings is wrong.
     #[error("model '{model}': {problem}")]
     Invalid { model: ModelName, problem: String },
@@ -47,6 +49,9 @@ pub enum LoadError {
     Warmup { sample: String, problem: String },
     #[error("labels of output '{output}': {problem}")]
     Labels { output: String, problem: String },
+    /// The files are not those that were installed.
+    #[error("checksum: {0}; install the version again, or delete it")]
+    Checksum(String),
     #[error("no thread could be started for an instance: {0}")]
     Threads(std::io::ErrorKind),
     /// Also with all others unloaded it would not fit.

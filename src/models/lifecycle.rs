@@ -4,6 +4,7 @@
 //! that did not load; a version that failed is tried again only when its files changed or somebody asks. Knows no clock,
 //! lock, file or runtime; [`super::ModelManager`] carries a [`Plan`] out.
 
+use super::choice::Choice;
 use super::{Version, VersionPolicy};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -51,6 +52,36 @@ pub(super) fn select(policy: &VersionPolicy, on_disk: impl DoubleEndedIterator<I
         VersionPolicy::Latest(count) => on_disk.rev().take(count.get()).collect(),
         VersionPolicy::All => on_disk.collect(),
         VersionPolicy::Specific(versions) => on_disk.filter(|version| versions.contains(version)).collect(),
+    }
+}
+
+/// What is served where somebody chose a version: that one, while it is there and nothing above what there was when it was
+/// chosen has come; else what the policy says.
+pub(super) fn in_force(
+    policy: &VersionPolicy,
+    choice: Option<Choice>,
+    on_disk: &BTreeSet<Version>,
+) -> (VersionPolicy, Option<Version>) {
+    let holds = |choice: &Choice| {
+        on_disk.contains(&choice.version) && on_disk.last().is_some_and(|highest| *highest <= choice.newest)
+    };
+    match choice.filter(holds) {
+        Some(Choice { version, .. }) => (VersionPolicy::Specific([version].into()), Some(version)),
+        None => (policy.clone(), None),
+    }
+}
+
+/// The highest version below `present`: what there is to go back to.
+pub(super) fn below(present: Option<Version>, on_disk: &BTreeSet<Version>) -> Option<Version> {
+    on_disk.range(..present?).next_back().copied()
+}
+
+/// The number of a version that comes: above all that the model has or had when a version was chosen. `None` where there is
+/// no such number.
+pub(super) fn next_number(known: impl Iterator<Item = Version>, choice: Option<Choice>) -> Option<Version> {
+    match known.chain(choice.map(|choice| choice.newest)).max() {
+        Some(highest) => highest.0.checked_add(1).map(Version),
+        None => Some(Version(1)),
     }
 }
 

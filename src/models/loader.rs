@@ -14,8 +14,11 @@ use crate::batching::{
     BatchSettings, Handle, Inline, Joining, Learned, PaddedInput, Plan, SHORT_RUN, Short, Start, probe, worth,
 };
 use crate::cache::Caches;
+use crate::hub::{PROVENANCE, Provenance};
 use crate::pipelines::{LabelsSource, Pipeline, PipelineLimits, text};
-use crate::runtime::{GraphSource, Input, Interrupt, Runtime, RuntimeError, Session, SessionSettings, WorkingMemories};
+use crate::runtime::{
+    GraphFacts, GraphSource, Input, Interrupt, Runtime, RuntimeError, Session, SessionSettings, WorkingMemories,
+};
 use crate::tasks::Tasks;
 use crate::telemetry::stats::ModelStats;
 use crate::tensor::{Dim, Spec, ValueType};
@@ -51,6 +54,8 @@ pub(super) struct Job {
     pub(super) max_model_bytes: u64,
     /// Bytes of the graph file and its external data.
     pub(super) size_bytes: u64,
+    /// Whether the checksums of these files were found right before.
+    pub(super) is_verified: bool,
     pub(super) stats: Arc<ModelStats>,
 }
 
@@ -112,6 +117,7 @@ pub(super) fn load(
     let reshapes = config.map(GivenConfig::reshapes).unwrap_or_default();
     let runtime = &reshapes.seen_through(runtime.clone());
     let source = source(job)?;
+    verify(job, tasks)?;
     let graph_name = source
         .file
         .strip_prefix(&job.folder.folder)
@@ -224,6 +230,86 @@ pub(super) fn load(
         loaded_at: SystemTime::now(),
         load_time: started.elapsed(),
     })
+}
+
+/// Holds the files to what is written of them where they came from elsewhere.
+fn verify(job: &Job, tasks: &Tasks) -> Result<(), LoadError> {
+    let folder = &job.folder.folder;
+    let Some(origin) = &job.folder.origin else {
+        return match Provenance::is_in(folder) {
+            true => Err(LoadError::Checksum(format!("{PROVENANCE} cannot be read, so nothing tells what is right"))),
+            false => Ok(()),
+        };
+    };
+    let is_stopping = || tasks.stopping().is_cancelled();
+    match origin.verify(folder, !job.is_verified, &is_stopping) {
+        _ if is_stopping() => Err(LoadError::Stopping),
+        verified => verified.map_err(LoadError::Checksum),
+    }
+}
+
+/// What was found of a version before it is part of a model.
+#[derive(Debug, Clone)]
+pub struct Tried {
+    pub inputs: Vec<Spec>,
+    pub outputs: Vec<Spec>,
+    /// HuggingFace's name of the task; `None`: the model takes and gives raw tensors.
+    pub task: Option<&'static str>,
+    /// What the task was told from.
+    pub evidence: String,
+    pub facts: GraphFacts,
+    pub load_time: Duration,
+    /// Of one run with made-up input.
+    pub run_time: Option<Duration>,
+    /// Why it did not run, where it did not: a graph may rightly refuse what is made up.
+    pub run_problem: Option<String>,
+}
+
+/// Opens a version's graph with one session, tells its task, runs its samples and one made-up input, and lets it go.
+/// `warming` is called when the runs begin, which `interrupt` stops.
+///
+/// # Errors
+/// As [`load`].
+pub(super) fn try_out(
+    job: &Job,
+    runtime: &dyn Runtime,
+    interrupt: &Interrupt,
+    warming: impl FnOnce(),
+) -> Result<Tried, LoadError> {
+    let started = Instant::now();
+    let config = job.config.as_deref();
+    let source = source(job)?;
+    let settings = session_settings(job, Layout { instances: 1, intra_threads: cores() });
+    let mut sessions = vec![runtime.load(&source, &settings)?];
+    let load_time = started.elapsed();
+    let Some(session) = sessions.first() else { return Err(LoadError::Panicked) };
+    let (inputs, outputs, facts) = (session.inputs().to_vec(), session.outputs().to_vec(), session.facts().clone());
+    if let Some(config) = config {
+        config.check_graph(&inputs, &outputs)?;
+    }
+    let (pipeline, evidence) = task(job, &inputs, &outputs)?;
+    output_labels(job, &outputs, pipeline.as_deref())?;
+    warming();
+    for sample in config.map(|config| config.warmup.as_slice()).unwrap_or_default() {
+        warmup::configured(&mut sessions, sample, &job.folder, interrupt)?;
+    }
+    warmup::samples(&mut sessions, pipeline.as_deref(), &job.manifest, &job.folder, interrupt)?;
+    let ran = match (
+        made_up::inputs(&inputs, &Size::default(), 1, &InputHints::read(task_folder(job))),
+        sessions.first_mut(),
+    ) {
+        (Some(made_up), Some(session)) => {
+            let (all, begun): (Vec<usize>, _) = ((0..outputs.len()).collect(), Instant::now());
+            session.run(&made_up, &all, interrupt).map(|_| begun.elapsed()).map_err(|error| error.to_string())
+        }
+        (None, _) | (_, None) => Err("an input is too large or of a kind that is not made up".to_owned()),
+    };
+    let (run_time, run_problem) = match ran {
+        Ok(time) => (Some(time), None),
+        Err(problem) => (None, Some(problem)),
+    };
+    let task = pipeline.as_ref().map(|pipeline| pipeline.task());
+    Ok(Tried { inputs, outputs, task, evidence, facts, load_time, run_time, run_problem })
 }
 
 const INLINE_TRIALS: u64 = 20;

@@ -6,13 +6,15 @@
 
 use super::admission::{Admission, MakeRoom, Reservation};
 use super::config_pbtxt::GivenConfig;
+use super::install::Claimed;
 use super::lifecycle::{self, Command, Fingerprint};
 use super::loader::{self, Job};
 use super::memory::LoadMeter;
 use super::registry::{Busy, Entry, Found};
 use super::repository::{FolderError, ModelFolder, Repository, read_folder};
-use super::{LoadError, LoadOverrides, LoadedModel, ModelError, ModelName, ModelSettings, ModelStatus};
-use super::{StoreSettings, Version, VersionPolicy, overrides};
+use super::{LoadError, LoadOverrides, LoadedModel, ModelError, ModelName, ModelSettings, ModelState, ModelStatus};
+use super::{StoreSettings, Tried, Version, VersionPolicy, overrides, swap};
+use crate::hub::Provenance;
 use crate::pipelines::PipelineLimits;
 use crate::runtime::{Interrupt, Runtime, Session, SessionSettings};
 use crate::tasks::{BackSeat, Tasks};
@@ -32,6 +34,8 @@ const LOADS_AT_ONCE: usize = 2;
 const DRAIN_MAX: Duration = Duration::from_secs(30);
 /// How long a warm-up may run before it is stopped.
 const WARMUP_MAX: Duration = Duration::from_secs(120);
+/// The same of a version that is tried out.
+const TRIAL_MAX: Duration = Duration::from_secs(30);
 /// Largest configuration of a load call, in bytes.
 const CONFIG_BYTES_MAX: usize = 1 << 20;
 
@@ -57,9 +61,13 @@ struct Inner {
 }
 
 /// What a folder holds, ready to be planned with.
-struct Prepared {
-    folder: ModelFolder,
+pub(super) struct Prepared {
+    pub(super) folder: ModelFolder,
+    /// As the model's files state it.
+    stated: VersionPolicy,
+    /// The one in force.
     policy: VersionPolicy,
+    chosen: Option<Version>,
     settings: ModelSettings,
     /// The folder of the files that the call brought.
     written: Option<PathBuf>,
@@ -67,9 +75,19 @@ struct Prepared {
 
 /// What to do with a model, and at whose cost.
 #[derive(Debug, Clone, Copy)]
-struct Change {
-    command: Command,
-    room: MakeRoom,
+pub(super) struct Change {
+    pub(super) command: Command,
+    pub(super) room: MakeRoom,
+    pub(super) aim: Aim,
+}
+
+/// Which versions a change is after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Aim {
+    /// Those of the policy in force.
+    InForce,
+    /// Beside all that serves, what this version would be chosen for, or what the stated policy says. Nothing is retired.
+    Beside(Option<Version>),
 }
 
 /// Proof that no other operation works on the model.
@@ -103,12 +121,18 @@ impl ModelManager {
         }))
     }
 
+    /// Removes the files of load calls that an earlier process took: for the one process that serves the store.
+    pub async fn forget_overrides(&self) {
+        let inner = self.0.clone();
+        self.blocking(move || overrides::clean_all(&inner.store.models_dir)).await;
+    }
+
     /// Reads the store, loads every model where `autoload` is on, and returns when each has been tried. From then on
     /// looks at the store every `poll_interval` until the process stops. A broken model is listed as failed.
     pub async fn start(&self) {
         let inner = self.0.clone();
         let names = self.blocking(move || {
-            overrides::clean_all(&inner.store.models_dir);
+            swap::clean(&inner.store.models_dir);
             inner.repository.names()
         });
         match names.await {
@@ -179,7 +203,7 @@ impl ModelManager {
         let mut no_memory = None;
         if let Some(Found::MayLoad) = self.find(name, version, true) {
             // Other errors are in the registry, where the next look finds them; want of memory says nothing of the model.
-            let change = Change { command: Command::Refresh, room: MakeRoom::Evict };
+            let change = Change { command: Command::Refresh, room: MakeRoom::Evict, aim: Aim::InForce };
             no_memory = match self.in_background(name, gate, change, LoadOverrides::default()).await {
                 Err(
                     error @ ModelError::Load {
@@ -221,10 +245,10 @@ impl ModelManager {
             self.gate(name).await?
         } else {
             // The files that the call brings may make a model that the store does not have.
-            let gate = self.lock().entry(name.clone()).or_default().gate.clone();
-            gate.lock_owned().await
+            self.lock().entry(name.clone()).or_default();
+            self.gate(name).await?
         };
-        let change = Change { command: Command::Load, room: MakeRoom::Evict };
+        let change = Change { command: Command::Load, room: MakeRoom::Evict, aim: Aim::InForce };
         self.in_background(name, gate, change, overrides).await
     }
 
@@ -237,11 +261,10 @@ impl ModelManager {
     /// # Cancel safety
     /// Dropping the future does not stop the unload.
     pub async fn unload(&self, name: &ModelName) -> Result<(), ModelError> {
-        let gate = match self.lock().get(name) {
-            Some(entry) => entry.gate.clone(),
-            None => return Err(ModelError::NotFound { model: name.clone() }),
-        };
-        let gate = gate.lock_owned().await;
+        if !self.lock().contains_key(name) {
+            return Err(ModelError::NotFound { model: name.clone() });
+        }
+        let gate = self.gate(name).await?;
         let (manager, model) = (self.clone(), name.clone());
         let work = self.0.tasks.spawn("unload a model", async move { manager.unload_all(&model, &gate).await });
         work.await.map_err(|_| ModelError::Stopping)
@@ -256,8 +279,7 @@ impl ModelManager {
             slots.filter_map(|slot| slot.serving.take()).map(|(_, model)| model).collect()
         };
         release(all).await;
-        let inner = self.0.clone();
-        self.blocking(move || overrides::clean_all(&inner.store.models_dir)).await;
+        self.forget_overrides().await;
     }
 
     /// Name and version of the library that runs the graphs.
@@ -303,6 +325,12 @@ impl ModelManager {
         &self.0.admission
     }
 
+    fn is_verified(&self, name: &ModelName, version: Version, files: Fingerprint) -> bool {
+        let registry = self.lock();
+        let slot = registry.get(name).and_then(|entry| entry.slots.get(&version));
+        slot.and_then(|slot| slot.verified) == Some(files)
+    }
+
     /// The bytes that these files of a version took when they were last loaded.
     pub(super) fn measured(&self, name: &ModelName, version: Version, files: Fingerprint) -> Option<u64> {
         let registry = self.lock();
@@ -310,7 +338,25 @@ impl ModelManager {
         (seen == files).then_some(bytes)
     }
 
-    fn is_stopping(&self) -> bool {
+    pub(super) fn limits(&self) -> &PipelineLimits {
+        &self.0.limits
+    }
+
+    /// The policy and the settings in force for a folder. Blocks.
+    pub(super) fn settled(
+        &self,
+        name: &ModelName,
+        folder: ModelFolder,
+    ) -> Result<(VersionPolicy, ModelSettings), ModelError> {
+        let prepared = self.0.settle(name, folder, false, None)?;
+        Ok((prepared.policy, prepared.settings))
+    }
+
+    pub(super) fn repository(&self) -> &Repository {
+        &self.0.repository
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
         self.0.closed.load(Ordering::Acquire) || self.0.tasks.stopping().is_cancelled()
     }
 
@@ -328,19 +374,44 @@ impl ModelManager {
     }
 
     /// Waits for the turn to change a model; a folder that came since the last look becomes an entry.
-    async fn gate(&self, name: &ModelName) -> Result<Gate, ModelError> {
-        let known = self.lock().get(name).map(|entry| entry.gate.clone());
-        let gate = match known {
-            Some(gate) => gate,
-            None => {
-                let (inner, model) = (self.0.clone(), name.clone());
-                if self.blocking(move || inner.repository.contains(&model)).await != Some(true) {
-                    return Err(ModelError::NotFound { model: name.clone() });
+    pub(super) async fn gate(&self, name: &ModelName) -> Result<Gate, ModelError> {
+        loop {
+            let known = self.lock().get(name).map(|entry| (entry.gate.clone(), entry.is_downloading()));
+            let gate = match known {
+                Some((_, true)) => {
+                    let (model, state) = (name.clone(), ModelState::Downloading);
+                    return Err(ModelError::NotReady { model, state, reason: None });
                 }
-                self.lock().entry(name.clone()).or_default().gate.clone()
+                Some((gate, false)) => gate,
+                None => {
+                    let (inner, model) = (self.0.clone(), name.clone());
+                    if self.blocking(move || inner.repository.contains(&model)).await != Some(true) {
+                        return Err(ModelError::NotFound { model: name.clone() });
+                    }
+                    self.lock().entry(name.clone()).or_default().gate.clone()
+                }
+            };
+            let gate = gate.lock_owned().await;
+            if self.is_current(name, &gate) {
+                return Ok(gate);
             }
-        };
-        Ok(gate.lock_owned().await)
+        }
+    }
+
+    /// Whether the gate is the model's still: whoever held it before may have removed the model, and another of its name
+    /// may have come.
+    pub(super) fn is_current(&self, name: &ModelName, gate: &Gate) -> bool {
+        let registry = self.lock();
+        registry.get(name).is_some_and(|entry| Arc::ptr_eq(&entry.gate, OwnedMutexGuard::mutex(gate)))
+    }
+
+    /// Runs `work` to its end, also where whoever asked for it goes away.
+    pub(super) async fn to_its_end<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        work: impl Future<Output = Result<T, ModelError>> + Send + 'static,
+    ) -> Result<T, ModelError> {
+        self.0.tasks.spawn(name, work).await.unwrap_or(Err(ModelError::Stopping))
     }
 
     async fn in_background(
@@ -394,8 +465,12 @@ impl ModelManager {
         if self.is_stopping() {
             return;
         }
-        let Some(gate) = self.lock().get(&name).map(|entry| entry.gate.clone()) else { return };
+        let gate = self.lock().get(&name).filter(|entry| !entry.is_downloading()).map(|entry| entry.gate.clone());
+        let Some(gate) = gate else { return };
         let gate = gate.lock_owned().await;
+        if !self.is_current(&name, &gate) {
+            return;
+        }
         let state =
             self.edit(&name, |entry| (entry.serving(None).is_some(), entry.held || entry.on_demand, entry.pinned));
         let Some((serves, waits, pinned)) = state else { return };
@@ -406,7 +481,7 @@ impl ModelManager {
             // What went wrong is logged and kept in the registry.
             // Others make room for what has served all along, not for what nobody has asked for.
             let room = if serves { MakeRoom::Evict } else { MakeRoom::OnlyIfFree };
-            let change = Change { command: Command::Refresh, room };
+            let change = Change { command: Command::Refresh, room, aim: Aim::InForce };
             let _ = self.in_background(&name, gate, change, LoadOverrides::default()).await;
         } else if let Ok(None) = self.look(&name, &gate).await {
             self.folder_is_gone(&name, Command::Refresh).await;
@@ -414,7 +489,7 @@ impl ModelManager {
     }
 
     /// Reads a folder and notes what is there; `None` where there is no folder any more.
-    async fn look(&self, name: &ModelName, _gate: &Gate) -> Result<Option<Prepared>, ModelError> {
+    pub(super) async fn look(&self, name: &ModelName, _gate: &Gate) -> Result<Option<Prepared>, ModelError> {
         let (manager, model) = (self.clone(), name.clone());
         let prepared = self.blocking(move || manager.0.prepare(&model, &LoadOverrides::default())).await;
         let prepared = prepared.unwrap_or(Err(ModelError::Stopping));
@@ -432,7 +507,9 @@ impl ModelManager {
                 entry.broken = false;
                 entry.manifest = prepared.folder.manifest.clone();
                 entry.policy = prepared.policy.clone();
+                entry.chosen = prepared.chosen;
                 entry.set_versions(&prepared.folder.versions.keys().copied().collect());
+                entry.set_origins(&prepared.folder.versions);
                 entry.last_error = entry.failure(None);
                 self.0.stats.keep_versions(name.as_str(), |version| entry.slots.contains_key(&Version(version)));
             }
@@ -452,7 +529,7 @@ impl ModelManager {
     }
 
     /// Makes the plan for a model and carries it out.
-    async fn change(
+    pub(super) async fn change(
         &self,
         name: &ModelName,
         gate: &Gate,
@@ -520,7 +597,19 @@ impl ModelManager {
         let planned = self.edit(name, |entry| {
             let before: BTreeMap<Version, _> =
                 entry.slots.iter().map(|(version, slot)| (*version, slot.failed.clone())).collect();
-            let plan = lifecycle::plan(&prepared.policy, &on_disk, &entry.known(), change.command);
+            let policy = match change.aim {
+                Aim::InForce => prepared.policy.clone(),
+                Aim::Beside(version) => {
+                    let target = match version {
+                        Some(version) => BTreeSet::from([version]),
+                        None => lifecycle::select(&prepared.stated, on_disk.keys().copied()),
+                    };
+                    let serves = entry.slots.iter().filter(|(_, slot)| slot.serving.is_some());
+                    let serves = serves.map(|(version, _)| *version).filter(|version| on_disk.contains_key(version));
+                    VersionPolicy::Specific(serves.chain(target).collect())
+                }
+            };
+            let plan = lifecycle::plan(&policy, &on_disk, &entry.known(), change.command);
             for version in &plan.load {
                 entry.slots.entry(*version).or_default().busy = Some(Busy::Loading);
             }
@@ -541,12 +630,13 @@ impl ModelManager {
                 folder: folder.clone(),
                 manifest: prepared.folder.manifest.clone(),
                 config: prepared.folder.config.clone(),
-                policy: prepared.policy.clone(),
+                policy: prepared.stated.clone(),
                 settings: prepared.settings.clone(),
                 limits: self.0.limits.clone(),
                 max_model_bytes: self.0.store.max_model_bytes,
                 // Known once the load is let in.
                 size_bytes: 0,
+                is_verified: self.is_verified(name, *version, folder.fingerprint),
                 stats: self.0.stats.model(name.as_str(), version.0),
             };
             if let Err(source) = self.load_version(job, change.room).await {
@@ -585,7 +675,9 @@ impl ModelManager {
                 entry.broken = false;
                 entry.manifest = prepared.folder.manifest.clone();
                 entry.policy = prepared.policy.clone();
+                entry.chosen = prepared.chosen;
                 entry.set_versions(&on_disk.keys().copied().collect());
+                entry.set_origins(&prepared.folder.versions);
             }
             self.0.stats.keep_versions(name.as_str(), |version| entry.slots.contains_key(&Version(version)));
             entry.last_error = first_error.as_ref().map(ModelError::to_string).or_else(|| entry.failure(None));
@@ -627,6 +719,7 @@ impl ModelManager {
                         "a model is ready"
                     );
                     slot.failed = None;
+                    slot.verified = Some(files);
                     slot.measured = model.memory.loaded_bytes.map(|bytes| (files, bytes)).or(slot.measured);
                     entry.on_demand = false;
                     Ok(slot.serving.replace((files, Arc::new(model))))
@@ -662,6 +755,31 @@ impl ModelManager {
     }
 
     async fn run_loader(&self, job: Job, reservation: &Reservation) -> Result<LoadedModel, LoadError> {
+        let expected = reservation.need.resident;
+        let load = move |inner: &Inner, interrupt: &Interrupt, warming: &mut dyn FnMut()| {
+            let measuring = inner.meter.begin(expected, inner.runtime.as_ref());
+            loader::load(&job, &inner.runtime, &inner.tasks, measuring, interrupt, warming)
+        };
+        self.take_turn(WARMUP_MAX, load).await
+    }
+
+    /// Opens a version that is no part of a model, and lets it go.
+    pub(super) async fn run_trial(&self, job: Job, reservation: &Reservation) -> Result<Tried, LoadError> {
+        let expected = reservation.need.resident;
+        let trial = move |inner: &Inner, interrupt: &Interrupt, warming: &mut dyn FnMut()| {
+            // Dropped at the end: what this took and gave back is no other load's.
+            let _measuring = inner.meter.begin(expected, inner.runtime.as_ref());
+            loader::try_out(&job, inner.runtime.as_ref(), interrupt, warming)
+        };
+        self.take_turn(TRIAL_MAX, trial).await
+    }
+
+    /// Runs a load when it is its turn, with a thread of its own, and stops it where its runs take longer than `runs_max`.
+    async fn take_turn<T: Send + 'static>(
+        &self,
+        runs_max: Duration,
+        load: impl FnOnce(&Inner, &Interrupt, &mut dyn FnMut()) -> Result<T, LoadError> + Send + 'static,
+    ) -> Result<T, LoadError> {
         let stopping = self.0.tasks.stopping();
         let permit = tokio::select! {
             biased; // A stop comes before another load.
@@ -670,19 +788,18 @@ impl ModelManager {
         };
         let interrupt = Interrupt::new();
         let (warming, warms) = oneshot::channel();
-        let (inner, switch, expected) = (self.0.clone(), interrupt.clone(), reservation.need.resident);
+        let (inner, switch) = (self.0.clone(), interrupt.clone());
         let mut work = self.0.tasks.spawn_blocking(move || {
             let _permit = permit;
             // Reading, building and trying out take every core for a second and more; other models' requests go first.
             let _back_seat = BackSeat::take();
             // The receiver is gone where the process stops.
-            let warming = || _ = warming.send(());
-            let measuring = inner.meter.begin(expected, inner.runtime.as_ref());
-            loader::load(&job, &inner.runtime, &inner.tasks, measuring, &switch, warming)
+            let mut warming = Some(warming);
+            load(&inner, &switch, &mut || _ = warming.take().map(|warming| warming.send(())))
         });
         let too_long = async {
             match warms.await {
-                Ok(()) => tokio::time::sleep(WARMUP_MAX).await,
+                Ok(()) => tokio::time::sleep(runs_max).await,
                 Err(_) => std::future::pending().await,
             }
         };
@@ -760,9 +877,13 @@ impl ModelManager {
     }
 
     /// The model is no longer of the store, and is no longer counted.
-    fn remove(&self, registry: &mut BTreeMap<ModelName, Entry>, name: &ModelName) {
-        registry.remove(name);
+    pub(super) fn remove(&self, registry: &mut BTreeMap<ModelName, Entry>, name: &ModelName) {
+        let removed = registry.remove(name);
         self.0.stats.forget(name.as_str());
+        // Whoever is getting a version of it gets the first one of its name.
+        if removed.is_some_and(|entry| entry.claimed.is_some()) {
+            registry.insert(name.clone(), Entry { claimed: Some(Claimed::Model), ..Entry::default() });
+        }
     }
 }
 
@@ -818,7 +939,7 @@ impl Inner {
     fn settle(
         &self,
         name: &ModelName,
-        folder: ModelFolder,
+        mut folder: ModelFolder,
         overridden: bool,
         written: Option<PathBuf>,
     ) -> Result<Prepared, ModelError> {
@@ -830,7 +951,7 @@ impl Inner {
             return Err(ModelError::Invalid { model: name.clone(), problem });
         }
         let config_policy = config.and_then(|config| config.version_policy.clone());
-        let (policy, settings) = match config {
+        let (stated, settings) = match config {
             Some(config) if overridden => {
                 let settings = config.settings.apply(&manifest.overrides.apply(&self.defaults));
                 (config_policy.or_else(|| manifest.version_policy.clone()), settings)
@@ -841,7 +962,28 @@ impl Inner {
             }
             None => (manifest.version_policy.clone(), manifest.overrides.apply(&self.defaults)),
         };
-        Ok(Prepared { policy: policy.unwrap_or_default(), settings, folder, written })
+        let stated = stated.unwrap_or_default();
+        // What a call brings is served as the call says.
+        let choice = folder.choice.filter(|_| !overridden);
+        let on_disk = folder.versions.keys().copied().collect();
+        let (policy, chosen) = lifecycle::in_force(&stated, choice, &on_disk);
+        self.add_origins(name, &mut folder);
+        Ok(Prepared { stated, policy, chosen, settings, folder, written })
+    }
+
+    /// Reads where the versions came from, as far as that is not known of these files.
+    fn add_origins(&self, name: &ModelName, folder: &mut ModelFolder) {
+        let known: BTreeMap<Version, _> = {
+            let registry = self.registry.lock().unwrap_or_else(PoisonError::into_inner);
+            let slots = registry.get(name).into_iter().flat_map(|entry| &entry.slots);
+            slots.filter_map(|(version, slot)| Some((*version, slot.origin.clone()?))).collect()
+        };
+        for (version, found) in &mut folder.versions {
+            found.origin = match known.get(version) {
+                Some((files, origin)) if *files == found.fingerprint => origin.clone(),
+                Some(_) | None => Provenance::read(&found.folder).map(Arc::new),
+            };
+        }
     }
 }
 

@@ -1,13 +1,17 @@
 //! Which models exist, in which version and state, and the loading and unloading of them (`ModelManager`).
 //!
-//! Knows the store's layout (`repository`, `manifest`, `config_pbtxt`, `config_settings`, `reshape`), decides what is loaded (`lifecycle`, pure) and
-//! does it (`loader`, `manager`), on as many threads as suit the model (`layout`, `tune`), within the memory there is (`memory`, `eviction`, `admission`). Knows no protocol.
+//! Knows the store's layout (`repository`, `manifest`, `config_pbtxt`, `config_settings`, `reshape`), decides what is loaded
+//! (`lifecycle`, pure) and does it (`loader`, `manager`), takes versions in and out (`install`, `versions`, on disk `swap`
+//! and `choice`), on as many threads as suit the model (`layout`, `tune`), within the memory there is (`memory`, `eviction`,
+//! `admission`). Knows no protocol.
 
 mod admission;
+mod choice;
 mod config_pbtxt;
 mod config_settings;
 mod error;
 mod eviction;
+mod install;
 mod layout;
 mod lifecycle;
 mod loader;
@@ -22,7 +26,10 @@ mod repository;
 mod reshape;
 mod settings;
 mod status;
+mod steps;
+mod swap;
 mod tune;
+mod versions;
 mod warmup;
 
 #[cfg(test)]
@@ -31,6 +38,7 @@ mod tests;
 pub use admission::MemoryTotals;
 pub use config_pbtxt::ConfigError;
 pub use error::{LoadError, ModelError};
+pub use install::{Claim, Staged, Tried};
 pub use layout::Layout;
 pub use made_up::InputHints;
 pub use manager::ModelManager;
@@ -42,6 +50,7 @@ pub use repository::FolderError;
 pub use settings::{ModelOverrides, ModelSettings, StoreSettings, TuningSettings};
 pub use status::{LoadOverrides, LoadedModel, ModelState, ModelStatus, VersionStatus};
 pub use tune::{Measured, Tuned};
+pub use versions::Deleted;
 
 /// Reads a model configuration (`config.pbtxt`), for the fuzzer alone.
 #[cfg(fuzzing)]

@@ -3,10 +3,13 @@
 //! Invariants: a slot's serving model is replaced, never taken away, while its successor loads; every answer is made
 //! under one look at the entry. Pure data behind the manager's mutex: no file, task or runtime.
 
+use super::install::Claimed;
 use super::lifecycle::{self, Fingerprint, Known};
+use super::repository::VersionFolder;
 use super::{
     LoadedModel, Manifest, ModelError, ModelName, ModelState, ModelStatus, Version, VersionPolicy, VersionStatus,
 };
+use crate::hub::Provenance;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,6 +36,10 @@ pub(super) struct Entry {
     pub(super) broken: bool,
     pub(super) last_error: Option<String>,
     pub(super) looked_at: Option<Instant>,
+    /// Somebody is getting a version of it.
+    pub(super) claimed: Option<Claimed>,
+    /// Chosen to serve whatever the policy says.
+    pub(super) chosen: Option<Version>,
 }
 
 /// One version of a model.
@@ -44,6 +51,10 @@ pub(super) struct Slot {
     pub(super) busy: Option<Busy>,
     /// The bytes that these files took when they were last loaded.
     pub(super) measured: Option<(Fingerprint, u64)>,
+    /// Where these files came from, where they say so.
+    pub(super) origin: Option<(Fingerprint, Option<Arc<Provenance>>)>,
+    /// The files whose checksums were found right since the process started.
+    pub(super) verified: Option<Fingerprint>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,12 +110,24 @@ impl Entry {
         }
     }
 
+    /// Notes where the versions came from.
+    pub(super) fn set_origins(&mut self, on_disk: &BTreeMap<Version, VersionFolder>) {
+        for (version, folder) in on_disk {
+            if let Some(slot) = self.slots.get_mut(version) {
+                slot.origin = Some((folder.fingerprint, folder.origin.clone()));
+            }
+        }
+    }
+
     /// `may_load`: whether a request may cause a load.
     pub(super) fn find(&self, name: &ModelName, version: Option<Version>, may_load: bool) -> Found {
         if let Some(model) = self.serving(version) {
             return Found::Ready(model.clone());
         }
         let refused = |state, reason| Found::Refused(ModelError::NotReady { model: name.clone(), state, reason });
+        if self.is_downloading() {
+            return refused(ModelState::Downloading, None);
+        }
         let by_hand = || Some(format!("load it with POST /v1/models/{name}/load"));
         let busy = self
             .slots
@@ -133,10 +156,18 @@ impl Entry {
         if let Some(version) = version
             && !lifecycle::select(&self.policy, self.slots.keys().copied()).contains(&version)
         {
-            let policy = self.policy.to_string();
-            return Found::Refused(ModelError::VersionNotServed { model: name.clone(), version, policy });
+            let reason = match self.chosen {
+                Some(chosen) => format!("version {chosen} was chosen, with POST /v1/models/{name}/rollback"),
+                None => format!("its version_policy is {}", self.policy),
+            };
+            return Found::Refused(ModelError::VersionNotServed { model: name.clone(), version, reason });
         }
         if may_load { Found::MayLoad } else { refused(ModelState::Unloaded, by_hand()) }
+    }
+
+    /// Whether there is nothing of the model yet but that somebody is getting it.
+    pub(super) fn is_downloading(&self) -> bool {
+        self.claimed == Some(Claimed::Model)
     }
 
     /// Why a version, or every version, does not serve, where that is a failure.
@@ -163,18 +194,21 @@ impl Entry {
                     waits.then(|| "not loaded for want of memory; the next request loads it".to_owned())
                 }),
                 loaded: slot.serving.as_ref().map(|(_, model)| model.clone()),
+                origin: slot.origin.as_ref().and_then(|(_, origin)| origin.clone()),
             })
             .collect();
         let any = |state| versions.iter().any(|version| version.state == state);
         let order = [ModelState::Ready, ModelState::Loading, ModelState::Unloading, ModelState::Failed];
         let state = order.into_iter().find(|state| any(*state)).unwrap_or(ModelState::Unloaded);
         let state = if self.broken && state == ModelState::Unloaded { ModelState::Failed } else { state };
+        let state = if self.is_downloading() { ModelState::Downloading } else { state };
         let ready = self.serving(None).map(|model| model.version);
         let wanted = lifecycle::select(&self.policy, self.slots.keys().copied());
         ModelStatus {
             name: name.clone(),
             state,
             default_version: ready.or_else(|| wanted.last().copied()),
+            chosen_version: self.chosen,
             manifest: self.manifest.clone(),
             last_error: self.last_error.clone(),
             versions,

@@ -4,10 +4,12 @@
 //! any content are reported, never a panic; walks and files are bounded. Loads nothing and changes nothing. Texts name
 //! files relative to the model's folder.
 
+use super::choice::Choice;
 use super::config_pbtxt::{ConfigError, GivenConfig};
 use super::lifecycle::Fingerprint;
 use super::manifest::{Manifest, ManifestError};
 use super::{ModelName, Version};
+use crate::hub::Provenance;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -61,6 +63,9 @@ pub(super) struct ModelFolder {
     pub(super) manifest: Arc<Manifest>,
     pub(super) config: Option<Arc<GivenConfig>>,
     pub(super) versions: BTreeMap<Version, VersionFolder>,
+    /// Whether the graph lies in the model's folder itself.
+    pub(super) is_bare: bool,
+    pub(super) choice: Option<Choice>,
 }
 
 #[derive(Debug, Clone)]
@@ -72,6 +77,8 @@ pub(super) struct VersionFolder {
     /// No link leads out of this folder; canonical.
     pub(super) bounds: PathBuf,
     pub(super) fingerprint: Fingerprint,
+    /// Where the files came from, where they say so.
+    pub(super) origin: Option<Arc<Provenance>>,
 }
 
 /// The store's folder.
@@ -119,11 +126,16 @@ impl Repository {
     }
 
     fn report(&self, name: &str) {
-        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
-        if reported.len() < MODELS_MAX && reported.insert(name.to_owned()) {
+        if self.is_news(name) {
             let rule = super::NameError;
             tracing::warn!(folder = ?name, %rule, "a folder of the store is skipped because of its name");
         }
+    }
+
+    /// Whether this was not complained of before.
+    fn is_news(&self, complaint: &str) -> bool {
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        reported.len() < MODELS_MAX && reported.insert(complaint.to_owned())
     }
 
     /// Whether the store has a folder of this name. Blocks for one look.
@@ -141,7 +153,44 @@ impl Repository {
         if !folder.is_dir() {
             return Ok(None);
         }
-        read_folder(&self.root, &folder).map(Some)
+        let mut model = read_folder(&self.root, &folder)?;
+        model.choice = self.choice(name);
+        Ok(Some(model))
+    }
+
+    /// The version that was chosen to serve. Blocks.
+    pub(super) fn choice(&self, name: &ModelName) -> Option<Choice> {
+        Choice::read(&self.root, name).unwrap_or_else(|problem| {
+            if self.is_news(&format!(".ortus/chosen/{name}: {problem}")) {
+                tracing::warn!(model = %name, problem, "the file of the chosen version is no choice and is ignored");
+            }
+            None
+        })
+    }
+
+    /// All that stands where a version of the model would, whatever it is. Blocks.
+    ///
+    /// # Errors
+    /// Where the folder is there and cannot be read.
+    pub(super) fn numbers(&self, name: &ModelName) -> io::Result<BTreeSet<Version>> {
+        let entries = match fs::read_dir(self.root.join(name.as_str())) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+            Err(error) => return Err(error),
+        };
+        let names = entries.filter_map(Result::ok).map(|entry| entry.file_name());
+        Ok(names.filter_map(|name| Version::parse(name.to_str()?)).collect())
+    }
+
+    /// Whether something of this name is in the store, whatever it is. Blocks for one look.
+    pub(super) fn is_taken(&self, name: &ModelName) -> bool {
+        fs::symlink_metadata(self.root.join(name.as_str())).is_ok()
+    }
+
+    /// Whether the model's folder is in the store itself, not only a link to it. Blocks.
+    pub(super) fn is_inside(&self, name: &ModelName) -> bool {
+        let folder = self.root.join(name.as_str()).canonicalize();
+        folder.ok().zip(self.root.canonicalize().ok()).is_some_and(|(folder, root)| folder.starts_with(root))
     }
 }
 
@@ -174,10 +223,17 @@ pub(super) fn read_folder(bounds: &Path, folder: &Path) -> Result<ModelFolder, F
         let fingerprint = Fingerprint(shared.hash ^ own.hash.rotate_left(1));
         versions.insert(
             version,
-            VersionFolder { folder: path, model_folder: folder.clone(), bounds: bounds.clone(), fingerprint },
+            VersionFolder {
+                folder: path,
+                model_folder: folder.clone(),
+                bounds: bounds.clone(),
+                fingerprint,
+                origin: None,
+            },
         );
     }
-    if versions.is_empty() {
+    let is_bare = versions.is_empty();
+    if is_bare {
         let all = Walk::over(&bounds, &folder, DEPTH_MAX)?;
         let names_graph =
             manifest.pipeline.file.is_some() || config.as_ref().is_some_and(|config| config.graph_file.is_some());
@@ -185,10 +241,10 @@ pub(super) fn read_folder(bounds: &Path, folder: &Path) -> Result<ModelFolder, F
             return Err(FolderError::NoVersion { found: all.listing() });
         }
         let fingerprint = Fingerprint(all.hash);
-        versions
-            .insert(Version(1), VersionFolder { folder: folder.clone(), model_folder: folder, bounds, fingerprint });
+        let version = VersionFolder { folder: folder.clone(), model_folder: folder, bounds, fingerprint, origin: None };
+        versions.insert(Version(1), version);
     }
-    Ok(ModelFolder { manifest, config, versions })
+    Ok(ModelFolder { manifest, config, versions, is_bare, choice: None })
 }
 
 /// The files of a version's graph.

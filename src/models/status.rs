@@ -4,6 +4,7 @@ use super::made_up::{self, InputHints, Size};
 use super::{Manifest, ModelMemory, ModelName, ModelSettings, Tuned, Version};
 use crate::batching;
 use crate::cache::Caches;
+use crate::hub::Provenance;
 use crate::pipelines::Pipeline;
 use crate::runtime::{GraphFacts, GraphSource, Input, Runtime};
 use crate::telemetry::ModelStats;
@@ -74,6 +75,8 @@ impl LoadedModel {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ModelState {
     Unloaded,
+    /// Its name is taken, and its files are on their way.
+    Downloading,
     Loading,
     Ready,
     Unloading,
@@ -81,13 +84,20 @@ pub enum ModelState {
 }
 
 impl ModelState {
-    pub const ALL: [ModelState; 5] =
-        [ModelState::Unloaded, ModelState::Loading, ModelState::Ready, ModelState::Unloading, ModelState::Failed];
+    pub const ALL: [ModelState; 6] = [
+        ModelState::Unloaded,
+        ModelState::Downloading,
+        ModelState::Loading,
+        ModelState::Ready,
+        ModelState::Unloading,
+        ModelState::Failed,
+    ];
 
     /// The state as clients know it.
     pub fn as_str(self) -> &'static str {
         match self {
             ModelState::Unloaded => "unloaded",
+            ModelState::Downloading => "downloading",
             ModelState::Loading => "loading",
             ModelState::Ready => "ready",
             ModelState::Unloading => "unloading",
@@ -110,6 +120,8 @@ pub struct VersionStatus {
     pub reason: Option<String>,
     /// There while the version is ready.
     pub loaded: Option<Arc<LoadedModel>>,
+    /// Where its files came from, where they say so.
+    pub origin: Option<Arc<Provenance>>,
 }
 
 #[derive(Debug, Clone)]
@@ -120,6 +132,8 @@ pub struct ModelStatus {
     pub versions: Vec<VersionStatus>,
     /// The version that answers a request that names none: the highest that is ready, else the highest there is.
     pub default_version: Option<Version>,
+    /// The version that was chosen to serve, whatever the version policy says.
+    pub chosen_version: Option<Version>,
     pub manifest: Arc<Manifest>,
     /// Of the last load or look at the folder, where that failed.
     pub last_error: Option<String>,

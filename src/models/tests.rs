@@ -1,5 +1,7 @@
 //! The manager over real folders and a runtime without graphs: what a model's file holds tells how its load goes.
 
+mod versions;
+
 use super::*;
 use crate::batching::{BatchSettings, Request};
 use crate::pipelines::PipelineLimits;
@@ -80,9 +82,28 @@ impl Runtime for TestRuntime {
     }
 }
 
+/// Where a store is; a temporary folder goes with the last who knows it.
+#[derive(Clone)]
+struct Root {
+    path: std::path::PathBuf,
+    _folder: Option<Arc<tempfile::TempDir>>,
+}
+
+impl From<tempfile::TempDir> for Root {
+    fn from(folder: tempfile::TempDir) -> Root {
+        Root { path: folder.path().to_owned(), _folder: Some(Arc::new(folder)) }
+    }
+}
+
+impl Root {
+    fn path(&self) -> &std::path::Path {
+        &self.path
+    }
+}
+
 /// A store in a temporary folder and a manager over it.
 struct House {
-    root: tempfile::TempDir,
+    root: Root,
     manager: ModelManager,
     loads: Arc<AtomicUsize>,
     runs: Arc<AtomicUsize>,
@@ -112,7 +133,15 @@ impl House {
         max_loaded_memory: Option<u64>,
         files: &[(&str, &str)],
     ) -> House {
-        let root = tempfile::tempdir().unwrap();
+        let root = Root::from(tempfile::tempdir().unwrap());
+        let house = House::over(root, autoload, poll_interval, max_loaded_memory);
+        for (file, content) in files {
+            house.write(file, content);
+        }
+        house
+    }
+
+    fn over(root: Root, autoload: bool, poll_interval: Option<Duration>, max_loaded_memory: Option<u64>) -> House {
         let (loads, runs, gate, tasks) = (Arc::default(), Arc::default(), Arc::<Gate>::default(), Tasks::new());
         let runtime = TestRuntime { loads: Arc::clone(&loads), runs: Arc::clone(&runs), gate: gate.clone() };
         let store = StoreSettings {
@@ -127,11 +156,7 @@ impl House {
         let settings = ModelSettings { warmup_iterations: 0, batch, ..ModelSettings::default() };
         let limits = PipelineLimits { max_pixels: 1, ..PipelineLimits::default() };
         let manager = ModelManager::new(Arc::new(runtime), tasks.clone(), store, settings, limits, Stats::default());
-        let house = House { root, manager, loads, runs, gate, tasks };
-        for (file, content) in files {
-            house.write(file, content);
-        }
-        house
+        House { root, manager, loads, runs, gate, tasks }
     }
 
     fn write(&self, file: &str, content: &str) {
@@ -217,6 +242,7 @@ async fn a_store_starts_with_its_good_models_and_lists_its_bad_ones() {
         ],
     );
     assert!(!house.manager.is_started());
+    house.manager.forget_overrides().await;
     house.manager.start().await;
     assert!(house.manager.is_started());
     assert_eq!(house.states("good"), "1:ready");

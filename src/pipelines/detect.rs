@@ -506,6 +506,9 @@ mod tests {
         found(segformer, output("logits", &[-1, 2, -1, -1]), (IMAGE_SEGMENTATION, "masks are made of logits; ", ""));
         found(segformer, output("logits", &[-1, 2]), (RAW, segformer, "needs a float output [1, classes, height"));
         found(segformer, output("logits", &[-1, 3, -1, -1]), (RAW, segformer, "has 2 labels, but the graph's output"));
+        let mask2former = "Mask2FormerForUniversalSegmentation";
+        let queries = output("masks_queries_logits", &[-1, -1, -1, -1]);
+        found(mask2former, queries, (RAW, mask2former, "masks of queries (masks_queries_logits) are not put together"));
         let depth = "DepthAnythingForDepthEstimation";
         found(depth, output("predicted_depth", &[-1, -1, -1]), (DEPTH_ESTIMATION, "those of predicted_depth", ""));
         found(depth, output("predicted_depth", &[-1]), (RAW, depth, "needs a float output [1, height, width]"));

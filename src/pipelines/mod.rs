@@ -25,9 +25,9 @@ pub use error::{PipelineError, PoolError};
 pub use padding::Padding;
 pub use pool::Pool;
 pub use prediction::{
-    Answer, BoundingBox, ClassScore, DepthMap, Detection, EntityGroup, FilledMask, Item, ItemError, Mask, Parameters,
-    Prediction, RankedLabels, Rows, Segment, SpokenPart, SpokenText, TextChunk, TokenEmbeddings, TokenLabel,
-    VoiceActivity, VoiceWindows,
+    Answer, BoundingBox, ClassScore, DepthMap, Detection, EntityGroup, FeatureMaps, FilledMask, Item, ItemError, Mask,
+    Parameters, Prediction, RankedLabels, Rows, Segment, SpokenPart, SpokenText, TextChunk, TokenEmbeddings,
+    TokenLabel, VoiceActivity, VoiceWindows,
 };
 pub(crate) use prepared::only_run;
 pub use prepared::{Carry, Inputs, Notes, Outputs, Prepared};

@@ -60,6 +60,8 @@ pub enum Prediction {
     Embedding(#[serde(serialize_with = "numbers")] Vec<f32>),
     /// A vector of `width` numbers, at least one, for each token: `values` has them token by token.
     TokenEmbeddings(TokenEmbeddings),
+    /// A map for each channel, of a picture's encoder that is convolutional.
+    FeatureMaps(FeatureMaps),
     /// What a regression gives.
     Number(#[serde(serialize_with = "number")] f32),
     /// In the order of the text.
@@ -146,8 +148,9 @@ pub enum Mask {
 /// How far the pixels of a picture are, in the model's own unit.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DepthMap {
-    /// As the model gave it.
-    pub predicted_depth: Rows,
+    /// For each pixel of the picture that came; `None` where the request asked for the grey picture alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub predicted_depth: Option<Rows>,
     /// A grey PNG in base64 of the size of the picture that came: 0 for the least, 255 for the greatest depth.
     pub depth: String,
 }
@@ -166,6 +169,15 @@ pub struct TokenEmbeddings {
     /// Numbers of a vector, at least one.
     pub width: usize,
     /// Token by token.
+    pub values: Vec<f32>,
+}
+
+/// Maps of equal size, one after the other.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FeatureMaps {
+    /// Of one map, at least 1 each.
+    pub height: usize,
+    pub width: usize,
     pub values: Vec<f32>,
 }
 
@@ -290,6 +302,7 @@ impl Prediction {
             }
             Prediction::Embedding(values) => size_of_val(values.as_slice()),
             Prediction::TokenEmbeddings(tokens) => size_of_val(tokens.values.as_slice()),
+            Prediction::FeatureMaps(maps) => size_of_val(maps.values.as_slice()),
             Prediction::Number(_) => 0,
             Prediction::TokenLabels(labels) => {
                 labels.iter().map(|label| size_of_val(label) + label.entity.len() + label.word.len()).sum()
@@ -311,7 +324,10 @@ impl Prediction {
                 objects.iter().map(|object| size_of_val(object) + object.label.len()).sum::<usize>()
             }
             Prediction::Segments(segments) => segments.iter().map(Segment::bytes).sum::<usize>(),
-            Prediction::Depth(map) => size_of_val(map.predicted_depth.values.as_slice()) + map.depth.len(),
+            Prediction::Depth(map) => {
+                let numbers = map.predicted_depth.as_ref().map_or(0, |rows| size_of_val(rows.values.as_slice()));
+                numbers + map.depth.len()
+            }
             Prediction::Speech(speech) => {
                 let chunks = speech.chunks.iter().flatten();
                 speech.text.len() + chunks.map(|chunk| size_of_val(chunk) + chunk.text.len()).sum::<usize>()
@@ -353,6 +369,16 @@ impl Serialize for TokenEmbeddings {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let tokens: Vec<Numbers<'_>> = self.values.chunks_exact(self.width.max(1)).map(Numbers).collect();
         [tokens].serialize(serializer)
+    }
+}
+
+/// As transformers gives it: one picture's maps in a list of one.
+impl Serialize for FeatureMaps {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (height, width) = (self.height.max(1), self.width.max(1));
+        let maps = self.values.chunks_exact(height * width);
+        let maps: Vec<Vec<Numbers<'_>>> = maps.map(|map| map.chunks_exact(width).map(Numbers).collect()).collect();
+        [maps].serialize(serializer)
     }
 }
 
@@ -431,6 +457,8 @@ mod tests {
         check(&Prediction::Embedding(values.clone()), r#"[0.1,-2.0,"NaN",1e-7]"#);
         let tokens = Prediction::TokenEmbeddings(TokenEmbeddings { width: 2, values });
         check(&tokens, r#"[[[0.1,-2.0],["NaN",1e-7]]]"#);
+        let maps = FeatureMaps { height: 1, width: 2, values: vec![1.0, 2.0, 3.0, 4.0] };
+        check(&Prediction::FeatureMaps(maps), "[[[[1.0,2.0]],[[3.0,4.0]]]]");
     }
 
     #[test]
@@ -473,7 +501,7 @@ mod tests {
             &Prediction::Segments(masks.to_vec()),
             r#"[{"score":null,"label":"sky","mask":"AA=="},{"score":null,"label":"sky","mask":{"size":[2,3],"counts":[0,6]}}]"#,
         );
-        let predicted_depth = Rows { width: 2, values: vec![0.1, f32::NAN, 2.0, 3.0] };
+        let predicted_depth = Some(Rows { width: 2, values: vec![0.1, f32::NAN, 2.0, 3.0] });
         check(
             &Prediction::Depth(DepthMap { predicted_depth, depth: "AA==".into() }),
             r#"{"predicted_depth":[[0.1,"NaN"],[2.0,3.0]],"depth":"AA=="}"#,

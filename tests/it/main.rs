@@ -23,6 +23,8 @@ mod cache;
 mod cli;
 /// Routes of other servers on the same models.
 mod dialects;
+/// Models from elsewhere: pull, upload, swap, roll back, delete.
+mod downloads;
 /// Answers of the fixtures against Python ONNX Runtime's.
 mod golden;
 /// Pictures: the embedded digits and the shared classifiers.
@@ -47,10 +49,14 @@ mod tabular;
 mod text;
 /// Texts: classes, entities, masks and answers of the shared models against transformers.
 mod text_tasks;
+/// Pictures: tiny models of many architectures against transformers' own pipelines.
+mod transformers_images;
 /// A model folder of a Triton repository, with what such configurations use.
 mod triton;
 /// The Open Inference Protocol.
 mod v2;
+/// Versions of a model: going back and forth, deleting, where they came from.
+mod versions;
 /// Warming models up on request.
 mod warmup;
 /// Pictures and the labels of a request, against transformers.

@@ -56,6 +56,10 @@ impl Server {
 
     /// A server that listens, perhaps not ready yet.
     pub fn launch(store: tempfile::TempDir, environment: &[(&str, &str)]) -> Server {
+        // Built first: what fails here leaves no server behind. The library takes its cryptography from whoever uses it.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        // No connection is kept: one that the server closes for being idle may be used in that very moment.
+        let client = reqwest::blocking::Client::builder().timeout(PATIENCE).pool_max_idle_per_host(0).build().unwrap();
         let mut child = command()
             .args(["serve", "--listen", "127.0.0.1:0", "--models"])
             .arg(store.path())
@@ -69,8 +73,6 @@ impl Server {
         };
         let address = line.rsplit("http://").next().and_then(|text| text.parse().ok());
         let Some(address) = address else { panic!("no address in {line:?}") };
-        // No connection is kept: one that the server closes for being idle may be used in that very moment.
-        let client = reqwest::blocking::Client::builder().timeout(PATIENCE).pool_max_idle_per_host(0).build().unwrap();
         Server { child, address, store, client }
     }
 
@@ -172,7 +174,8 @@ impl Drop for Server {
 pub fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ortus"));
     for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("ORTUS_") {
+        let name_text = name.to_string_lossy();
+        if ["ORTUS_", "HF_", "HUGGING"].iter().any(|prefix| name_text.starts_with(prefix)) {
             command.env_remove(name);
         }
     }

@@ -1,5 +1,6 @@
 //! The native API: handlers of three steps (parse, call, encode) and their wire types.
 
+pub(super) mod downloads;
 mod encode;
 pub(super) mod job_runner;
 pub(super) mod jobs;

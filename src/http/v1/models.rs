@@ -1,17 +1,19 @@
 //! Which models there are, their loading and unloading, and the system they run on.
 
-use crate::engine::{self, Cleaned, InferenceEngine, LoadOverrides, LoadedModel, ModelState, ModelStatus};
-use crate::http::HttpState;
+use crate::engine::{self, Cleaned, InferenceEngine, LoadOverrides, LoadedModel, ModelState, ModelStatus, Version};
+use crate::http::codec::json::{JsonLimits, parse_object};
 use crate::http::error::ApiError;
-use crate::http::extract::{ApiQuery, ModelPath};
+use crate::http::extract::{ApiQuery, ModelPath, content_type};
+use crate::http::{HttpState, body};
+use crate::hub::{Provenance, ProvenanceFile};
 use crate::telemetry::process;
 use crate::tensor::{Dim, Spec};
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::time::{Duration, SystemTime};
 use utoipa::ToSchema;
 
@@ -48,6 +50,9 @@ pub(in crate::http) struct ModelInfo {
     /// The version that answers requests which name none.
     #[schema(example = "1")]
     default_version: Option<String>,
+    /// The version that was chosen to serve, whatever the version policy says; `null` where none was.
+    #[schema(example = json!(null))]
+    chosen_version: Option<String>,
     state: StateName,
     /// Whether the default version answers requests.
     loaded: bool,
@@ -105,6 +110,8 @@ pub(in crate::http) struct VersionInfo {
 #[serde(rename_all = "lowercase")]
 pub(in crate::http) enum StateName {
     Unloaded,
+    /// Its name is taken and its files are on their way.
+    Downloading,
     Loading,
     Ready,
     Unloading,
@@ -210,12 +217,54 @@ pub(in crate::http) struct MemoryUsage {
     model_size_mb: Option<f64>,
 }
 
-/// Where the files came from.
+/// Where the files of the default version came from; all but the type is `null` where they do not say so.
 #[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct ModelSource {
+    /// `local`, `huggingface`, `url`, `upload`, `torchvision` or `pytorch_hub`.
     #[serde(rename = "type")]
-    #[schema(example = "local")]
-    kind: &'static str,
+    #[schema(example = "huggingface")]
+    kind: String,
+    /// What it is called there.
+    #[schema(example = "microsoft/resnet-50")]
+    model_id: Option<String>,
+    /// The commit that the files are of.
+    #[schema(example = "34c2154c194f829b11125337b98c8f5f9965ff19")]
+    revision: Option<String>,
+    /// Of the graph's file.
+    #[schema(example = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08")]
+    sha256: Option<String>,
+    files: Vec<SourceFile>,
+}
+
+/// One file as it was installed; each load holds it to this.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct SourceFile {
+    #[schema(example = "model.onnx")]
+    path: String,
+    #[schema(example = 102580931)]
+    bytes: u64,
+    #[schema(example = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08")]
+    sha256: String,
+}
+
+/// What was deleted.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct DeletedModel {
+    #[schema(example = "resnet50")]
+    name: String,
+    #[schema(example = json!(["1"]))]
+    deleted_versions: Vec<String>,
+    /// Whether the model went with them; its only version takes it along.
+    model_deleted: bool,
+}
+
+/// Which version is to serve; without it, the highest below the one that answers now.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "described for the document; the body is read key by key")]
+pub(in crate::http) struct RollbackBody {
+    /// A version's number, or `latest`: as the version policy says.
+    #[schema(example = "1")]
+    version: Option<String>,
 }
 
 /// The answer to a load or unload that is not waited for.
@@ -351,6 +400,124 @@ pub(in crate::http) async fn unload(
     carry_out(&state, path, query, work).await
 }
 
+/// Deletes a model with all its versions.
+#[utoipa::path(delete, path = "/v1/models/{name}", tag = "models", operation_id = "deleteModel",
+    params(
+        ("name" = String, Path, description = "The model's name.", example = "resnet50"),
+        ("wait" = Option<bool>, Query, description = "`false` answers at once; the model is gone when its state is 404."),
+    ),
+    responses(
+        (status = 200, description = "Its files are gone; requests that it had taken were answered.", body = DeletedModel),
+        (status = 202, description = "Being deleted (`?wait=false`).", body = Accepted),
+    ))]
+pub(in crate::http) async fn delete(
+    State(state): State<HttpState>,
+    path: ModelPath,
+    ApiQuery(query): ApiQuery<WaitQuery>,
+) -> Result<Response, ApiError> {
+    let (engine, name, version) = (state.engine.clone(), path.name.clone(), path.version);
+    if version.is_none() && is_on_its_way(&state, &name).await? {
+        let deleted = DeletedModel { name: name.to_string(), deleted_versions: Vec::new(), model_deleted: true };
+        return Ok(Json(deleted).into_response());
+    }
+    let work = async move { engine.delete(&name, version).await };
+    let Some(deleted) = wait_for(&state, query, work).await? else { return Ok(accepted(&state, &path)) };
+    let deleted = DeletedModel {
+        name: path.name.to_string(),
+        deleted_versions: deleted.versions.iter().map(ToString::to_string).collect(),
+        model_deleted: deleted.model,
+    };
+    Ok(Json(deleted).into_response())
+}
+
+/// Cancels the download of a model that is not there yet; whether there was one.
+async fn is_on_its_way(state: &HttpState, name: &engine::ModelName) -> Result<bool, ApiError> {
+    if state.engine.status(name).is_ok_and(|status| status.state != ModelState::Downloading) {
+        return Ok(false);
+    }
+    let Some(id) = state.downloads.active_of(name) else { return Ok(false) };
+    let ended = state.downloads.cancel(id).await?;
+    // It may have come in that very moment, and is deleted then.
+    Ok(ended.is_none_or(|download| download.version.is_none()))
+}
+
+/// Deletes one version of a model.
+///
+/// Where it serves, the version that follows is ready before it goes.
+#[utoipa::path(delete, path = "/v1/models/{name}/versions/{version}", tag = "models", operation_id = "deleteModelVersion",
+    params(
+        ("name" = String, Path, description = "The model's name.", example = "resnet50"),
+        ("version" = String, Path, description = "The version's number.", example = "1"),
+        ("wait" = Option<bool>, Query, description = "`false` answers at once; the model's versions tell the outcome."),
+    ),
+    responses(
+        (status = 200, description = "Its files are gone; the only version takes its model along.", body = DeletedModel),
+        (status = 202, description = "Being deleted (`?wait=false`).", body = Accepted),
+    ))]
+pub(in crate::http) async fn delete_version(
+    state: State<HttpState>,
+    path: ModelPath,
+    query: ApiQuery<WaitQuery>,
+) -> Result<Response, ApiError> {
+    delete(state, path, query).await
+}
+
+/// Goes back to an earlier version, or chooses one.
+///
+/// The chosen version serves alone, whatever the version policy says and across restarts, until another is chosen or a new
+/// one is installed. What served before serves until it is ready.
+#[utoipa::path(post, path = "/v1/models/{name}/rollback", tag = "models", operation_id = "rollBackModel",
+    params(
+        ("name" = String, Path, description = "The model's name.", example = "resnet50"),
+        ("wait" = Option<bool>, Query, description = "`false` answers at once; the model's `chosen_version` tells the outcome."),
+    ),
+    request_body(content = Option<RollbackBody>, description = "Left out: the highest version below the one that answers now."),
+    responses(
+        (status = 200, description = "The version serves.", body = ModelInfo),
+        (status = 202, description = "Being loaded (`?wait=false`).", body = Accepted),
+    ))]
+pub(in crate::http) async fn roll_back(
+    State(state): State<HttpState>,
+    path: ModelPath,
+    ApiQuery(query): ApiQuery<WaitQuery>,
+    request: Request,
+) -> Result<Response, ApiError> {
+    let (head, body) = request.into_parts();
+    let bytes = body::read(body, &state.settings, 0).await?;
+    let version = if bytes.is_empty() {
+        None
+    } else if content_type(&head.headers).as_deref() == Some("application/json") {
+        wanted_version(&parse_object(&bytes, "the body", &JsonLimits::from(&state.settings.limits))?)?
+    } else {
+        return Err(ApiError::unsupported_media("a rollback takes application/json, or no body"));
+    };
+    let (engine, name) = (state.engine.clone(), path.name.clone());
+    let work = async move {
+        match version {
+            None => engine.roll_back(&name).await,
+            Some(version) => engine.choose(&name, version).await,
+        }
+    };
+    carry_out(&state, path, query, work).await
+}
+
+/// The version of a rollback's body; `None` in place of one is what the policy says.
+fn wanted_version(object: &Map<String, Value>) -> Result<Option<Option<Version>>, ApiError> {
+    if let Some(other) = object.keys().find(|key| *key != "version") {
+        let shown: String = other.chars().take(64).collect();
+        let detail = format!("unknown key {shown:?}; a body has the key version");
+        return Err(ApiError::new(StatusCode::BAD_REQUEST, "malformed_body", detail));
+    }
+    match object.get("version") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) if text == "latest" => Ok(Some(None)),
+        Some(Value::String(text)) if Version::parse(text).is_some() => Ok(Some(Version::parse(text))),
+        Some(_) => {
+            Err(ApiError::field("version", "must be a version's number in a string, such as \"1\", or \"latest\""))
+        }
+    }
+}
+
 /// Says what memory a model takes.
 #[utoipa::path(get, path = "/v1/models/{name}/memory", tag = "models", operation_id = "getModelMemory",
     params(("name" = String, Path, description = "The model's name.", example = "resnet50")),
@@ -387,21 +554,31 @@ async fn carry_out(
     query: WaitQuery,
     work: impl Future<Output = Result<ModelStatus, crate::engine::EngineError>> + Send + 'static,
 ) -> Result<Response, ApiError> {
+    match wait_for(state, query, work).await? {
+        Some(status) => Ok(Json(ModelInfo::from(&status)).into_response()),
+        None => Ok(accepted(state, &path)),
+    }
+}
+
+/// What came of `work`; `None` where it was not to be waited for, and did not fail at once.
+async fn wait_for<T: Send + 'static>(
+    state: &HttpState,
+    query: WaitQuery,
+    work: impl Future<Output = Result<T, crate::engine::EngineError>> + Send + 'static,
+) -> Result<Option<T>, ApiError> {
     let mut task = state.tasks.spawn("model lifecycle", work);
     let outcome =
         if query.wait { Some((&mut task).await) } else { tokio::time::timeout(ERROR_WINDOW, &mut task).await.ok() };
-    let status = match outcome {
-        Some(Ok(result)) => Some(result?),
-        Some(Err(error)) => return Err(ApiError::internal(error.to_string())),
-        None => None,
-    };
-    if query.wait
-        && let Some(status) = status
-    {
-        return Ok(Json(ModelInfo::from(&status)).into_response());
+    match outcome {
+        Some(Ok(result)) => Ok(Some(result?).filter(|_| query.wait)),
+        Some(Err(error)) => Err(ApiError::internal(error.to_string())),
+        None => Ok(None),
     }
+}
+
+fn accepted(state: &HttpState, path: &ModelPath) -> Response {
     let now = state.engine.status(&path.name).ok().map(|status| StateName::from(status.state));
-    Ok((StatusCode::ACCEPTED, Json(Accepted { name: path.name.to_string(), state: now })).into_response())
+    (StatusCode::ACCEPTED, Json(Accepted { name: path.name.to_string(), state: now })).into_response()
 }
 
 /// Describes the server.
@@ -457,6 +634,7 @@ impl From<ModelState> for StateName {
     fn from(state: ModelState) -> StateName {
         match state {
             ModelState::Unloaded => StateName::Unloaded,
+            ModelState::Downloading => StateName::Downloading,
             ModelState::Loading => StateName::Loading,
             ModelState::Ready => StateName::Ready,
             ModelState::Unloading => StateName::Unloading,
@@ -497,14 +675,22 @@ impl From<&ModelStatus> for ModelInfo {
         let parameters = loaded.and_then(|model| model.facts.num_parameters);
         let manifest = &status.manifest;
         let mut metadata = loaded.map_or_else(ModelMetadata::default, metadata_of);
-        metadata.description = manifest.description.clone().or(metadata.description);
-        metadata.author = manifest.author.clone();
-        metadata.license = manifest.license.clone();
+        let default = status.versions.iter().find(|version| Some(version.version) == status.default_version);
+        let origin = default.and_then(|version| version.origin.as_deref());
+        let told = |tell: fn(&Provenance) -> &Option<String>| origin.and_then(|origin| tell(origin).clone());
+        let description = manifest.description.clone().or_else(|| told(|origin| &origin.description));
+        metadata.description = description.or(metadata.description);
+        metadata.author = manifest.author.clone().or_else(|| told(|origin| &origin.author));
+        metadata.license = manifest.license.clone().or_else(|| told(|origin| &origin.license));
         metadata.tags = manifest.tags.clone();
+        if let Some(origin) = origin.filter(|_| metadata.tags.is_empty()) {
+            metadata.tags = origin.tags.clone();
+        }
         ModelInfo {
             name: status.name.to_string(),
             versions,
             default_version: status.default_version.map(|version| version.to_string()),
+            chosen_version: status.chosen_version.map(|version| version.to_string()),
             state: status.state.into(),
             loaded: loaded.is_some(),
             task: loaded.map(|model| task_of(model).to_owned()),
@@ -518,9 +704,36 @@ impl From<&ModelStatus> for ModelInfo {
             memory_usage: memory_of(status),
             total_parameters: parameters,
             trainable_parameters: loaded.map(|_| 0),
-            source: ModelSource { kind: "local" },
+            source: source_of(origin, loaded),
             last_error: status.last_error.clone(),
         }
+    }
+}
+
+fn source_of(origin: Option<&Provenance>, loaded: Option<&LoadedModel>) -> ModelSource {
+    let Some(origin) = origin else {
+        return ModelSource {
+            kind: "local".to_owned(),
+            model_id: None,
+            revision: None,
+            sha256: None,
+            files: Vec::new(),
+        };
+    };
+    let graph = loaded.and_then(|model| model.source.file.strip_prefix(&model.source.folder).ok()?.to_str());
+    let named = graph.and_then(|graph| origin.files.iter().find(|file| file.path == graph));
+    ModelSource {
+        kind: origin.source.clone(),
+        model_id: Some(origin.model_id.clone()),
+        revision: origin.revision.clone(),
+        sha256: named.or_else(|| origin.graph()).map(|file| file.sha256.clone()),
+        files: origin.files.iter().map(SourceFile::from).collect(),
+    }
+}
+
+impl From<&ProvenanceFile> for SourceFile {
+    fn from(file: &ProvenanceFile) -> SourceFile {
+        SourceFile { path: file.path.clone(), bytes: file.bytes, sha256: file.sha256.clone() }
     }
 }
 

@@ -99,6 +99,9 @@ pub(in crate::http) enum PredictionBody {
     /// Feature extraction of a model that does not say how tokens become one vector: `[1][tokens][numbers]`.
     #[schema(example = json!([[[0.0676, 0.0635], [0.0487, 0.0793]]]))]
     TokenEmbeddings(Vec<Vec<Vec<f32>>>),
+    /// Feature extraction of a convolutional model of pictures: `[1][channels][rows][columns]`.
+    #[schema(example = json!([[[[0.0, 1.7], [0.4, 4.7]]]]))]
+    FeatureMaps(Vec<Vec<Vec<Vec<f32>>>>),
     /// Speech recognition.
     Speech(SpokenText),
     /// Voice activity detection.
@@ -223,8 +226,8 @@ pub(in crate::http) enum SegmentMask {
 
 #[derive(Serialize, ToSchema)]
 pub(in crate::http) struct Depth {
-    /// As the model gives it.
-    predicted_depth: Vec<Vec<f32>>,
+    /// For each pixel of the picture; absent where the parameter `predicted_depth` is false.
+    predicted_depth: Option<Vec<Vec<f32>>>,
     /// A grey PNG of the picture's size in base64.
     depth: String,
 }
@@ -672,7 +675,8 @@ mod tests {
         let tasks = crate::tasks::Tasks::new();
         let engine = crate::engine::testing::engine(&tasks);
         let jobs = crate::jobs::Jobs::new(Default::default(), std::path::Path::new("/nonexistent"), tasks.clone());
-        let state = HttpState { engine, jobs, settings: Arc::new(HttpSettings::default()), tasks };
+        let downloads = crate::downloads::testing::none(&tasks);
+        let state = HttpState { engine, jobs, downloads, settings: Arc::new(HttpSettings::default()), tasks };
         let request = Request::builder().header("content-type", media_type).header("accept", accept);
         let headers = request.body(axum::body::Body::empty()).unwrap().into_parts().0.headers;
         let body = Bytes::copy_from_slice(body);

@@ -129,7 +129,7 @@ fn entries_of(model: &ModelStatus) -> Vec<IndexEntry> {
 fn state_name(state: ModelState) -> &'static str {
     match state {
         ModelState::Ready => "READY",
-        ModelState::Loading => "LOADING",
+        ModelState::Loading | ModelState::Downloading => "LOADING",
         ModelState::Unloading => "UNLOADING",
         ModelState::Unloaded | ModelState::Failed => "UNAVAILABLE",
     }
@@ -140,6 +140,7 @@ fn reason_of(state: ModelState, reason: Option<&str>) -> String {
         (ModelState::Ready, _) => String::new(),
         (_, Some(reason)) => reason.to_owned(),
         (ModelState::Unloaded, None) => "unloaded".to_owned(),
+        (ModelState::Downloading, None) => "downloading".to_owned(),
         (ModelState::Loading | ModelState::Unloading | ModelState::Failed, None) => String::new(),
     }
 }
@@ -188,6 +189,7 @@ mod tests {
         for (state, reason, expected) in [
             (ModelState::Ready, Some("old"), ("READY", "")),
             (ModelState::Loading, None, ("LOADING", "")),
+            (ModelState::Downloading, None, ("LOADING", "downloading")),
             (ModelState::Unloading, None, ("UNLOADING", "")),
             (ModelState::Unloaded, None, ("UNAVAILABLE", "unloaded")),
             (ModelState::Failed, Some("no graph"), ("UNAVAILABLE", "no graph")),

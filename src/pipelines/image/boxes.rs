@@ -12,6 +12,8 @@ use crate::tensor::{Dim, Spec};
 
 /// The strides of the three grids that YOLO's heads stand on.
 const STRIDES: [u32; 3] = [8, 16, 32];
+/// Pairs of query and class that the descendants of Deformable DETR look at.
+const MOST_PAIRS: usize = 100;
 /// Detectors that suppress inside the graph give a few hundred rows.
 const MAX_NMS_ROWS: usize = 1000;
 
@@ -23,6 +25,8 @@ pub(crate) enum Decoder {
     Detr,
     /// `logits` `[1, queries, classes]`, each class on its own, and boxes as [`Decoder::Detr`]'s.
     RtDetr,
+    /// As [`Decoder::RtDetr`], but the best hundred pairs of query and class are looked at, however many queries there are.
+    DeformableDetr,
     /// `[1, rows, 5 + classes]`: centre relative to its cell, logarithm of the size, both in strides; objectness; classes.
     Yolox,
     /// `[1, rows, 5 + classes]`: centre and size in pixels, objectness, classes.
@@ -56,9 +60,10 @@ struct Table {
 }
 
 impl Decoder {
-    pub(crate) const ALL: [(&str, Decoder); 7] = [
+    pub(crate) const ALL: [(&str, Decoder); 8] = [
         ("detr", Decoder::Detr),
         ("rt_detr", Decoder::RtDetr),
+        ("deformable_detr", Decoder::DeformableDetr),
         ("yolox", Decoder::Yolox),
         ("yolov5", Decoder::Yolov5),
         ("yolov8", Decoder::Yolov8),
@@ -83,9 +88,12 @@ impl Decoder {
 
     /// Descendants of DETR whose classes are scored each on its own.
     fn for_model_type(self, model_type: &str) -> Decoder {
-        let sigmoid = ["rt_detr", "d_fine", "conditional_detr", "deformable_detr", "dab-detr"];
-        let is_sigmoid = sigmoid.iter().any(|start| model_type.starts_with(start));
-        if self == Decoder::Detr && is_sigmoid { Decoder::RtDetr } else { self }
+        let starts = |names: &[&str]| names.iter().any(|start| model_type.starts_with(start));
+        match self {
+            Decoder::Detr if starts(&["rt_detr", "d_fine"]) => Decoder::RtDetr,
+            Decoder::Detr if starts(&["conditional_detr", "deformable_detr", "dab-detr"]) => Decoder::DeformableDetr,
+            decoder => decoder,
+        }
     }
 
     /// The decoder that the outputs' names and shapes allow alone.
@@ -113,7 +121,7 @@ impl Decoder {
     /// A score must exceed this where the request names none.
     pub(crate) fn default_threshold(self) -> f32 {
         match self {
-            Decoder::Detr | Decoder::RtDetr | Decoder::Ssd => 0.5,
+            Decoder::Detr | Decoder::RtDetr | Decoder::DeformableDetr | Decoder::Ssd => 0.5,
             Decoder::Yolox | Decoder::Yolov5 | Decoder::Yolov8 | Decoder::YoloNms => 0.25,
         }
     }
@@ -122,7 +130,7 @@ impl Decoder {
     /// object once.
     pub(crate) fn default_iou(self) -> Option<f64> {
         match self {
-            Decoder::Detr | Decoder::RtDetr | Decoder::YoloNms => None,
+            Decoder::Detr | Decoder::RtDetr | Decoder::DeformableDetr | Decoder::YoloNms => None,
             Decoder::Yolox | Decoder::Yolov5 | Decoder::Yolov8 | Decoder::Ssd => Some(0.45),
         }
     }
@@ -143,13 +151,13 @@ impl Decoder {
         // Columns that are not classes.
         let (beside, axis) = match self {
             Decoder::Detr => (1, 2),
-            Decoder::RtDetr | Decoder::Ssd => (0, 2),
+            Decoder::RtDetr | Decoder::DeformableDetr | Decoder::Ssd => (0, 2),
             Decoder::Yolox | Decoder::Yolov5 => (5, 2),
             Decoder::Yolov8 => (4, 1),
             Decoder::YoloNms => (0, usize::MAX),
         };
         let (scores, boxes) = match self {
-            Decoder::Detr | Decoder::RtDetr | Decoder::Ssd => {
+            Decoder::Detr | Decoder::RtDetr | Decoder::DeformableDetr | Decoder::Ssd => {
                 let is_boxes = |spec: &&Spec| fixed_dim(spec, 2).is_none_or(|width| width == 4);
                 let boxes = tables().filter(|spec| spec.name.contains("box")).find(is_boxes);
                 let boxes = boxes.or_else(|| tables().find(|spec| fixed_dim(spec, 2) == Some(4)));
@@ -196,7 +204,8 @@ impl Heads {
         };
         match self.decoder {
             Decoder::Detr => narrow(2).and_then(|()| self.detr(outputs, &table, placed, threshold)),
-            Decoder::RtDetr => self.rt_detr(outputs, &table, placed, threshold),
+            Decoder::RtDetr => self.each_class(outputs, &table, placed, threshold, table.rows),
+            Decoder::DeformableDetr => self.each_class(outputs, &table, placed, threshold, MOST_PAIRS),
             Decoder::Ssd => narrow(2).and_then(|()| self.ssd(outputs, &table, placed, threshold)),
             Decoder::Yolox => narrow(6).and_then(|()| self.yolox(&table, placed, threshold)),
             Decoder::Yolov5 => narrow(6).map(|()| yolov5(&table, threshold)),
@@ -241,12 +250,14 @@ impl Heads {
         Ok(best(found))
     }
 
-    fn rt_detr(
+    /// A query may be several classes; of all pairs the best `most` are looked at, as the reference does.
+    fn each_class(
         &self,
         outputs: &Outputs,
         logits: &Table,
         placed: &Placed,
         threshold: f32,
+        most: usize,
     ) -> Result<Vec<Candidate>, PipelineError> {
         let boxes = self.boxes(outputs, logits)?;
         let found = logits.rows().zip(boxes).flat_map(|(logits, edges)| {
@@ -254,9 +265,8 @@ impl Heads {
             logits.iter().enumerate().map(move |(class, logit)| Candidate { class, score: sigmoid(*logit), edges })
         });
         let mut found = best(found.filter(|candidate| candidate.score > threshold));
-        // As the reference: a query may be several classes, but there are no more objects than queries.
         found.sort_by(|a, b| b.score.total_cmp(&a.score));
-        found.truncate(logits.rows);
+        found.truncate(most);
         Ok(found)
     }
 

@@ -2,7 +2,7 @@
 
 use super::{ImageInput, Pictures};
 use crate::pipelines::detect::{Made, PREPROCESSOR, Sources};
-use crate::pipelines::scores::{ClassParameters, Classifier};
+use crate::pipelines::scores::{ClassParameters, Classifier, ScoreFunction};
 use crate::pipelines::{Item, Notes, Outputs, Parameters, Pipeline, PipelineError, Prediction, Prepared};
 use std::sync::Arc;
 
@@ -18,7 +18,9 @@ pub struct ImageClassification {
 /// [`PipelineError::Setup`] says what is missing, malformed or does not fit.
 pub(crate) fn make(sources: &Sources<'_>) -> Result<Made, PipelineError> {
     let input = ImageInput::find(sources.inputs).map_err(PipelineError::Setup)?;
-    let classifier = Classifier::find(sources)?;
+    let mut classifier = Classifier::find(sources)?;
+    // Unlike those of texts: transformers' pipeline for pictures goes by the number of classes in every other case.
+    classifier.function = classifier.function.filter(|function| *function == ScoreFunction::Sigmoid);
     let sized = sources.manifest.image.as_ref().is_some_and(|image| image.size.is_some());
     let fixed = input.height.is_some() && input.width.is_some();
     if !sized && !fixed && !sources.folder.join(PREPROCESSOR).is_file() {

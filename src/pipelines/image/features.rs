@@ -1,13 +1,15 @@
 //! `image-feature-extraction`: pictures to embeddings.
 //!
-//! As transformers' pipeline: without a parameter the graph's hidden states, a vector for each patch (or the picture's own
-//! vector where the graph is made for it, as CLIP's `image_embeds`); with `pool` one vector for the picture.
+//! As transformers' pipeline: without a parameter the graph's hidden states, a vector for each patch, or a map for each
+//! channel of a convolutional model (or the picture's own vector where the graph is made for it, as CLIP's `image_embeds`);
+//! with `pool` one vector for the picture, without the axes of length 1 that the reference has around it.
 
 use super::Pictures;
 use crate::pipelines::detect::{Made, Sources};
 use crate::pipelines::outputs::{floats_of_rank, names, tensor_named, unexpected};
 use crate::pipelines::{
-    Item, Notes, Outputs, Parameters, Pipeline, PipelineError, Prediction, Prepared, TokenEmbeddings, only_run,
+    FeatureMaps, Item, Notes, Outputs, Parameters, Pipeline, PipelineError, Prediction, Prepared, TokenEmbeddings,
+    only_run,
 };
 use crate::tensor::Spec;
 use serde_json::Value;
@@ -26,7 +28,7 @@ pub struct ImageFeatureExtraction {
 enum Vectors {
     /// `[1, width]`, or with further axes of 1: one vector for the picture.
     Pooled(String),
-    /// `[1, patches, width]`.
+    /// `[1, patches, width]` or `[1, channels, height, width]`.
     Patches(String),
     Both {
         patches: String,
@@ -64,7 +66,7 @@ impl Vectors {
         if let Some(embedding) = pooled("image_embeds") {
             return Some(Vectors::Pooled(embedding));
         }
-        let patches = floats_of_rank(outputs, &[3]).find(|spec| spec.name == "last_hidden_state").map(name);
+        let patches = floats_of_rank(outputs, &[3, 4]).find(|spec| spec.name == "last_hidden_state").map(name);
         match (patches, pooled("pooler_output")) {
             (Some(patches), Some(pooled)) => return Some(Vectors::Both { patches, pooled }),
             (Some(patches), None) => return Some(Vectors::Patches(patches)),
@@ -128,12 +130,15 @@ impl Pipeline for ImageFeatureExtraction {
             Vectors::Both { patches, .. } | Vectors::Patches(patches) => {
                 let tensor = tensor_named(outputs, patches)?;
                 let wrong = || unexpected(patches, "[1, patches, width]", tensor);
-                let width = match *tensor.shape() {
-                    [1, patches, width] if patches > 0 && width > 0 => width,
-                    _ => return Err(wrong()),
-                };
-                let values = tensor.to_f32().ok_or_else(wrong)?;
-                Ok(Prediction::TokenEmbeddings(TokenEmbeddings { width, values }))
+                let values = || tensor.to_f32().ok_or_else(wrong);
+                match *tensor.shape() {
+                    _ if tensor.is_empty() => Err(wrong()),
+                    [1, _, width] => Ok(Prediction::TokenEmbeddings(TokenEmbeddings { width, values: values()? })),
+                    [1, _, height, width] => {
+                        Ok(Prediction::FeatureMaps(FeatureMaps { height, width, values: values()? }))
+                    }
+                    _ => Err(wrong()),
+                }
             }
         }
     }
@@ -206,6 +211,7 @@ mod tests {
             spec("pooler_output", DType::Fp32, &[-1, 2, 1, 1]),
         ];
         check(&convolutional, &[("pooler_output", &[1, 2, 1, 1])], json!({"pool": true}), "[0.0,1.0]");
+        check(&convolutional, &[("last_hidden_state", &[1, 2, 1, 2])], json!({}), "[[[[0.0,1.0]],[[2.0,3.0]]]]");
         check(&[spec("y", DType::Fp32, &[-1, 2])], &[("y", &[1, 2])], json!({}), "[0.0,1.0]");
         assert_eq!(Vectors::find(&[spec("a", DType::Fp32, &[-1, 2]), spec("b", DType::Fp32, &[-1, 2])]), None);
         assert_eq!(Vectors::find(&[spec("a", DType::Int64, &[-1, 2])]), None);

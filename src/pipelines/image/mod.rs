@@ -15,6 +15,7 @@ mod features;
 mod input;
 mod maps;
 mod prepare;
+mod resample;
 mod resize;
 mod segmentation;
 mod settings;
@@ -40,7 +41,7 @@ pub use prepare::Pictures;
 pub(crate) use prepare::Placed;
 pub use segmentation::ImageSegmentation;
 pub(crate) use segmentation::{TASK as IMAGE_SEGMENTATION, make as make_image_segmentation};
-pub use settings::{ChannelOrder, Geometry, ImageSettings, Normalize, Pad, Resample, Size};
+pub use settings::{ChannelOrder, Geometry, ImageSettings, Normalize, Pad, Resample, Size, Step};
 pub(crate) use zero_shot::{TASK as ZERO_SHOT_IMAGE, make as make_zero_shot_image, takes_both};
 
 /// Decoded pixels, 8 bits a channel, interleaved, row by row; `channels` is 3 (RGB) or 1 (grey).

@@ -1,15 +1,11 @@
-//! Resizing and centre crop with the numbers of Pillow, off by one level here and there.
+//! Resizing and centre crop with the numbers of Pillow.
 //!
 //! A crop after a resize is done as one step that only computes the pixels kept: the kernel reaches into the whole
 //! picture, so they are the same pixels, and the cost is bounded by the crop however long and thin the picture is.
 
+use super::resample::{self, Filter, resample};
 use super::settings::{Geometry, Resample, Size};
 use super::{Picture, Refusal};
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
-
-/// Pixels between the two passes of a resize. Only hostile shapes need more; their passes run in the cheap order.
-const MAX_BETWEEN: f64 = 16_777_216.0;
 
 /// Where one axis of the resized picture falls in the result.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -78,6 +74,16 @@ fn plan(source: Size, geometry: &Geometry) -> ((u64, u64), Option<Size>) {
         Geometry::Keep { crop } => ((source.height.into(), source.width.into()), crop),
         Geometry::Exact { size, crop } => ((size.height.into(), size.width.into()), crop),
         Geometry::ShortestEdge { edge, longest, crop } => (shortest_edge(source, edge, longest), crop),
+        Geometry::Stepped { edge, longest, step } => {
+            let (height, width) = shortest_edge(source, edge, longest);
+            ((step.apply(height), step.apply(width)), None)
+        }
+        Geometry::Own { step } => ((step.apply(source.height.into()), step.apply(source.width.into())), None),
+        Geometry::Within { size } => {
+            let ratio = letterbox_ratio(source, size);
+            let side = |side: u32| ((f64::from(side) * ratio) as u64).max(1);
+            ((side(source.height), side(source.width)), None)
+        }
         Geometry::Multiple { size, multiple } => (nearest_multiple(source, size, multiple), None),
         Geometry::Letterbox { size, .. } => {
             let ratio = letterbox_ratio(source, size);
@@ -104,16 +110,26 @@ fn nearest_multiple(source: Size, size: Size, multiple: u32) -> (u64, u64) {
     (side(source.height), side(source.width))
 }
 
-/// transformers' `get_resize_output_image_size`: the short side becomes `edge`, the long one is cut, not rounded.
+/// The short side becomes `edge`, and the long one is cut, not rounded. Where that exceeds `longest`, the sizes are those of
+/// DETR's `get_size_with_aspect_ratio`, the only one among transformers' processors that bounds the long side: its short side
+/// is rounded, its long one is computed from the number before that and may miss `longest` by one.
 fn shortest_edge(source: Size, edge: u32, longest: Option<u32>) -> (u64, u64) {
-    let (short, long) = (source.height.min(source.width), source.height.max(source.width));
-    let mut new_short = u64::from(edge);
-    let mut new_long = u64::from(edge) * u64::from(long) / u64::from(short.max(1));
-    if let Some(longest) = longest.map(u64::from)
-        && new_long > longest
+    let (height, width) = (f64::from(source.height.max(1)), f64::from(source.width.max(1)));
+    let (short, long) = (height.min(width), height.max(width));
+    let (mut new_short, mut factor) = (f64::from(edge), f64::from(edge));
+    if let Some(longest) = longest.map(f64::from)
+        && long / short * new_short > longest
     {
-        (new_short, new_long) = ((longest * new_short / new_long).max(1), longest);
+        factor = longest * short / long;
+        // Python's rounding: a half goes to the even number.
+        new_short = factor.round_ties_even();
+        if new_short == short {
+            return (source.height.into(), source.width.into());
+        }
     }
+    // In this order, as the reference's rounding has it.
+    let new_long = ((factor * long / short) as u64).max(1);
+    let new_short = (new_short as u64).max(1);
     if source.width <= source.height { (new_long, new_short) } else { (new_short, new_long) }
 }
 
@@ -151,7 +167,7 @@ fn place(
     if u64::from(rows.canvas) * u64::from(columns.canvas) > max_pixels {
         return Err(too_large());
     }
-    let kept = scale(picture, rows, columns, resample)?;
+    let kept = scale(picture, rows, columns, resample);
     if (kept.height, kept.width) == (rows.canvas, columns.canvas) {
         return Ok(kept);
     }
@@ -173,65 +189,23 @@ fn on_canvas(picture: &Picture, size: Size, top: u32, left: u32, fill: u8) -> Pi
 }
 
 /// The kept part of the resized picture.
-fn scale(picture: Picture, rows: Axis, columns: Axis, resample: Resample) -> Result<Picture, Refusal> {
+fn scale(picture: Picture, rows: Axis, columns: Axis, filter: Resample) -> Picture {
     let untouched = rows.kept == picture.height
         && columns.kept == picture.width
         && (rows.full, columns.full) == (picture.height.into(), picture.width.into());
     if untouched {
-        return Ok(picture);
+        return picture;
     }
-    let (filter, support) = match resample {
-        Resample::Nearest => return Ok(nearest(&picture, rows, columns)),
-        Resample::Box => (FilterType::Box, 0.5),
-        Resample::Bilinear => (FilterType::Bilinear, 1.0),
-        Resample::Hamming => (FilterType::Hamming, 1.0),
-        Resample::Bicubic => (FilterType::CatmullRom, 2.0),
-        Resample::Lanczos => (FilterType::Lanczos3, 3.0),
+    let filter = match filter {
+        Resample::Nearest => return nearest(&picture, rows, columns),
+        Resample::Box => Filter::Box,
+        Resample::Bilinear => Filter::Bilinear,
+        Resample::Hamming => Filter::Hamming,
+        Resample::Bicubic => Filter::Bicubic,
+        Resample::Lanczos => Filter::Lanczos,
     };
-    let (top, height) = source_span(picture.height, rows);
-    let (left, width) = source_span(picture.width, columns);
-    // The rows that the kernel of the kept rows reaches, with one to spare for rounding.
-    let reach = support * (f64::from(picture.height) / rows.full as f64).max(1.0) + 1.0;
-    let first = (top - reach).floor().max(0.0);
-    let last = (top + height + reach).ceil().min(picture.height.into());
-    if (last - first) * f64::from(columns.kept) > MAX_BETWEEN {
-        return convolve(&picture, [left, top, width, height], (columns.kept, rows.kept), filter);
-    }
-    // Pillow works along the rows first and rounds and clips in between; filters with negative weights show the order.
-    let narrow = convolve(&picture, [left, first, width, last - first], (columns.kept, (last - first) as u32), filter)?;
-    convolve(&narrow, [0.0, top - first, columns.kept.into(), height], (columns.kept, rows.kept), filter)
-}
-
-/// Resamples the box `[left, top, width, height]` of `picture`; the kernel reaches beyond it.
-fn convolve(
-    picture: &Picture,
-    span: [f64; 4],
-    (width, height): (u32, u32),
-    filter: FilterType,
-) -> Result<Picture, Refusal> {
-    let pixel_type = if picture.channels == 1 { PixelType::U8 } else { PixelType::U8x3 };
-    let [left, top, span_width, span_height] = span;
-    let options = ResizeOptions::new()
-        .resize_alg(ResizeAlg::Convolution(filter))
-        .crop(left, top, span_width, span_height)
-        .use_alpha(false);
-    let source =
-        ImageRef::new(picture.width, picture.height, &picture.data, pixel_type).map_err(|error| failed(&error))?;
-    let mut target = Image::new(width, height, pixel_type);
-    Resizer::new().resize(&source, &mut target, &options).map_err(|error| failed(&error))?;
-    Ok(Picture { width, height, channels: picture.channels, data: target.into_vec() })
-}
-
-fn failed(error: &dyn std::fmt::Display) -> Refusal {
-    Refusal::Bad(format!("the picture cannot be resized: {error}"))
-}
-
-/// The span of the source, as start and length in its pixels, that the kept pixels of an axis cover.
-fn source_span(source: u32, axis: Axis) -> (f64, f64) {
-    let size = f64::from(source);
-    let step = size / axis.full as f64;
-    let start = axis.offset as f64 * step;
-    (start, (f64::from(axis.kept) * step).min(size - start))
+    let axis = |source: u32, Axis { full, offset, kept, .. }: Axis| resample::Axis { source, full, offset, kept };
+    resample(&picture, axis(picture.height, rows), axis(picture.width, columns), filter)
 }
 
 /// Offsets up to which nearest adds up its positions one by one.
@@ -296,6 +270,11 @@ mod tests {
             (100, 100, 33, None, (33, 33)),
             (1, 3, 2, None, (2, 6)),
             (300, 451, 256, Some(300), (200, 300)),
+            (451, 300, 256, Some(300), (300, 200)),
+            // What the reference gives: one less than the bound, and a picture that stays as it is.
+            (93, 131, 64, Some(77), (55, 77)),
+            (233, 90, 64, Some(120), (120, 46)),
+            (150, 1, 64, Some(120), (150, 1)),
             (1, 65535, 256, None, (256, 16_776_960)),
         ] {
             assert_eq!(shortest_edge(size(height, width), edge, longest), expected, "{height}×{width} to {edge}");

@@ -48,6 +48,12 @@ struct ClassMap {
 /// [`PipelineError::Setup`] says what is missing, malformed or does not fit.
 pub(crate) fn make(sources: &Sources<'_>) -> Result<Made, PipelineError> {
     let (pictures, prepared) = Pictures::of(sources)?;
+    // Queries, each with a mask and a class, as MaskFormer's: as scores of classes their masks would be read wrongly.
+    if sources.outputs.iter().any(|spec| spec.name == "masks_queries_logits") {
+        return Err(PipelineError::Setup(
+            "masks of queries (masks_queries_logits) are not put together: serve it with task = \"raw\"".to_owned(),
+        ));
+    }
     let maps = || floats_of_rank(sources.outputs, &[4]);
     let output = maps().find(|spec| spec.name == "logits").or_else(|| maps().find(|spec| spec.ty.shape().is_some()));
     let output = output.ok_or_else(|| {

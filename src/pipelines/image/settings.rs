@@ -10,6 +10,8 @@ use serde_json::Value;
 /// Longer sides than any vision model takes.
 const MAX_SIDE: u32 = 16_384;
 const FILE: &str = "preprocessor_config.json";
+/// Sides of YOLOS's pictures are multiples of it, whatever its patches are.
+const YOLOS_STEP: u32 = 16;
 const STANDARD: [f64; 3] = [0.5; 3];
 const IMAGENET_MEAN: [f64; 3] = [0.485, 0.456, 0.406];
 const IMAGENET_STD: [f64; 3] = [0.229, 0.224, 0.225];
@@ -41,6 +43,13 @@ pub enum ChannelOrder {
     Grey,
 }
 
+/// How a side becomes a multiple of so many pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    Down(u32),
+    Up(u32),
+}
+
 /// Resize, then centre crop.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Geometry {
@@ -57,6 +66,20 @@ pub enum Geometry {
         edge: u32,
         longest: Option<u32>,
         crop: Option<Size>,
+    },
+    /// As [`Geometry::ShortestEdge`], then both sides to whole multiples.
+    Stepped {
+        edge: u32,
+        longest: Option<u32>,
+        step: Step,
+    },
+    /// The picture's own size, to whole multiples.
+    Own {
+        step: Step,
+    },
+    /// As large as fits into `size`, and nothing around it.
+    Within {
+        size: Size,
     },
     /// About `size`, the picture's shape kept but for rounding: sides are multiples of `multiple`.
     Multiple {
@@ -100,6 +123,16 @@ pub struct ImageSettings {
     pub normalize: Normalize,
 }
 
+impl Step {
+    /// A multiple, and at least one of it.
+    pub(crate) fn apply(self, side: u64) -> u64 {
+        match self {
+            Step::Down(multiple) => (side / u64::from(multiple.max(1))).max(1) * u64::from(multiple.max(1)),
+            Step::Up(multiple) => side.div_ceil(multiple.max(1).into()).max(1) * u64::from(multiple.max(1)),
+        }
+    }
+}
+
 impl Normalize {
     /// The tensor's value for one byte of a picture.
     pub fn apply(&self, channel: usize, value: u8) -> f32 {
@@ -125,6 +158,8 @@ struct Defaults {
     mean: [f64; 3],
     std: [f64; 3],
     flip: bool,
+    /// Whether pictures are padded to the largest of a batch.
+    pad: bool,
     rule: Rule,
 }
 
@@ -137,12 +172,17 @@ enum Rule {
     PoolFormer,
     EfficientNet,
     Dpt,
+    Glpn,
+    Yolos,
+    /// Sides are multiples of the file's `size_divisor`.
+    Divisor,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum SizeForm {
     Exact(Size),
     Shortest { edge: u32, longest: Option<u32> },
+    Within(Size),
 }
 
 impl Defaults {
@@ -161,12 +201,19 @@ impl Defaults {
             mean: STANDARD,
             std: STANDARD,
             flip: false,
+            pad: false,
             rule: Rule::Plain,
         };
         let imagenet = Defaults { mean: IMAGENET_MEAN, std: IMAGENET_STD, ..base };
         let clip = Defaults { mean: CLIP_MEAN, std: CLIP_STD, resample: Bicubic, ..base };
+        let detr = Defaults {
+            size: Some(SizeForm::Shortest { edge: 800, longest: Some(1333) }),
+            square: false,
+            pad: true,
+            ..imagenet
+        };
         match processor {
-            "vit" | "vithybrid" => base,
+            "vit" => base,
             "deit" | "beit" => {
                 Defaults { size: exact(256), resample: Bicubic, center_crop: true, crop_size: Some(224), ..base }
             }
@@ -212,16 +259,17 @@ impl Defaults {
                 ..imagenet
             },
             "efficientformer" => Defaults { resample: Bicubic, center_crop: true, crop_size: Some(224), ..imagenet },
-            "detr" | "conditionaldetr" | "deformabledetr" | "yolos" | "deta" => Defaults {
-                size: Some(SizeForm::Shortest { edge: 800, longest: Some(1333) }),
-                square: false,
-                ..imagenet
-            },
+            "detr" | "conditionaldetr" | "deformabledetr" | "deta" | "groundingdino" => detr,
+            "yolos" => Defaults { rule: Rule::Yolos, ..detr },
+            "maskformer" | "mask2former" | "oneformer" => Defaults { rule: Rule::Divisor, ..detr },
+            "textnet" => Defaults { size: shortest(640), square: false, rule: Rule::Divisor, ..imagenet },
+            // Its size is a divisor.
+            "glpn" => Defaults { size: exact(32), normalize: false, rule: Rule::Glpn, ..base },
             "rtdetr" => Defaults { size: exact(640), normalize: false, ..imagenet },
             "dpt" => Defaults { size: exact(384), resample: Bicubic, rule: Rule::Dpt, ..base },
             "segformer" => Defaults { size: exact(512), ..imagenet },
             "pvt" | "dinov3vit" => imagenet,
-            "clip" | "chineseclip" | "bit" => {
+            "clip" | "chineseclip" | "bit" | "vithybrid" => {
                 Defaults { size: shortest(224), square: false, center_crop: true, crop_size: Some(224), ..clip }
             }
             "blip" => Defaults { size: exact(384), ..clip },
@@ -281,7 +329,9 @@ impl ImageSettings {
         }
         match self.geometry {
             Geometry::Keep { crop } | Geometry::ShortestEdge { crop, .. } => crop,
-            Geometry::Multiple { .. } => None,
+            Geometry::Multiple { .. } | Geometry::Stepped { .. } | Geometry::Own { .. } | Geometry::Within { .. } => {
+                None
+            }
             Geometry::Exact { size, crop } => Some(crop.unwrap_or(size)),
             Geometry::Letterbox { size, .. } => Some(size),
         }
@@ -317,12 +367,17 @@ fn from_file(file: &Value, input: &ImageInput) -> Result<ImageSettings, Pipeline
         (Some(SizeForm::Shortest { edge, longest: None }), Some(most)) if most > edge => {
             Some(SizeForm::Shortest { edge, longest: Some(most) })
         }
+        // One number alone has the usual bound.
+        (Some(SizeForm::Shortest { edge, longest: None }), None) if defaults.pad => {
+            Some(SizeForm::Shortest { edge, longest: Some(1333).filter(|most| *most > edge) })
+        }
         (size, _) => size,
     };
     let crop_pct = number(file, "crop_pct")?.or(defaults.crop_pct);
     let crop_size = match size_form(file, "crop_size", true)? {
         Some(SizeForm::Exact(size)) => Some(size),
         Some(SizeForm::Shortest { edge, .. }) => Some(Size { height: edge, width: edge }),
+        Some(SizeForm::Within(_)) => return Err(setup(format!("{FILE}: crop_size: expected height and width"))),
         None => defaults.crop_size.map(|side| Size { height: side, width: side }),
     };
     let known = defaults.size.is_some();
@@ -341,6 +396,11 @@ fn from_file(file: &Value, input: &ImageInput) -> Result<ImageSettings, Pipeline
             None => return Err(no_size()),
         },
         (true, Some(SizeForm::Exact(size))) if defaults.rule == Rule::Dpt => dpt_rule(file, size)?,
+        (true, _) if defaults.rule == Rule::Glpn => Geometry::Own { step: Step::Down(divisor(file)?) },
+        (true, Some(size)) if defaults.rule == Rule::Divisor && crop.is_none() => {
+            stepped(size, Step::Up(divisor(file)?))
+        }
+        (true, Some(size)) if defaults.rule == Rule::Yolos => stepped(size, Step::Down(YOLOS_STEP)),
         (true, Some(size)) => resize_rule(defaults.rule, size, crop_pct, crop)?,
     };
     let resample = match file.get("resample") {
@@ -356,7 +416,7 @@ fn from_file(file: &Value, input: &ImageInput) -> Result<ImageSettings, Pipeline
     Ok(ImageSettings {
         geometry,
         resample,
-        pad: pad(file)?,
+        pad: pad(file, defaults.pad)?,
         channel_order,
         normalize: normalize(file, &defaults, input)?,
     })
@@ -409,8 +469,33 @@ fn resize_rule(
             }
         }
         (_, SizeForm::Exact(size)) => Geometry::Exact { size, crop },
+        (_, SizeForm::Within(size)) => Geometry::Within { size },
         (_, SizeForm::Shortest { edge, longest }) => Geometry::ShortestEdge { edge, longest, crop },
     })
+}
+
+/// `size_divisor`, 32 where the file leaves it out.
+fn divisor(file: &Value) -> Result<u32, PipelineError> {
+    match file.get("size_divisor") {
+        None | Some(Value::Null) => Ok(32),
+        // What MaskFormer's file has for "any size".
+        Some(value) if value.as_u64() == Some(0) => Ok(1),
+        Some(value) => side(value)
+            .ok_or_else(|| setup(format!("{FILE}: size_divisor: expected an integer of 1 to {MAX_SIDE}, got {value}"))),
+    }
+}
+
+/// A resize whose shortest edge is given, to whole multiples. Sizes that are given whole are taken as they are by YOLOS.
+fn stepped(size: SizeForm, step: Step) -> Geometry {
+    match (size, step) {
+        (SizeForm::Shortest { edge, longest }, step) => Geometry::Stepped { edge, longest, step },
+        (SizeForm::Exact(size), Step::Up(_)) => {
+            let side = |side: u32| step.apply(side.into()) as u32;
+            Geometry::Exact { size: Size { height: side(size.height), width: side(size.width) }, crop: None }
+        }
+        (SizeForm::Exact(size), Step::Down(_)) => Geometry::Exact { size, crop: None },
+        (SizeForm::Within(size), _) => Geometry::Within { size },
+    }
 }
 
 /// DPT's resize: to the size itself, or keeping the picture's shape.
@@ -439,12 +524,14 @@ fn normalize(file: &Value, defaults: &Defaults, input: &ImageInput) -> Result<No
     let offset = do_rescale && flag(file, "rescale_offset")?.unwrap_or(false);
     let (mean, std) = (values(file, "image_mean")?, values(file, "image_std")?);
     let do_normalize = flag(file, "do_normalize")?.unwrap_or(if known { defaults.normalize } else { mean.is_some() });
-    let (mean, std) = if do_normalize {
-        (mean.unwrap_or(defaults.mean.to_vec()), std.unwrap_or(defaults.std.to_vec()))
-    } else {
-        (vec![0.0], vec![1.0])
-    };
     let include_top = defaults.rule == Rule::EfficientNet && flag(file, "include_top")?.unwrap_or(true);
+    let std = std.unwrap_or(defaults.std.to_vec());
+    let (mean, std) = match (do_normalize, include_top) {
+        (true, _) => (mean.unwrap_or(defaults.mean.to_vec()), std),
+        // What include_top divides by, it divides by alone.
+        (false, true) => (vec![0.0], std),
+        (false, false) => (vec![0.0], vec![1.0]),
+    };
     Ok(Normalize {
         factor: if do_rescale { factor } else { 1.0 },
         offset: if offset { -1.0 } else { 0.0 },
@@ -454,13 +541,15 @@ fn normalize(file: &Value, defaults: &Defaults, input: &ImageInput) -> Result<No
     })
 }
 
-fn pad(file: &Value) -> Result<Pad, PipelineError> {
-    if flag(file, "do_pad")? != Some(true) {
+fn pad(file: &Value, default: bool) -> Result<Pad, PipelineError> {
+    if !flag(file, "do_pad")?.unwrap_or(default) {
         return Ok(Pad::None);
     }
     Ok(match size_form(file, "pad_size", true)? {
         Some(SizeForm::Exact(size)) => Pad::To(size),
-        Some(SizeForm::Shortest { .. }) => return Err(setup(format!("{FILE}: pad_size: expected height and width"))),
+        Some(SizeForm::Shortest { .. } | SizeForm::Within(_)) => {
+            return Err(setup(format!("{FILE}: pad_size: expected height and width")));
+        }
         None => Pad::Largest,
     })
 }
@@ -492,8 +581,11 @@ fn apply(
     let crop = overrides.crop_size.map(|size| checked(size.height, size.width, &field("crop_size"))).transpose()?;
     let base_size = base.as_ref().and_then(|base| match base.geometry {
         Geometry::Exact { size, .. } | Geometry::Multiple { size, .. } | Geometry::Letterbox { size, .. } => Some(size),
-        Geometry::ShortestEdge { edge, .. } => Some(Size { height: edge, width: edge }),
-        Geometry::Keep { .. } => None,
+        Geometry::Within { size } => Some(size),
+        Geometry::ShortestEdge { edge, .. } | Geometry::Stepped { edge, .. } => {
+            Some(Size { height: edge, width: edge })
+        }
+        Geometry::Keep { .. } | Geometry::Own { .. } => None,
     });
     let target = || size.or(graph_size(input)).or(base_size).ok_or_else(no_size);
     let geometry = match overrides.resize.as_deref() {
@@ -568,7 +660,11 @@ fn with_crop(geometry: Geometry, crop: Option<Size>) -> Geometry {
         Geometry::Keep { .. } => Geometry::Keep { crop: Some(crop) },
         Geometry::Exact { size, .. } => Geometry::Exact { size, crop: Some(crop) },
         Geometry::ShortestEdge { edge, longest, .. } => Geometry::ShortestEdge { edge, longest, crop: Some(crop) },
-        Geometry::Multiple { .. } | Geometry::Letterbox { .. } => geometry,
+        Geometry::Multiple { .. }
+        | Geometry::Letterbox { .. }
+        | Geometry::Stepped { .. }
+        | Geometry::Own { .. }
+        | Geometry::Within { .. } => geometry,
     }
 }
 
@@ -607,7 +703,10 @@ fn size_form(file: &Value, key: &str, square: bool) -> Result<Option<SizeForm>, 
                     longest => SizeForm::Shortest { edge, longest },
                 }
             }
-            _ => return Err(wrong(value)),
+            _ => match (sides.get("max_height"), sides.get("max_width")) {
+                (Some(height), Some(width)) => SizeForm::Within(Size { height: side(height)?, width: side(width)? }),
+                _ => return Err(wrong(value)),
+            },
         },
         Value::Null | Value::Bool(_) | Value::String(_) => return Err(wrong(value)),
     };
@@ -801,8 +900,24 @@ mod tests {
         check(dpt(json!({"size": 500, "resample": 2})), Exact { size: size(504, 504), crop: None }, Resample::Bilinear);
         let detr = json!({"feature_extractor_type": "DetrFeatureExtractor", "size": 600, "max_size": 1000});
         check(detr, ShortestEdge { edge: 600, longest: Some(1000), crop: None }, Resample::Bilinear);
+        let alone = json!({"feature_extractor_type": "DetrFeatureExtractor", "size": 600});
+        let settings = check(alone, ShortestEdge { edge: 600, longest: Some(1333), crop: None }, Resample::Bilinear);
+        assert_eq!(settings.pad, Pad::Largest);
+        let within = json!({"image_processor_type": "DetrImageProcessor", "size": {"max_height": 60, "max_width": 80}});
+        check(within, Geometry::Within { size: size(60, 80) }, Resample::Bilinear);
+        let stepped = |edge, longest, step| Geometry::Stepped { edge, longest, step };
         let yolos = json!({"image_processor_type": "YolosImageProcessor"});
-        check(yolos, ShortestEdge { edge: 800, longest: Some(1333), crop: None }, Resample::Bilinear);
+        check(yolos, stepped(800, Some(1333), Step::Down(16)), Resample::Bilinear);
+        let maskformer = json!({"image_processor_type": "MaskFormerImageProcessor", "size": {"shortest_edge": 96, "longest_edge": 200}, "size_divisor": 0});
+        check(maskformer, stepped(96, Some(200), Step::Up(1)), Resample::Bilinear);
+        let textnet = json!({"image_processor_type": "TextNetImageProcessor", "size": 640});
+        check(textnet, stepped(640, None, Step::Up(32)), Resample::Bilinear);
+        let glpn = check(
+            json!({"feature_extractor_type": "GLPNFeatureExtractor", "size_divisor": 16}),
+            Geometry::Own { step: Step::Down(16) },
+            Resample::Bilinear,
+        );
+        assert_eq!(glpn.normalize.apply(0, 255), 1.0);
         let mobilevit =
             check(json!({"image_processor_type": "MobileViTImageProcessor"}), edge(224, 256), Resample::Bilinear);
         assert_eq!(mobilevit.channel_order, ChannelOrder::Bgr);
@@ -827,6 +942,9 @@ mod tests {
         let efficientnet = json!({"image_processor_type": "EfficientNetImageProcessor", "rescale_factor": 1.0 / 127.5,
             "rescale_offset": true, "image_mean": [0.0, 0.0, 0.0], "image_std": [0.5, 0.5, 0.5]});
         assert_eq!(at(efficientnet, 255), 4.0);
+        let top =
+            json!({"image_processor_type": "EfficientNetImageProcessor", "do_normalize": false, "image_std": 0.5});
+        assert_eq!(at(top, 255), 2.0);
     }
 
     #[test]

@@ -1,7 +1,13 @@
 //! Times of the wall clock as answers write them: RFC 3339 in UTC, to the millisecond.
 
+/// Milliseconds since 1970, now.
+pub fn now_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// `2026-03-01T12:30:05.250Z`; `ms` are milliseconds since 1970.
-pub(super) fn rfc3339(ms: u64) -> String {
+pub fn rfc3339(ms: u64) -> String {
     // A year has four digits in this form; later times show as the last one that has.
     let ms = ms.min(253_402_300_799_999);
     let (days, of_day) = (ms / 86_400_000, ms % 86_400_000);

@@ -1,0 +1,55 @@
+//! Why a download was not taken, or failed. Texts are safe to show to a client.
+
+use crate::hub::HubError;
+use crate::models::ModelError;
+
+#[derive(Debug, thiserror::Error)]
+pub enum DownloadError {
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error("there is no such download")]
+    NotFound,
+    #[error("{limit} downloads wait or run already; wait for one to end, or cancel one")]
+    TooMany { limit: usize },
+    #[error("it took longer than total_timeout_s = {seconds}")]
+    TooSlow { seconds: u64 },
+    #[error("the server is stopping")]
+    Stopping,
+    #[error("cancelled")]
+    Cancelled,
+    #[error("the work ended abnormally")]
+    Panicked,
+}
+
+impl DownloadError {
+    /// The stable word for what went wrong.
+    pub fn code(&self) -> &'static str {
+        match self {
+            DownloadError::Hub(error) => match error {
+                HubError::Invalid(_) => "invalid_input",
+                HubError::Refused(_) => "refused",
+                HubError::NotFound(_) => "not_found",
+                HubError::Denied(_) => "access_denied",
+                HubError::RateLimited(_) => "rate_limited",
+                HubError::Unreachable(_) => "unreachable",
+                HubError::Corrupt(_) => "checksum",
+                HubError::TooLarge(_) => "too_large",
+                HubError::NoSpace(_) => "no_space",
+                HubError::Disk(_) => "disk",
+                HubError::NoExporter => "no_exporter",
+                HubError::Export(_) => "export_failed",
+                HubError::Busy(_) => "busy",
+                HubError::Cancelled => "cancelled",
+            },
+            DownloadError::Model(_) => "model_failed",
+            DownloadError::NotFound => "not_found",
+            DownloadError::TooMany { .. } => "too_many",
+            DownloadError::TooSlow { .. } => "timeout",
+            DownloadError::Stopping => "stopping",
+            DownloadError::Cancelled => "cancelled",
+            DownloadError::Panicked => "internal_error",
+        }
+    }
+}

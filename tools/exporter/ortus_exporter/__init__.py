@@ -1,0 +1,1 @@
+"""Turns PyTorch models into ONNX for Ortus; see __main__.py for how it is called."""
