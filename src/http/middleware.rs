@@ -71,8 +71,15 @@ pub(super) struct Around {
     hosts: HostRule,
     origins: Vec<String>,
     max_body_bytes: usize,
+    /// Of an upload, which is written to disk as it comes.
+    max_upload_bytes: usize,
     max_header_bytes: usize,
 }
+
+/// What a form has around its files, at most.
+const FORM_BYTES: usize = 1 << 20;
+/// The route of uploads.
+const UPLOADS: &str = "/v1/models/{name}/versions";
 
 impl Around {
     /// `listen` is the address that clients may name in `Host`.
@@ -83,7 +90,19 @@ impl Around {
             hosts: HostRule::new(settings, listen),
             origins: settings.cors_origins.clone(),
             max_body_bytes: settings.max_body_bytes,
+            max_upload_bytes: usize::try_from(state.downloads.hub().settings().max_download_bytes)
+                .unwrap_or(usize::MAX)
+                .saturating_add(FORM_BYTES),
             max_header_bytes: settings.limits.max_header_bytes,
+        }
+    }
+
+    /// Bytes that the body of a request may have on the wire. Handlers that read one into memory have a bound of their own.
+    fn body_limit(&self, request: &Request) -> usize {
+        let route = request.extensions().get::<MatchedPath>();
+        match route.is_some_and(|route| route.as_str() == UPLOADS) {
+            true => self.max_upload_bytes.max(self.max_body_bytes),
+            false => self.max_body_bytes,
         }
     }
 
@@ -226,9 +245,14 @@ fn refusal(around: &Around, request: &Request) -> Option<ApiError> {
             "a page of another origin may not call this server; add the origin to server.cors_origins",
         ));
     }
-    let limit = around.max_body_bytes;
-    (request.body().size_hint().lower() > limit as u64)
-        .then(|| ApiError::from(super::body::BodyError::TooLarge { limit }))
+    let limit = around.body_limit(request);
+    (request.body().size_hint().lower() > limit as u64).then(|| match limit == around.max_body_bytes {
+        true => ApiError::from(super::body::BodyError::TooLarge { limit }),
+        false => {
+            let detail = "the files are larger than max_download_mb allows";
+            ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail)
+        }
+    })
 }
 
 /// Bounds the bytes on the wire; `body::read` bounds them again after decompression.
@@ -237,7 +261,8 @@ fn bounded(around: &Around, request: Request) -> Request {
     if request.body().size_hint().exact().is_some() {
         return request;
     }
-    request.map(|body| Body::new(Limited::new(body, around.max_body_bytes)))
+    let limit = around.body_limit(&request);
+    request.map(|body| Body::new(Limited::new(body, limit)))
 }
 
 /// The client's own id where it is clean (1 to 128 characters of `[A-Za-z0-9._-]`), else a new one.

@@ -4,7 +4,7 @@
 #[expect(dead_code, reason = "the room's own tests use all of it")]
 mod fake_hub;
 
-use crate::server::{PATIENCE, Server, command, fixture, store_of};
+use crate::server::{PATIENCE, Server, command, fixture, raw, store_of};
 use fake_hub::{FakeHub, Fault, Side, sha256};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -638,6 +638,16 @@ fn uploads_become_versions() {
     setup.check_answer("plus", 2.0);
     assert_eq!(setup.server.post_json("/v1/models/plus/load", &json!({})).0, 200);
     setup.check_answer("plus", 3.0);
+    // Larger than a body may be that is read into memory, and than uploads may be.
+    let large =
+        Setup::with(store_of(&[]), &[("ORTUS_SERVER__MAX_BODY_BYTES", "1000000"), ("ORTUS_HUB__MAX_DOWNLOAD_MB", "4")]);
+    assert_eq!(upload(&large.server, "plus", "model.onnx", large_graph(1, 3_000_000)).0, 201);
+    let head = format!(
+        "POST /v1/models/plus/versions HTTP/1.1\r\nHost: {}\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: 9000000\r\n\r\n",
+        large.server.address
+    );
+    let answer = raw(large.server.address, head.as_bytes());
+    assert!(answer.starts_with("HTTP/1.1 413") && answer.contains("max_download_mb"), "{answer}");
     // F06
     for (name, content) in [
         ("../../evil.onnx", graph(1)),

@@ -32,6 +32,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Bytes of a field of a form that is no file.
 const FIELD_BYTES_MAX: usize = 1 << 20;
+/// What a file of an upload must bring on average, once it has had the time of a whole body.
+const UPLOAD_BYTES_PER_SECOND_MIN: u64 = 4 << 10;
 /// Numbers of a shape.
 const SHAPE_MAX: usize = 8;
 
@@ -471,12 +473,15 @@ async fn upload(state: &HttpState, name: ModelName, request: Request) -> Result<
 async fn receive(state: &HttpState, upload: &mut Upload, mut field: Field<'_>) -> Result<(), ApiError> {
     let name = field.file_name().unwrap_or("model.onnx").to_owned();
     let mut file = upload.begin_file(&name).await?;
-    loop {
-        let chunk = within(state, field.chunk()).await?;
-        match chunk {
-            Some(bytes) => upload.write(&mut file, &bytes).await?,
-            None => break,
+    let (started, mut received) = (tokio::time::Instant::now(), 0u64);
+    while let Some(bytes) = within(state, field.chunk()).await? {
+        received += bytes.len() as u64;
+        // Whoever drips would hold the model's name for ever.
+        let late = started.elapsed().saturating_sub(state.settings.limits.body_read_timeout).as_secs();
+        if received < late.saturating_mul(UPLOAD_BYTES_PER_SECOND_MIN) {
+            return Err(ApiError::from(body::BodyError::TooSlow));
         }
+        upload.write(&mut file, &bytes).await?;
     }
     Ok(upload.end_file(file).await?)
 }
