@@ -11,7 +11,7 @@ use crate::jobs::Jobs;
 use crate::models::{ModelManager, StoreError, StoreLock};
 use crate::pipelines::Pool;
 use crate::runtime::onnx::{LibraryError, OnnxRuntime, set_up_allocator};
-use crate::tasks::Tasks;
+use crate::tasks::{Tasks, cores};
 use crate::telemetry::Stats;
 use std::io::Write;
 use std::net::SocketAddr;
@@ -112,11 +112,6 @@ fn async_runtime() -> std::io::Result<tokio::runtime::Runtime> {
         .thread_name("async")
         .enable_all()
         .build()
-}
-
-/// Cores this process may use: affinity and the cgroup's quota count.
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 struct Rooms {

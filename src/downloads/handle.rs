@@ -8,6 +8,7 @@ use crate::tasks::Tasks;
 use crate::telemetry::now_ms;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -33,6 +34,8 @@ pub(super) struct Inner {
     pub(super) models_dir: PathBuf,
     pub(super) slots: Arc<Semaphore>,
     table: Mutex<Table>,
+    /// Bytes that came over the network.
+    received: Arc<AtomicU64>,
     /// Equal requests, by their key: the later ones wait, and take what the first one got.
     equal: Mutex<HashMap<String, Twin>>,
 }
@@ -63,8 +66,8 @@ impl Downloads {
     pub fn new(hub: Hub, models: ModelManager, models_dir: &Path, tasks: Tasks) -> Downloads {
         let slots = Arc::new(Semaphore::new(hub.settings().downloads_at_once.max(1)));
         let models_dir = models_dir.to_owned();
-        let (table, equal) = (Mutex::default(), Mutex::default());
-        Downloads(Arc::new(Inner { hub, models, tasks, models_dir, slots, table, equal }))
+        let (table, received, equal) = (Mutex::default(), Arc::default(), Mutex::default());
+        Downloads(Arc::new(Inner { hub, models, tasks, models_dir, slots, table, received, equal }))
     }
 
     /// Removes what failed downloads of long ago left. Blocks no one.
@@ -103,7 +106,7 @@ impl Downloads {
             Place::NextVersion => self.0.models.claim_version(&order.name).await?,
         };
         let id = Uuid::new_v4();
-        let progress = Progress::new(CancellationToken::new());
+        let progress = Progress::counted(CancellationToken::new(), self.0.received.clone());
         let record = Record {
             name: order.name.clone(),
             source: order.request.source.kind(),
@@ -124,6 +127,11 @@ impl Downloads {
         // The claim goes with the task, whatever becomes of it.
         drop(self.0.tasks.spawn("get a model", async move { work.carry_out(claim).await }));
         self.get(id)
+    }
+
+    /// Bytes that came over the network since the start.
+    pub fn received(&self) -> u64 {
+        self.0.received.load(Ordering::Relaxed)
     }
 
     /// The newest first.

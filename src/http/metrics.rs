@@ -26,9 +26,9 @@ pub(super) async fn serve(State(state): State<HttpState>, headers: HeaderMap) ->
     let media_types = OFFERS.map(|(media_type, _)| media_type);
     let index = negotiate(&headers, &media_types).unwrap_or(0);
     let format = OFFERS.get(index).map_or(ExpositionFormat::Text, |(_, format)| *format);
-    let engine = state.engine.clone();
+    let (engine, downloaded) = (state.engine.clone(), state.downloads.received());
     // Many models make a long text.
-    let text = state.tasks.spawn_blocking(move || write(&engine, format)).await;
+    let text = state.tasks.spawn_blocking(move || write(&engine, downloaded, format)).await;
     let text = text.map_err(|error| ApiError::internal(format!("writing the metrics: {error}")))?;
     Ok(([(header::CONTENT_TYPE, format.content_type())], text).into_response())
 }
@@ -55,7 +55,7 @@ fn held(engine: &InferenceEngine) -> (Held<String>, Held<CacheKind>) {
     (memory, caches)
 }
 
-fn write(engine: &InferenceEngine, format: ExpositionFormat) -> String {
+fn write(engine: &InferenceEngine, downloaded: u64, format: ExpositionFormat) -> String {
     let mut out = Exposition::new(format);
     metrics::write_stats(engine.stats(), &mut out);
     let mut samples = out.family(&metrics::MODEL_STATE);
@@ -77,6 +77,7 @@ fn write(engine: &InferenceEngine, format: ExpositionFormat) -> String {
     for ((model, cache), bytes) in &caches {
         samples.put(&[("model", model.as_str()), ("cache", cache.name())], *bytes);
     }
+    out.family(&metrics::DOWNLOAD_BYTES).put(&[], downloaded);
     if let Some(bytes) = resident_bytes() {
         out.family(&metrics::RESIDENT_MEMORY).put(&[], bytes);
     }

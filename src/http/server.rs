@@ -10,7 +10,7 @@ use super::{HttpSettings, HttpState};
 use crate::downloads::Downloads;
 use crate::engine::InferenceEngine;
 use crate::jobs::Jobs;
-use crate::tasks::{Lanes, Tasks};
+use crate::tasks::{Lanes, Tasks, cores};
 use axum::body::Body;
 use axum::extract::Request;
 use bytes::Bytes;
@@ -84,8 +84,7 @@ impl Server {
         let settings = Arc::new(settings);
         let state = HttpState { engine, jobs, downloads, settings: settings.clone(), tasks: tasks.clone() };
         let door = Door::new(state.clone(), address.ip());
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let lanes = Lanes::start(&tasks, cores.min(MAX_LANES))?;
+        let lanes = Lanes::start(&tasks, cores().min(MAX_LANES))?;
         Ok(Server { listener, address, lanes, door, state, settings, tasks })
     }
 

@@ -1,5 +1,6 @@
 //! How far a fetch is, for those who watch: written by the transfers, read by whoever asks.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -43,6 +44,8 @@ pub struct Progress(Arc<Inner>);
 struct Inner {
     state: Mutex<State>,
     cancelled: CancellationToken,
+    /// Bytes that came over the network, of all fetches that share it.
+    total: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -68,8 +71,13 @@ impl Default for Progress {
 impl Progress {
     /// `cancelled` fires when nobody wants the files any more.
     pub fn new(cancelled: CancellationToken) -> Progress {
+        Progress::counted(cancelled, Arc::default())
+    }
+
+    /// The same, which also adds what comes over the network to `total`.
+    pub fn counted(cancelled: CancellationToken, total: Arc<AtomicU64>) -> Progress {
         let state = State { phase: Phase::Downloading, files: Vec::new(), samples: Vec::new(), received: 0 };
-        Progress(Arc::new(Inner { state: Mutex::new(state), cancelled }))
+        Progress(Arc::new(Inner { state: Mutex::new(state), cancelled, total }))
     }
 
     pub fn cancelled(&self) -> &CancellationToken {
@@ -113,6 +121,7 @@ impl Progress {
 
     /// So many more bytes came.
     pub fn received(&self, path: &str, bytes: u64) {
+        self.0.total.fetch_add(bytes, Ordering::Relaxed);
         self.edit(path, |file| file.bytes_done += bytes);
         let mut state = self.lock();
         state.received += bytes;

@@ -8,6 +8,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+/// Tries to remove a folder, and what lies between them.
+const REMOVALS_MAX: usize = 40;
+const REMOVAL_PAUSE: Duration = Duration::from_millis(25);
+
 /// A folder of work and the right to work in it; the right ends with the value, or with the process.
 #[derive(Debug)]
 pub struct WorkFolder {
@@ -82,11 +86,19 @@ impl WorkFolder {
 }
 
 fn remove(folder: &Path) {
-    if let Err(error) = fs::remove_dir_all(folder)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        tracing::warn!(error = %error.kind(), "the files of a download could not be removed");
+    // A write that was under way when its transfer was cancelled may still put a file there.
+    for _ in 0..REMOVALS_MAX {
+        match fs::remove_dir_all(folder) {
+            Ok(()) => return,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => std::thread::sleep(REMOVAL_PAUSE),
+            Err(error) => {
+                tracing::warn!(error = %error.kind(), "the files of a download could not be removed");
+                return;
+            }
+        }
     }
+    tracing::warn!("the files of a download could not be removed: something is still written there");
 }
 
 /// What a failed operation on our own files means to whoever asked.

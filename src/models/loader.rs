@@ -19,7 +19,7 @@ use crate::pipelines::{LabelsSource, Pipeline, PipelineLimits, text};
 use crate::runtime::{
     GraphFacts, GraphSource, Input, Interrupt, Runtime, RuntimeError, Session, SessionSettings, WorkingMemories,
 };
-use crate::tasks::Tasks;
+use crate::tasks::{Tasks, cores};
 use crate::telemetry::stats::ModelStats;
 use crate::tensor::{Dim, Spec, ValueType};
 use std::collections::BTreeMap;
@@ -86,11 +86,6 @@ fn tried(settings: &ModelSettings, size_bytes: u64) -> Vec<Layout> {
     let held = |layout: &Layout| resident_estimate(size_bytes).saturating_mul(copies_of(*layout, size_bytes) as u64);
     layouts.retain(|layout| layout.instances == least || held(layout) <= TRIED_BYTES_MAX);
     layouts
-}
-
-/// Respects the process's CPU affinity and the container's quota.
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Loads a version and measures what it takes. `warming` is called when the warm-up begins, which `interrupt` stops.

@@ -18,6 +18,11 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+/// Cores that this process may use, at least one: affinity and the control group's quota count.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
 /// The owner of all tasks and threads of the process. Clones are the same owner.
 #[derive(Clone, Default)]
 pub struct Tasks(Arc<Inner>);

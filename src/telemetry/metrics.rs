@@ -47,6 +47,8 @@ pub const MODEL_MEMORY: Family =
     gauge("ortus_model_memory_bytes", "Memory that the loaded versions of a model hold, by device.");
 /// `model`, `cache`: all loaded versions together.
 pub const CACHE_BYTES: Family = gauge("ortus_cache_bytes", "Memory of the caches that are switched on.");
+/// Of all downloads.
+pub const DOWNLOAD_BYTES: Family = counter("ortus_download_bytes", "Bytes of models that came over the network.");
 /// No labels.
 pub const RESIDENT_MEMORY: Family =
     gauge("ortus_process_resident_memory_bytes", "Memory of the process that is in RAM.");

@@ -161,6 +161,9 @@ fn a_model_is_pulled_swapped_rolled_back_and_deleted_under_traffic() {
     assert!(folder.join("onnx/model.onnx").is_file() && folder.join("config.json").is_file());
     assert!(!folder.join("model.py").exists() && !folder.join("pytorch_model.bin").exists());
     assert!(setup.hub.seen(Side::Cdn, "pytorch_model.bin").is_empty());
+    let metrics = setup.server.get("/metrics").text().unwrap();
+    let counted = format!("ortus_download_bytes_total {}\n", done["bytes_total"]);
+    assert!(metrics.contains(&counted), "{counted} {metrics}");
     let info = setup.server.get_json("/v1/models/plus");
     assert_eq!((&info["source"]["type"], &info["source"]["model_id"]), (&json!("huggingface"), &json!("org/plus")));
     assert_eq!(info["source"]["revision"], done["revision"]);

@@ -596,7 +596,7 @@ fn system_of(engine: &InferenceEngine) -> System {
         runtime: engine.runtime_version(),
         os: std::env::consts::OS,
         arch: std::env::consts::ARCH,
-        cores: std::thread::available_parallelism().map_or(1, usize::from),
+        cores: crate::tasks::cores(),
         memory: SystemMemory {
             resident_mb: process::resident_bytes().map(mebibytes),
             models_mb: mebibytes(totals.models_bytes),
