@@ -106,9 +106,10 @@ impl Run {
         let Ready { staged, work, mut twin, _slot } = ready;
         let version = self.inner.models.install(claim, staged).await?;
         *twin = Some((self.order.name.clone(), version));
-        drop(twin);
         self.edit(|record| record.version = Some(version));
+        // Before the next equal request, which works in the same folder.
         self.blocking(move || work.remove()).await?;
+        drop(twin);
         if self.order.load {
             self.set(State::Loading);
             self.inner.models.load(&self.order.name, LoadOverrides::default()).await?;
