@@ -160,14 +160,13 @@ impl Shown {
                     (*state, *at) = (Some(now.state), Instant::now());
                     let progress = &now.progress;
                     let total = progress.bytes_total.map_or_else(String::new, |total| format!(" of {}", size(total)));
+                    let bytes = match progress.files.is_empty() {
+                        true => String::new(),
+                        false => format!(", {}{total}", size(progress.bytes_done)),
+                    };
+                    let state = format!("{:?}", now.state).to_lowercase();
                     // A reader that has gone away wants no more.
-                    let _ = writeln!(
-                        std::io::stderr().lock(),
-                        "{}: {}, {}{total}",
-                        now.name,
-                        format!("{:?}", now.state).to_lowercase(),
-                        size(progress.bytes_done)
-                    );
+                    let _ = writeln!(std::io::stderr().lock(), "{}: {state}{bytes}", now.name);
                 }
             }
         }

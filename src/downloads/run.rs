@@ -94,6 +94,7 @@ impl Run {
             Some((name, version)) => self.copy_of(&name, version, &work).await?,
             None => inner.hub.fetch(&self.order.request, &work, &self.progress).await?,
         };
+        self.show(&fetched.provenance);
         self.edit(|record| record.revision = fetched.provenance.revision.clone().or(record.revision.take()));
         self.set(State::Verifying);
         let staged = self.stage(fetched).await?;
@@ -115,6 +116,15 @@ impl Run {
             self.inner.models.load(&self.order.name, LoadOverrides::default()).await?;
         }
         Ok(version)
+    }
+
+    /// Shows what was not fetched but made here, as a conversion is.
+    fn show(&self, provenance: &Provenance) {
+        if self.progress.snapshot().files.is_empty() {
+            let files = &provenance.files;
+            self.progress.set_files(files.iter().map(|file| (file.path.clone(), Some(file.bytes))));
+            files.iter().for_each(|file| self.progress.finish(&file.path));
+        }
     }
 
     /// The newest version, where it is what the order asks for: the same request, which led to the same commit.

@@ -154,7 +154,13 @@ impl Progress {
         ProgressSnapshot {
             phase: state.phase,
             bytes_done: state.files.iter().map(|file| file.bytes_done).sum(),
-            bytes_total: state.files.iter().map(|file| file.bytes_total).sum(),
+            // Of no files nothing is known yet.
+            bytes_total: state
+                .files
+                .iter()
+                .map(|file| file.bytes_total)
+                .sum::<Option<u64>>()
+                .filter(|_| !state.files.is_empty()),
             bytes_per_second: rate,
             files: state.files.clone(),
         }
