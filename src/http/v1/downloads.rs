@@ -3,7 +3,7 @@
 
 use super::models::ModelInfo;
 use crate::downloads::{
-    Download, DownloadError, Downloads, Order, Place, Report, State as DownloadState, Upload, UploadOptions,
+    Download, DownloadError, Downloads, Order, Place, Report, State as DownloadState, Upload, UploadOptions, Uploaded,
 };
 use crate::engine::ModelName;
 use crate::http::error::ApiError;
@@ -34,6 +34,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(15);
 const FIELD_BYTES_MAX: usize = 1 << 20;
 /// What a file of an upload must bring on average, once it has had the time of a whole body.
 const UPLOAD_BYTES_PER_SECOND_MIN: u64 = 4 << 10;
+/// How long the rest of a form that was refused is read.
+const DRAIN_MAX: Duration = Duration::from_secs(5);
 /// Numbers of a shape.
 const SHAPE_MAX: usize = 8;
 
@@ -453,9 +455,23 @@ async fn upload(state: &HttpState, name: ModelName, request: Request) -> Result<
             format!("the form cannot be read: {}", error.body_text()),
         )
     })?;
+    let uploaded = match take(state, &name, &mut form).await {
+        Ok(uploaded) => uploaded,
+        Err(error) => {
+            // A client that is still sending would see its connection break instead of the answer.
+            let _ = tokio::time::timeout(DRAIN_MAX, drain(&mut form)).await;
+            return Err(error);
+        }
+    };
+    let model = ModelInfo::from(&state.engine.status(&name)?);
+    let body = UploadedInfo { version: uploaded.version.to_string(), check: uploaded.report.into(), model };
+    Ok((StatusCode::CREATED, [(header::LOCATION, format!("/v1/models/{name}"))], Json(body)).into_response())
+}
+
+async fn take(state: &HttpState, name: &ModelName, form: &mut Multipart) -> Result<Uploaded, ApiError> {
     let mut upload = state.downloads.begin_upload(name.clone()).await?;
     let mut options = UploadOptions { load: true, ..UploadOptions::default() };
-    while let Some(field) = next_field(state, &mut form).await? {
+    while let Some(field) = next_field(state, form).await? {
         let field_name = field.name().unwrap_or_default().to_owned();
         if field_name == "file" {
             receive(state, &mut upload, field).await?;
@@ -464,10 +480,14 @@ async fn upload(state: &HttpState, name: ModelName, request: Request) -> Result<
             set_option(&mut options, &field_name, &text)?;
         }
     }
-    let uploaded = upload.finish(options).await?;
-    let model = ModelInfo::from(&state.engine.status(&name)?);
-    let body = UploadedInfo { version: uploaded.version.to_string(), check: uploaded.report.into(), model };
-    Ok((StatusCode::CREATED, [(header::LOCATION, format!("/v1/models/{name}"))], Json(body)).into_response())
+    Ok(upload.finish(options).await?)
+}
+
+/// Reads what is left of a form that was refused.
+async fn drain(form: &mut Multipart) {
+    while let Ok(Some(mut field)) = form.next_field().await {
+        while let Ok(Some(_)) = field.chunk().await {}
+    }
 }
 
 async fn receive(state: &HttpState, upload: &mut Upload, mut field: Field<'_>) -> Result<(), ApiError> {
