@@ -128,9 +128,13 @@ impl Upload {
         let Some(mut open) = file.file.take() else { return Ok(()) };
         let buffer = std::mem::replace(&mut file.buffer, Vec::with_capacity(CHUNK));
         let inner = &self.downloads.0;
-        crate::hub::check_space(&inner.models_dir, buffer.len() as u64, inner.hub.settings().reserve_bytes)?;
-        let written = self.downloads.off_the_async_threads(move || open.write_all(&buffer).map(|()| open)).await?;
-        file.file = Some(written.map_err(disk)?);
+        let (folder, reserve) = (inner.models_dir.clone(), inner.hub.settings().reserve_bytes);
+        let write = move || {
+            crate::hub::check_space(&folder, buffer.len() as u64, reserve)?;
+            open.write_all(&buffer).map_err(disk)?;
+            Ok::<File, HubError>(open)
+        };
+        file.file = Some(self.downloads.off_the_async_threads(write).await??);
         Ok(())
     }
 
@@ -177,7 +181,8 @@ impl Upload {
         if only && matches!(ending.as_str(), "pt" | "pth" | "pt2") {
             // The exporter tells files apart by their endings.
             let named = work.parts().join(format!("weights.{ending}"));
-            std::fs::rename(&last.path, &named).map_err(disk)?;
+            let (from, to) = (last.path.clone(), named.clone());
+            self.downloads.off_the_async_threads(move || std::fs::rename(from, to)).await?.map_err(disk)?;
             let mut fetched = hub.convert(&named, &options.export, work, &Progress::default()).await?;
             fetched.provenance.source = "upload".to_owned();
             fetched.provenance.model_id.clone_from(&last.name);
