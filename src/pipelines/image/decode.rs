@@ -5,10 +5,9 @@
 //! frame is taken. Differs from Pillow in one place: 16-bit grey keeps its high byte, as 16-bit colour does in both,
 //! where Pillow clips at 255 and so gives a white picture.
 
-use super::{Picture, Refusal};
+use super::{Picture, Refusal, jpeg};
 use image::codecs::bmp::BmpDecoder;
 use image::codecs::gif::GifDecoder;
-use image::codecs::jpeg::JpegDecoder;
 use image::codecs::png::PngDecoder;
 use image::codecs::webp::WebPDecoder;
 use image::{DynamicImage, ImageDecoder, ImageError, Limits};
@@ -38,7 +37,7 @@ pub(crate) fn decode(bytes: &[u8], grey: bool, max_pixels: u64) -> Result<Pictur
     let input = Cursor::new(bytes);
     let mut decoder: Box<dyn ImageDecoder + '_> = match format {
         Format::Png => Box::new(PngDecoder::with_limits(input, limits.clone()).map_err(broken)?),
-        Format::Jpeg => Box::new(JpegDecoder::new(input).map_err(broken)?),
+        Format::Jpeg => return to_picture(jpeg::decode(bytes, max_pixels)?, grey),
         Format::WebP => Box::new(WebPDecoder::new(input).map_err(broken)?),
         Format::Gif => Box::new(GifDecoder::new(input).map_err(broken)?),
         Format::Bmp => Box::new(BmpDecoder::new(input).map_err(broken)?),
@@ -46,9 +45,6 @@ pub(crate) fn decode(bytes: &[u8], grey: bool, max_pixels: u64) -> Result<Pictur
     let (width, height) = decoder.dimensions();
     check_size(width, height, max_pixels)?;
     decoder.set_limits(limits).map_err(broken)?;
-    if format == Format::Jpeg && !jpeg_is_complete(bytes) {
-        return Err(Refusal::Bad("the JPEG picture ends early; send the whole file".to_owned()));
-    }
     // Metadata that cannot be read does not make the pixels unusable: Pillow shows such a picture as it lies.
     let orientation = decoder.orientation().unwrap_or(image::metadata::Orientation::NoTransforms);
     let mut pixels = DynamicImage::from_decoder(decoder).map_err(broken)?;
@@ -56,7 +52,7 @@ pub(crate) fn decode(bytes: &[u8], grey: bool, max_pixels: u64) -> Result<Pictur
     to_picture(pixels, grey)
 }
 
-fn check_size(width: u32, height: u32, max_pixels: u64) -> Result<(), Refusal> {
+pub(super) fn check_size(width: u32, height: u32, max_pixels: u64) -> Result<(), Refusal> {
     if width == 0 || height == 0 {
         return Err(Refusal::Bad(format!("the picture is {width}×{height} pixels; expected at least 1×1")));
     }
@@ -105,33 +101,6 @@ fn refuse(format: Format, error: ImageError) -> Refusal {
         | ImageError::Parameter(_)
         | ImageError::Unsupported(_)
         | ImageError::IoError(_) => Refusal::Bad(format!("the {name} picture cannot be decoded: {error}")),
-    }
-}
-
-/// Whether the file's markers reach the end of the image.
-///
-/// The decoder paints what is missing grey and succeeds; libjpeg under Pillow refuses, and so do we.
-fn jpeg_is_complete(bytes: &[u8]) -> bool {
-    // The start marker has been seen.
-    let mut rest = bytes.get(2..).unwrap_or_default();
-    loop {
-        let Some(at) = rest.iter().position(|&byte| byte == 0xff) else { return false };
-        rest = rest.get(at + 1..).unwrap_or_default();
-        let Some((&marker, after)) = rest.split_first() else { return false };
-        match marker {
-            0xd9 => return true,
-            // A fill byte: the marker's code may be the next one.
-            0xff => {}
-            // A stuffed byte of the coded data, a restart, or a marker without content.
-            0x00 | 0x01 | 0xd0..=0xd8 => rest = after,
-            // A segment: its length counts itself. Coded data follows SOS and is searched for the next marker.
-            _ => {
-                let [high, low, ..] = after else { return false };
-                let length = usize::from(u16::from_be_bytes([*high, *low]));
-                let Some(after) = after.get(length.max(2)..) else { return false };
-                rest = after;
-            }
-        }
     }
 }
 

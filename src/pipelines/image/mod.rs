@@ -1,6 +1,6 @@
 //! Tasks on pictures: encoded bytes to the tensor a vision graph takes, scores to classes.
 //!
-//! Steps, each its own file: [`decode`] → [`resize`] (and centre crop) → [`tensor`], put together in [`prepare`];
+//! Steps, each its own file: [`decode`] (and [`jpeg`]) → [`resize`] (and centre crop) → [`tensor`], put together in [`prepare`];
 //! [`settings`] says how, from `preprocessor_config.json`, and [`input`] what the graph takes. The numbers are those of
 //! Pillow and of transformers' image processors. One file for each task: [`classification`], [`detection`] (whose model
 //! outputs are read by [`boxes`] and thinned out by [`suppression`]), [`segmentation`] and [`depth`] (whose maps [`maps`]
@@ -13,6 +13,7 @@ mod depth;
 mod detection;
 mod features;
 mod input;
+mod jpeg;
 mod maps;
 mod prepare;
 mod resample;

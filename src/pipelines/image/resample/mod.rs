@@ -3,8 +3,8 @@
 //! A picture is resampled along its rows, rounded to bytes, then along its columns; the other way round where it shrinks much
 //! more in height than in width, as Pillow 13 does. Weights are computed in double precision and rounded to 22
 //! bits behind the point; sums are exact integers. Rounding in any other place changes one value in a hundred by one level,
-//! and a model may make much of that. Rows are worked on as they come and added to the rows of the result that they reach, so
-//! what lies between the passes is a few rows, or less than the picture itself, however long and thin it is.
+//! and a model may make much of that. Rows are worked on as they are needed and forgotten after, so what lies between the
+//! passes is the rows that one row of the result is made of, or less than the picture itself, however long and thin it is.
 //!
 //! Invariants: the weights of an axis take memory in proportion to the longer of its two sides; no panic for any size. Knows
 //! no geometry: which part of the result is kept is said by [`Axis`].
@@ -13,7 +13,6 @@
 mod avx2;
 
 use super::Picture;
-use std::collections::VecDeque;
 
 /// Bits behind the point of a weight: eight are a level's, and two keep sums of filters with negative weights inside 32.
 const PRECISION: u32 = 32 - 8 - 2;
@@ -127,10 +126,15 @@ impl Weights {
         self.spans.len().saturating_sub(1)
     }
 
-    /// Makes the pixels count from the first that any weight is for; gives that one and the one after the last.
+    /// The first pixel that any weight is for, and the one after the last.
+    fn reach(&self) -> (usize, usize) {
+        let first = self.spans.first().map_or(0, |(first, _)| *first);
+        (first, self.iter().map(|(first, weights)| first + weights.len()).max().unwrap_or(first))
+    }
+
+    /// Makes the pixels count from the first of [`Weights::reach`], and gives that.
     fn narrow(&mut self) -> (usize, usize) {
-        let left = self.spans.first().map_or(0, |(first, _)| *first);
-        let right = self.iter().map(|(first, weights)| first + weights.len()).max().unwrap_or(left);
+        let (left, right) = self.reach();
         self.spans.iter_mut().for_each(|(first, _)| *first = first.saturating_sub(left));
         (left, right)
     }
@@ -207,87 +211,104 @@ fn run(picture: &Picture, rows: Axis, columns: Axis, filter: Filter, along_rows:
     let (from_bytes, to_bytes) =
         ((picture.width as usize * channels).max(1), (columns.kept as usize * channels).max(1));
     let mut data = vec![0u8; to_bytes * rows.kept as usize];
-    let first = down.iter().next().map_or(0, |(first, _)| first);
-    let lines = || picture.data.chunks_exact(from_bytes).enumerate().skip(first);
-    if columns_first(&rows, &columns) {
+    if columns.is_untouched() {
+        let left = columns.offset as usize * channels;
+        along_columns(picture.data.get(left..).unwrap_or_default(), from_bytes, &down, &mut data, to_bytes);
+    } else if columns_first(&rows, &columns) {
         let (left, right) = across.narrow();
         let bytes = ((right - left) * channels).max(1);
         let mut short = vec![0u8; bytes * rows.kept as usize];
-        let mut sums = Sums::new(&down, &mut short, bytes);
-        for (at, line) in lines() {
-            if sums.add(at, line.get(left * channels..right * channels).unwrap_or_default()) == 0 {
-                break;
-            }
-        }
+        let lines = picture.data.get(left * channels..).unwrap_or_default();
+        along_columns(lines, from_bytes, &down, &mut short, bytes);
         for (lines, targets) in short.chunks(bytes * BLOCK).zip(data.chunks_mut(to_bytes * BLOCK)) {
             along_rows.resample(lines, bytes, &across, targets);
         }
-    } else if columns.is_untouched() && columns.kept == columns.source {
-        let mut sums = Sums::new(&down, &mut data, to_bytes);
-        for (at, line) in lines() {
-            if sums.add(at, line) == 0 {
-                break;
-            }
-        }
     } else {
-        let mut sums = Sums::new(&down, &mut data, to_bytes);
-        let mut block = vec![0u8; to_bytes * BLOCK];
-        let blocks = picture.data.get(first * from_bytes..).unwrap_or_default().chunks(from_bytes * BLOCK);
-        'blocks: for (start, lines) in (first..).step_by(BLOCK).zip(blocks) {
-            along_rows.resample(lines, from_bytes, &across, &mut block);
-            for (at, line) in (start..).zip(block.chunks_exact(to_bytes)).take(lines.len() / from_bytes) {
-                if sums.add(at, line) == 0 {
-                    break 'blocks;
-                }
+        let mut window = Window::new(&down, to_bytes);
+        let mut blocks = picture.data.get(window.first * from_bytes..).unwrap_or_default().chunks(from_bytes * BLOCK);
+        for ((first, weights), target) in down.iter().zip(data.chunks_exact_mut(to_bytes)) {
+            while window.end() < first + weights.len() {
+                let Some(lines) = blocks.next() else { break };
+                along_rows.resample(lines, from_bytes, &across, window.block(first));
             }
+            one_row(window.from(first), to_bytes, weights, target);
         }
     }
     Picture { width: columns.kept, height: rows.kept, channels, data }
 }
 
-/// Makes the rows of a result from rows that come one after the other.
-struct Sums<'a> {
-    weights: &'a Weights,
-    /// The first row of the result that has not begun.
-    next: usize,
-    /// The rows that have begun: first row that they are made of, weights and sums.
-    open: VecDeque<(usize, &'a [i32], Vec<i32>)>,
-    spare: Vec<Vec<i32>>,
-    targets: std::slice::ChunksExactMut<'a, u8>,
+/// Rows on their way from the first pass to the second: those that are still needed, one after the other.
+struct Window {
+    data: Vec<u8>,
     bytes: usize,
+    /// The number of the row at the beginning of `data`.
+    first: usize,
+    filled: usize,
 }
 
-impl<'a> Sums<'a> {
-    fn new(weights: &'a Weights, data: &'a mut [u8], bytes: usize) -> Sums<'a> {
-        let targets = data.chunks_exact_mut(bytes);
-        Sums { weights, next: 0, open: VecDeque::new(), spare: Vec::new(), targets, bytes }
+impl Window {
+    fn new(weights: &Weights, bytes: usize) -> Window {
+        let (first, end) = weights.reach();
+        let longest = weights.iter().map(|(_, weights)| weights.len()).max().unwrap_or(0);
+        // With half as much again, a row is moved twice at most; where all rows fit, none is.
+        let rows = (longest + longest / 2 + 4 * BLOCK).min((end - first).next_multiple_of(BLOCK));
+        Window { data: vec![0; rows * bytes], bytes, first, filled: 0 }
     }
 
-    /// Adds row `at` and gives the number of rows of the result that are still to be made.
-    #[inline(always)]
-    fn add(&mut self, at: usize, line: &[u8]) -> usize {
-        while let Some((first, weights)) = self.weights.of(self.next).filter(|(first, _)| *first <= at) {
-            self.next += 1;
-            let mut sums = self.spare.pop().unwrap_or_default();
-            sums.clear();
-            sums.resize(self.bytes, HALF);
-            self.open.push_back((first, weights, sums));
+    fn end(&self) -> usize {
+        self.first + self.filled
+    }
+
+    /// Room for the next [`BLOCK`] rows. Those before row `needed` may be forgotten.
+    fn block(&mut self, needed: usize) -> &mut [u8] {
+        let rows = self.data.len() / self.bytes;
+        if self.filled + BLOCK > rows {
+            let past = needed.saturating_sub(self.first).min(self.filled);
+            self.data.copy_within(past * self.bytes..self.filled * self.bytes, 0);
+            self.first += past;
+            self.filled -= past;
         }
-        for (first, weights, sums) in &mut self.open {
-            let Some(&weight) = weights.get(at - *first) else { continue };
-            for (sum, &value) in sums.iter_mut().zip(line) {
+        let start = self.filled * self.bytes;
+        self.filled += BLOCK;
+        self.data.get_mut(start..start + BLOCK * self.bytes).unwrap_or_default()
+    }
+
+    fn from(&self, row: usize) -> &[u8] {
+        self.data.get(row.saturating_sub(self.first) * self.bytes..).unwrap_or_default()
+    }
+}
+
+/// Rows of `width` bytes that begin `stride` bytes apart, along their columns.
+#[inline(always)]
+fn along_columns(lines: &[u8], stride: usize, weights: &Weights, targets: &mut [u8], width: usize) {
+    for ((first, weights), target) in weights.iter().zip(targets.chunks_exact_mut(width)) {
+        one_row(lines.get(first * stride..).unwrap_or_default(), stride, weights, target);
+    }
+}
+
+/// Bytes of a row that are summed up at once, as many as registers hold the sums of.
+const LANES: usize = 32;
+
+/// One row of the result, of rows that begin `stride` bytes apart.
+#[inline(always)]
+fn one_row(lines: &[u8], stride: usize, weights: &[i32], target: &mut [u8]) {
+    let (chunks, rest) = target.as_chunks_mut::<LANES>();
+    let done = chunks.len() * LANES;
+    for (at, target) in chunks.iter_mut().enumerate() {
+        let mut sums = [HALF; LANES];
+        for (row, &weight) in weights.iter().enumerate() {
+            let Some(values) = lines.get(row * stride + at * LANES..).and_then(<[u8]>::first_chunk::<LANES>) else {
+                break;
+            };
+            for (sum, &value) in sums.iter_mut().zip(values) {
                 *sum = sum.wrapping_add(i32::from(value) * weight);
             }
         }
-        // Rows end in the order in which they began.
-        while self.open.front().is_some_and(|(first, weights, _)| first + weights.len() <= at + 1) {
-            let (Some((_, _, sums)), Some(target)) = (self.open.pop_front(), self.targets.next()) else { break };
-            for (target, &sum) in target.iter_mut().zip(&sums) {
-                *target = level(sum);
-            }
-            self.spare.push(sums);
-        }
-        self.targets.len()
+        *target = sums.map(level);
+    }
+    for (at, target) in (done..).zip(rest) {
+        let values = lines.get(at..).unwrap_or_default().iter().step_by(stride).zip(weights);
+        *target = level(values.fold(HALF, |sum, (&value, weight)| sum.wrapping_add(i32::from(value) * weight)));
     }
 }
 
