@@ -61,19 +61,18 @@ impl Choice {
         let result = (|| {
             let mut file = File::create_new(&temporary)?;
             file.write_all(&serde_json::to_vec(&written)?)?;
-            steps::reached("choice written");
+            steps::reached("choice written")?;
             file.sync_all()?;
-            steps::reached("choice synced");
+            steps::reached("choice synced")?;
             fs::rename(&temporary, folder.join(model.as_str()))
         })();
         if result.is_err() {
             let _ = fs::remove_file(&temporary);
         }
         result?;
-        steps::reached("choice in its place");
+        steps::reached("choice in its place")?;
         sync_folder(&folder)?;
-        steps::reached("choices synced");
-        Ok(())
+        steps::reached("choices synced")
     }
 
     /// Forgets the choice for a model. Blocks.
@@ -84,14 +83,20 @@ impl Choice {
         let folder = folder(models_dir);
         match fs::remove_file(folder.join(model.as_str())) {
             Ok(()) => {
-                steps::reached("choice removed");
+                steps::reached("choice removed")?;
                 sync_folder(&folder)?;
-                steps::reached("choices synced without it");
-                Ok(())
+                steps::reached("choices synced without it")
             }
             // What a write that was cut off left is no choice, and neither is one in a folder that is not there.
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(()),
             Err(error) => Err(error),
+        }
+    }
+
+    /// The same for a choice that counts no more, on whose end nothing depends. Blocks.
+    pub(super) fn forget(models_dir: &Path, model: &ModelName) {
+        if let Err(error) = Choice::clear(models_dir, model) {
+            tracing::warn!(%model, error = %error.kind(), "a void choice of a version could not be removed");
         }
     }
 

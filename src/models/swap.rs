@@ -29,7 +29,7 @@ impl InstallLock {
         loop {
             match InstallLock::try_acquire(models_dir)? {
                 Some(lock) => {
-                    steps::reached("store locked");
+                    steps::reached("store locked")?;
                     return Ok(lock);
                 }
                 None if Instant::now() >= deadline => return Err(io::ErrorKind::WouldBlock.into()),
@@ -79,37 +79,43 @@ pub(super) fn add_model(
     model_toml: Option<&str>,
 ) -> io::Result<()> {
     let folder = own_folder(models_dir, "incoming")?.join(uuid::Uuid::new_v4().simple().to_string());
-    let result = (|| {
+    let place = models_dir.join(model.as_str());
+    let mut is_in_place = false;
+    let mut put = || {
         fs::create_dir(&folder)?;
-        steps::reached("incoming folder made");
+        steps::reached("incoming folder made")?;
         if let Some(text) = model_toml {
             let mut file = File::create_new(folder.join("model.toml"))?;
             file.write_all(text.as_bytes())?;
-            steps::reached("model.toml written");
+            steps::reached("model.toml written")?;
             file.sync_all()?;
-            steps::reached("model.toml synced");
+            steps::reached("model.toml synced")?;
         }
         // A choice for a model of this name that is gone says nothing of this one.
         Choice::clear(models_dir, model)?;
         fs::rename(staged, folder.join(version.to_string()))?;
-        steps::reached("version moved into the incoming folder");
+        steps::reached("version moved into the incoming folder")?;
         sync_folder(&folder)?;
-        steps::reached("incoming folder synced");
-        fs::rename(&folder, models_dir.join(model.as_str()))
-    })();
+        steps::reached("incoming folder synced")?;
+        fs::rename(&folder, &place)?;
+        is_in_place = true;
+        steps::reached("model in its place")?;
+        sync_folder(models_dir)?;
+        steps::reached("store synced")
+    };
+    let result = put();
     if result.is_err() {
+        // Whoever staged it may try again. What is not synced is not served.
+        if is_in_place {
+            let _ = fs::rename(&place, &folder);
+        }
         let moved = folder.join(version.to_string());
-        // Whoever staged it may try again.
         if moved.exists() {
             let _ = fs::rename(moved, staged);
         }
         remove(&folder);
     }
-    result?;
-    steps::reached("model in its place");
-    sync_folder(models_dir)?;
-    steps::reached("store synced");
-    Ok(())
+    result
 }
 
 /// Puts one more version into a model's folder.
@@ -126,13 +132,21 @@ pub(super) fn add_version(
     if fs::symlink_metadata(&place).is_ok() {
         return Err(io::ErrorKind::AlreadyExists.into());
     }
-    steps::reached("version about to be moved");
+    steps::reached("version about to be moved")?;
     fs::rename(staged, &place)?;
-    steps::reached("version in its place");
-    sync_folder(&folder)?;
-    steps::reached("model's folder synced");
+    let result = (|| {
+        steps::reached("version in its place")?;
+        sync_folder(&folder)?;
+        steps::reached("model's folder synced")
+    })();
+    if result.is_err() {
+        // What is not synced is not served.
+        let _ = fs::rename(&place, staged);
+        return result;
+    }
     // The version that came has made it void.
-    Choice::clear(models_dir, model)
+    Choice::forget(models_dir, model);
+    Ok(())
 }
 
 /// Takes a model, or one version of it, out of the store; [`remove`] then frees what lies at the path that this gives.
@@ -153,19 +167,25 @@ pub(super) fn take_out(
         }
         None => (models_dir.to_owned(), models_dir.join(model.as_str())),
     };
-    steps::reached("about to be moved to the trash");
-    fs::rename(place, &taken)?;
-    steps::reached("moved to the trash");
-    sync_folder(&parent)?;
-    steps::reached("folder that it was in synced");
-    sync_folder(&trash)?;
-    steps::reached("trash synced");
-    Ok(taken)
+    steps::reached("about to be moved to the trash")?;
+    fs::rename(&place, &taken)?;
+    let result = (|| {
+        steps::reached("moved to the trash")?;
+        sync_folder(&parent)?;
+        steps::reached("folder that it was in synced")?;
+        sync_folder(&trash)?;
+        steps::reached("trash synced")
+    })();
+    if result.is_err() {
+        let _ = fs::rename(&taken, &place);
+    }
+    result.map(|()| taken)
 }
 
 /// Removes a folder with all in it, or a link. What cannot be removed is logged, and tried again at the next start.
 pub(super) fn remove(path: &Path) {
-    steps::reached("about to remove what left the store");
+    // Nothing depends on its end.
+    let _ = steps::reached("about to remove what left the store");
     match fs::remove_dir_all(path) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -176,7 +176,7 @@ impl ModelManager {
         let taken = self.on_disk(name, move |models_dir, model, lock| {
             let taken = swap::take_out(lock, models_dir, model, Some(version))?;
             if Choice::read(models_dir, model).ok().flatten().is_some_and(|choice| choice.version == version) {
-                Choice::clear(models_dir, model)?;
+                Choice::forget(models_dir, model);
             }
             Ok(taken)
         });
@@ -203,7 +203,7 @@ impl ModelManager {
         let taken = self.on_disk(name, move |models_dir, model, lock| {
             // A model that came with a load call has no folder.
             let taken = if is_taken { Some(swap::take_out(lock, models_dir, model, None)?) } else { None };
-            Choice::clear(models_dir, model)?;
+            Choice::forget(models_dir, model);
             overrides::clean(models_dir, model, None);
             Ok(taken)
         });

@@ -553,11 +553,13 @@ mod crash {
     //! A child process, this very program, does one thing to a store and is killed at one of its steps.
 
     use super::*;
+    use crate::models::steps;
     use std::process::Command;
 
     const STORE: &str = "ORTUS_TEST_CRASH_STORE";
     const WORK: &str = "ORTUS_TEST_CRASH_WORK";
-    const TEST: &str = "models::tests::versions::crash::a_kill_at_any_step_leaves_the_old_or_the_new";
+    const KILLED: &str = "models::tests::versions::crash::a_kill_at_any_step_leaves_the_old_or_the_new";
+    const FAILED: &str = "models::tests::versions::crash::a_disk_that_fails_at_any_step_leaves_the_old";
 
     /// Each on a store with the model `m` of versions 1 and 2.
     const WORKS: [&str; 6] = ["install", "install a version", "choose", "by policy", "delete a version", "delete"];
@@ -640,7 +642,7 @@ mod crash {
             for step in 1.. {
                 let store = store(work);
                 let child = Command::new(std::env::current_exe().unwrap())
-                    .args(["--exact", TEST, "--nocapture"])
+                    .args(["--exact", KILLED, "--nocapture"])
                     .env(STORE, store.path())
                     .env(WORK, work)
                     .env("ORTUS_FAILPOINT", step.to_string())
@@ -670,5 +672,58 @@ mod crash {
             assert!(olds > 0 && news > 0, "{work}: {olds} times the old, {news} times the new");
         }
         assert!(kills >= 20, "killed {kills} times");
+    }
+
+    /// F88: no space at the first of two failures, an I/O error at the second.
+    #[test]
+    fn a_disk_that_fails_at_any_step_leaves_the_old() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        if let (Ok(store), Ok(work)) = (std::env::var(STORE), std::env::var(WORK)) {
+            let store = PathBuf::from(store);
+            runtime.block_on(fail_once(&store, &work));
+            return;
+        }
+        let mut failures = 0;
+        for work in WORKS {
+            for step in 1.. {
+                let errno = if step % 2 == 1 { rustix::io::Errno::NOSPC } else { rustix::io::Errno::IO };
+                let store = store(work);
+                let child = Command::new(std::env::current_exe().unwrap())
+                    .args(["--exact", FAILED, "--nocapture"])
+                    .env(STORE, store.path())
+                    .env(WORK, work)
+                    .env("ORTUS_FAILPOINT", format!("{step}:{}", errno.raw_os_error()))
+                    .output()
+                    .unwrap();
+                let said = String::from_utf8_lossy(&child.stdout);
+                assert!(child.status.success(), "{work}, step {step}: {said} {child:?}");
+                if said.contains("no such step") {
+                    break;
+                }
+                failures += 1;
+            }
+        }
+        assert!(failures >= 20, "{failures} failures");
+    }
+
+    /// Does the work, of which a step may fail; where it says that it failed, it is done again.
+    async fn fail_once(store: &Path, work: &str) {
+        let house = open(store).await;
+        let before = seen(&house, store);
+        let first = act(&house, store, work).await;
+        let now = seen(&open(store).await, store);
+        if !steps::HAS_FAILED.load(std::sync::atomic::Ordering::SeqCst) {
+            println!("no such step");
+        }
+        // Steps on which nothing depends.
+        let Err(error) = first else { return assert_ne!(now, before) };
+        println!("{error}");
+        assert!(matches!(error, ModelError::NoSpace { .. } | ModelError::Conflict { .. }), "{error:?}");
+        // A choice may be kept although it cannot be told for certain.
+        assert!(now == before || ["choose", "by policy"].contains(&work), "{now}");
+        assert_eq!(leftovers(store), Vec::<PathBuf>::new());
+        assert!(run(&house.get("other").await.unwrap()).await);
+        act(&house, store, work).await.unwrap();
+        assert_ne!(seen(&open(store).await, store), before);
     }
 }
