@@ -101,6 +101,10 @@ impl Downloads {
         if self.0.tasks.stopping().is_cancelled() {
             return Err(DownloadError::Stopping);
         }
+        // Nothing is fetched for a model that could not be served.
+        if let Some(text) = &order.model_toml {
+            self.0.models.check_model_toml(&order.name, text)?;
+        }
         let claim = match order.place {
             Place::NewModel => self.0.models.claim(&order.name).await?,
             Place::NextVersion => self.0.models.claim_version(&order.name).await?,

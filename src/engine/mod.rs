@@ -125,6 +125,18 @@ impl InferenceEngine {
         self.status(name)
     }
 
+    /// Unloads all models, one beside the other; returns their names when their runs have ended and their memory is free.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not stop an unload that has begun.
+    pub async fn unload_all(&self) -> Vec<ModelName> {
+        let is_loaded = |model: &ModelStatus| model.versions.iter().any(|version| version.loaded.is_some());
+        let loaded = self.models().into_iter().filter(is_loaded).map(|model| model.name);
+        let unloads = loaded.map(|name| async move { self.0.models.unload(&name).await.is_ok().then_some(name) });
+        // One that is gone meanwhile has nothing to be freed.
+        futures_util::future::join_all(unloads).await.into_iter().flatten().collect()
+    }
+
     /// Deletes a version, or the model with all of them; the only version takes its model along. Returns when its files are
     /// gone and its runs have ended.
     ///

@@ -102,6 +102,15 @@ impl ModelManager {
         }
     }
 
+    /// Whether `text` may be the `model.toml` of a model to come.
+    ///
+    /// # Errors
+    /// `Invalid` with the line and the key that is wrong.
+    pub fn check_model_toml(&self, name: &ModelName, text: &str) -> Result<(), ModelError> {
+        let invalid = |error: ManifestError| ModelError::Invalid { model: name.clone(), problem: error.to_string() };
+        parse(text).map(|_| ()).map_err(invalid)
+    }
+
     /// Keeps other installs off a model to which a version is to come; it serves meanwhile as it did.
     ///
     /// # Errors

@@ -784,3 +784,109 @@ fn offline_only_what_is_there_is_used() {
     assert!(!run(&["pull", "org/other"]).status.success());
     assert!(hub.log().is_empty(), "nothing was asked of the hub");
 }
+
+#[test]
+fn the_config_of_an_order_is_the_models_own() {
+    let setup = Setup::new();
+    setup.hub.add("org/plus", &[("model.onnx", &graph(1), true)]);
+    let with = |config: Value| {
+        let mut order = hub_order("plus");
+        order["config"] = config;
+        order
+    };
+    let done = setup.pull(&with(json!({"description": "adds", "batch": {"max_queue": 77}})));
+    assert_eq!(done["state"], "done", "{done}");
+    let written = std::fs::read_to_string(setup.server.store.path().join("plus/model.toml")).unwrap();
+    assert!(written.contains("max_queue = 77"), "{written}");
+    assert_eq!(setup.server.get_json("/v1/models/plus")["metadata"]["description"], "adds");
+    setup.check_answer("plus", 1.0);
+    // A version of a model that is there comes without one, and nothing is fetched for what cannot be one.
+    let (status, answer) = setup.server.post_json("/v1/models/plus/versions", &with(json!({"description": "x"})));
+    assert_eq!(status, 422, "{answer}");
+    let asked = setup.hub.log().len();
+    for (config, part) in
+        [(json!({"batch": {"max_rows": 7}}), "max_rows"), (json!({"batch": {"max_queue": 0}}), "max_queue")]
+    {
+        let mut order = with(config);
+        order["name"] = json!("other");
+        let (status, answer) = setup.server.post_json("/v1/models", &order);
+        assert!(status == 422 && answer["detail"].as_str().unwrap().contains(part), "{answer}");
+        setup.check_empty("other");
+    }
+    assert_eq!(setup.hub.log().len(), asked);
+    setup.server.assert_well();
+}
+
+/// All files of a folder, by their paths in it.
+fn files_of(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let (mut files, mut pending) = (Vec::new(), vec![folder.to_owned()]);
+    while let Some(next) = pending.pop() {
+        for entry in std::fs::read_dir(next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                pending.push(path);
+            } else {
+                let name = path.strip_prefix(folder).unwrap().to_str().unwrap().to_owned();
+                files.push((name, std::fs::read(path).unwrap()));
+            }
+        }
+    }
+    files
+}
+
+#[test]
+fn hostile_files_of_a_hub_are_not_installed() {
+    // F01, F33
+    let setup = Setup::new();
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(fixture("hostile")).unwrap().map(Result::unwrap) {
+        if !entry.file_type().unwrap().is_dir() {
+            continue;
+        }
+        let name = entry.file_name().into_string().unwrap();
+        let files = files_of(&entry.path().join("1"));
+        let files: Vec<(&str, &[u8], bool)> =
+            files.iter().map(|(name, file)| (name.as_str(), &file[..], true)).collect();
+        setup.hub.add(&format!("org/{name}"), &files);
+        names.push(name);
+    }
+    assert!(names.len() >= 15, "{names:?}");
+    for name in names {
+        let body = json!({"name": name, "source": "huggingface", "model_id": format!("org/{name}")});
+        let ended = setup.pull(&body);
+        assert_eq!(ended["state"], "failed", "{name}: {ended}");
+        let detail = ended["error"]["detail"].as_str().unwrap();
+        assert!(!detail.is_empty() && !detail.contains("/tmp") && !detail.contains(".cc:"), "{name}: {detail}");
+        setup.check_empty(&name);
+    }
+    setup.server.assert_well();
+}
+
+#[test]
+fn forty_models_that_come_and_go_leave_nothing() {
+    // F73
+    let setup = Setup::new();
+    setup.hub.add("org/plus", &[("model.onnx", &large_graph(1, 3_000_000), true)]);
+    let count = |what: &str| std::fs::read_dir(format!("/proc/{}/{what}", setup.server.child.id())).unwrap().count();
+    let resident = || setup.server.get_json("/v1/system")["memory"]["resident_mb"].as_f64().unwrap();
+    let round = || {
+        let done = setup.pull(&hub_order("plus"));
+        assert_eq!(done["state"], "done", "{done}");
+        setup.check_answer("plus", 1.0);
+        assert_eq!(setup.server.client.delete(setup.server.url("/v1/models/plus")).send().unwrap().status(), 200);
+    };
+    // What the process takes only once is there before the start is measured.
+    (0..5).for_each(|_| round());
+    let (memory, files, threads) = (resident(), count("fd"), count("task"));
+    (0..40).for_each(|_| round());
+    setup.check_empty("plus");
+    assert!(resident() < memory + 32.0, "{memory} MB, then {}", resident());
+    assert!(count("fd") <= files + 4, "{files} files, then {}", count("fd"));
+    assert!(count("task") <= threads + 4, "{threads} threads, then {}", count("task"));
+    let own = setup.server.store.path().join(".ortus");
+    for folder in ["downloads", "incoming", "trash", "chosen"] {
+        let left = std::fs::read_dir(own.join(folder)).map_or(0, Iterator::count);
+        assert_eq!(left, 0, "{folder}");
+    }
+    setup.server.assert_well();
+}

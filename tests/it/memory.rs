@@ -195,8 +195,28 @@ fn what_one_large_request_took_is_given_back() {
     assert!(cleaned["bytes_freed"].as_u64().unwrap() > 50 << 20, "{cleaned}");
     assert!(memory(&server, "wide") < usual + 20.0);
     assert_eq!(server.post_json("/v1/models/wide/predict", &rows(3)).0, 200);
-    assert_eq!(server.post_json("/v1/cleanup", &json!({})).0, 200);
+    let (status, cleaned) = server.post_json("/v1/cleanup", &json!({}));
+    assert_eq!((status, &cleaned["unloaded"]), (200, &Value::Null));
     assert_eq!(server.post_json("/v1/models/nope/cleanup", &json!({})).0, 404);
+}
+
+#[test]
+fn a_cleanup_unloads_all_models_where_it_is_asked_to() {
+    let store = store_of(&["versions"]);
+    write_wide_model(&store.path().join("wide"), WIDE_50_MB);
+    let server = Server::on(store, &[]);
+    assert_eq!(server.post_json("/v1/models/wide/predict", &rows(3)).0, 200);
+    let (status, cleaned) = server.post_json("/v1/cleanup?unload=true", &json!({}));
+    assert_eq!((status, &cleaned["unloaded"]), (200, &json!(["versions", "wide"])), "{cleaned}");
+    assert!(cleaned["bytes_freed"].as_u64().unwrap() > 40 << 20, "{cleaned}");
+    for model in server.get_json("/v1/models")["models"].as_array().unwrap() {
+        assert_eq!(model["state"], "unloaded", "{model}");
+    }
+    assert_eq!(server.post_json("/v1/models/wide/predict", &rows(3)).0, 503);
+    assert_eq!(server.post_json("/v1/cleanup?unload=true", &json!({})).1["unloaded"], json!([]));
+    assert_eq!(server.post_json("/v1/cleanup?unlode=true", &json!({})).0, 400);
+    assert_eq!(server.post_json("/v1/models/wide/load", &json!({})).0, 200);
+    assert_eq!(server.post_json("/v1/models/wide/predict", &rows(3)).0, 200);
 }
 
 #[test]

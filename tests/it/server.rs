@@ -29,7 +29,7 @@ pub fn shared_models() -> Option<PathBuf> {
 }
 
 pub struct Server {
-    child: Child,
+    pub child: Child,
     pub address: SocketAddr,
     pub store: tempfile::TempDir,
     pub client: reqwest::blocking::Client,

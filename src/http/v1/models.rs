@@ -338,6 +338,17 @@ pub(in crate::http) struct CleanedUp {
     /// What the process holds afterwards; `null` where the system does not tell.
     #[schema(example = 432537600)]
     resident_bytes: Option<u64>,
+    /// The models that were unloaded for it; there only where that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = json!(["resnet50"]))]
+    unloaded: Option<Vec<String>>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(in crate::http) struct CleanupQuery {
+    #[serde(default)]
+    unload: bool,
 }
 
 /// Lists the models.
@@ -540,11 +551,24 @@ pub(in crate::http) async fn cleanup(
     Ok(Json(state.engine.cleanup(Some(&path.name)).await?.into()))
 }
 
-/// Gives back what all models keep only to be quick.
+/// Gives back what all models keep only to be quick, or all that they hold.
 #[utoipa::path(post, path = "/v1/cleanup", tag = "system", operation_id = "cleanUp",
-    responses((status = 200, description = "Given back; all models serve on.", body = CleanedUp)))]
-pub(in crate::http) async fn cleanup_all(State(state): State<HttpState>) -> Result<Json<CleanedUp>, ApiError> {
-    Ok(Json(state.engine.cleanup(None).await?.into()))
+    params(("unload" = Option<bool>, Query, description = "`true` unloads all models first; they stay so until they are \
+        loaded by hand or the server starts again.")),
+    responses((status = 200, description = "Given back; all models serve on where they were not unloaded.", body = CleanedUp)))]
+pub(in crate::http) async fn cleanup_all(
+    State(state): State<HttpState>,
+    ApiQuery(query): ApiQuery<CleanupQuery>,
+) -> Result<Json<CleanedUp>, ApiError> {
+    let before = process::resident_bytes();
+    let unloaded = if query.unload { Some(state.engine.unload_all().await) } else { None };
+    let mut cleaned = CleanedUp::from(state.engine.cleanup(None).await?);
+    if let Some(names) = unloaded {
+        cleaned.bytes_freed =
+            before.zip(cleaned.resident_bytes).map_or(0, |(before, after)| before.saturating_sub(after));
+        cleaned.unloaded = Some(names.iter().map(ToString::to_string).collect());
+    }
+    Ok(Json(cleaned))
 }
 
 /// Runs `work` to its end whether or not the client waits for it: half a load would help nobody.
@@ -626,6 +650,7 @@ impl From<Cleaned> for CleanedUp {
             cache_bytes_freed: cleaned.cache_bytes_freed,
             arena_bytes_freed: cleaned.arena_bytes_freed,
             resident_bytes: cleaned.resident_bytes,
+            unloaded: None,
         }
     }
 }
