@@ -499,6 +499,7 @@ mod tests {
 
     #[test]
     fn programs_pickles_and_settings_never_come() {
+        // F79
         let all = "model.onnx model.toml config.pbtxt modeling.py handler.py model.pt model.bin model.pkl custom_ops.so \
                    tf_model.h5 flax_model.msgpack model.safetensors generation_config.json quantize_config.json \
                    README.md .gitattributes ortus-provenance.json config.json tokenizer.model 1_Pooling/run.py modules.json";

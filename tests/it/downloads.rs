@@ -410,6 +410,53 @@ fn a_killed_server_goes_on_where_it_was() {
     assert!(resumed.header("range").is_some() && resumed.header("if-range").is_some(), "{resumed:?}");
 }
 
+/// Halves every regular file below a folder; gives how many there were.
+fn halve(folder: &Path) -> usize {
+    let files = files_of(folder);
+    for (name, content) in &files {
+        std::fs::write(folder.join(name), &content[..content.len() / 2]).unwrap();
+    }
+    files.len()
+}
+
+#[test]
+fn files_of_the_servers_own_that_are_cut_in_half_harm_nothing_else() {
+    // F68
+    let mut setup = Setup::new();
+    setup.hub.add("org/plus", &[("model.onnx", &graph(1), true)]);
+    assert_eq!(setup.pull(&hub_order("plus"))["state"], "done");
+    assert_eq!(setup.pull(&hub_order("other"))["state"], "done");
+    let upload = upload(&setup.server, "other", "model.onnx", graph(2));
+    assert_eq!(upload.0, 201, "{}", upload.1);
+    assert_eq!(setup.server.post_json("/v1/models/other/rollback", &json!({})).0, 200);
+    setup.check_answer("other", 1.0);
+    // A download that was killed on its way.
+    setup.hub.add("org/large", &[("model.onnx", &large_graph(3, 8_000_000), true)]);
+    setup.hub.fault(Side::Cdn, "", 1, &[Fault::Slow(200_000, Duration::from_millis(20))]);
+    let large = json!({"name": "large", "source": "huggingface", "model_id": "org/large"});
+    moving(&setup.server, &setup.order(&large), 1_000_000);
+    setup.server.kill();
+    let store = setup.server.take_store();
+    assert!(halve(&store.path().join(".ortus")) >= 2);
+    let provenance = store.path().join("plus/1/ortus-provenance.json");
+    let content = std::fs::read(&provenance).unwrap();
+    std::fs::write(&provenance, &content[..content.len() / 2]).unwrap();
+    setup.server = serve(&setup.hub, store, &[]);
+    // A choice that cannot be read is none.
+    setup.check_answer("other", 2.0);
+    let info = setup.server.get_json("/v1/models/plus");
+    assert_eq!(info["state"], "failed", "{info}");
+    assert!(info["last_error"].as_str().unwrap().contains("ortus-provenance.json cannot be read"), "{info}");
+    let done = setup.pull(&large);
+    assert_eq!(done["state"], "done", "{done}");
+    setup.check_answer("large", 3.0);
+    let response = setup.server.client.delete(setup.server.url("/v1/models/plus")).send().unwrap();
+    assert_eq!(response.status(), 200);
+    assert_eq!(setup.pull(&hub_order("plus"))["state"], "done");
+    setup.check_answer("plus", 1.0);
+    setup.server.assert_well();
+}
+
 #[test]
 fn a_line_that_breaks_costs_little() {
     // F15, F63, F14

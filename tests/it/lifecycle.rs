@@ -23,6 +23,7 @@ fn a_stopped_server_answers_what_it_accepted_and_exits() {
 
 #[test]
 fn idle_and_half_sent_connections_do_not_hold_the_exit() {
+    // F70
     let mut server = Server::start(&["mlp"], &[("ORTUS_SERVER__SHUTDOWN_GRACE_MS", "3000")]);
     let idle = TcpStream::connect(server.address).unwrap();
     let mut half = TcpStream::connect(server.address).unwrap();
@@ -185,6 +186,7 @@ fn other_models_answer_while_one_is_busy() {
 
 #[test]
 fn a_second_server_on_the_same_store_is_refused() {
+    // F67
     let server = Server::with(&["mlp"]);
     let second = crate::server::command()
         .args(["serve", "--listen", "127.0.0.1:0", "--models"])

@@ -202,6 +202,7 @@ fn deleting_versions_under_traffic_fails_no_request_until_the_model_goes() {
 
 #[test]
 fn a_deletion_lets_the_runs_in_flight_end() {
+    // F66
     let server = Server::with(&["slow"]);
     let meta = server.get_json("/v2/models/slow");
     let mut inputs = serde_json::Map::new();
@@ -235,6 +236,7 @@ fn a_deletion_lets_the_runs_in_flight_end() {
 
 #[test]
 fn a_model_says_where_it_came_from_and_is_held_to_it() {
+    // F69
     let store = store_of(&["mlp"]);
     let file = std::fs::read_dir(store.path().join("mlp/1")).unwrap().next().unwrap().unwrap().path();
     let bytes = std::fs::metadata(&file).unwrap().len();
@@ -261,6 +263,7 @@ fn a_model_says_where_it_came_from_and_is_held_to_it() {
 
 #[test]
 fn a_storm_of_changes_leaves_a_server_that_is_well() {
+    // F09
     let server = Server::start(&["versions", "mlp"], &[("ORTUS_STORE__POLL_INTERVAL_MS", "5")]);
     let until = Instant::now() + Duration::from_secs(3);
     std::thread::scope(|scope| {

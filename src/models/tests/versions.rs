@@ -622,6 +622,7 @@ mod crash {
 
     #[test]
     fn a_kill_at_any_step_leaves_the_old_or_the_new() {
+        // F87
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         if let (Ok(store), Ok(work)) = (std::env::var(STORE), std::env::var(WORK)) {
             let store = PathBuf::from(store);
@@ -674,9 +675,9 @@ mod crash {
         assert!(kills >= 20, "killed {kills} times");
     }
 
-    /// F88: no space at the first of two failures, an I/O error at the second.
     #[test]
     fn a_disk_that_fails_at_any_step_leaves_the_old() {
+        // F88: by turns no space and an I/O error
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         if let (Ok(store), Ok(work)) = (std::env::var(STORE), std::env::var(WORK)) {
             let store = PathBuf::from(store);
