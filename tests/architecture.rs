@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const GROUND: [&str; 3] = ["tensor", "tasks", "telemetry"];
 
 /// Each room and the rooms it may import, besides the ground floor.
-const BORDERS: [(&str, &[&str]); 18] = [
+const BORDERS: [(&str, &[&str]); 19] = [
     ("tensor", &[]),
     ("tasks", &[]),
     ("telemetry", &[]),
@@ -22,12 +22,13 @@ const BORDERS: [(&str, &[&str]); 18] = [
     ("models", &["cache", "hub", "pipelines", "batching", "runtime"]),
     ("engine", &["models", "cache", "pipelines", "batching", "runtime"]),
     ("jobs", &[]),
+    ("optimize", &["runtime"]),
     ("hub", &[]),
     ("downloads", &["hub", "models"]),
     ("http", &["downloads", "engine", "hub", "jobs"]),
     // The settings structs of the rooms.
     ("config", &["batching", "http", "hub", "jobs", "models", "pipelines", "runtime"]),
-    ("cli", &["app", "config", "downloads", "engine", "http", "hub", "load"]),
+    ("cli", &["app", "config", "downloads", "engine", "http", "hub", "load", "optimize"]),
     (
         "app",
         &[

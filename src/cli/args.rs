@@ -50,6 +50,14 @@ pub(super) enum Command {
         The bare loop, the engine and a server on a free loopback port run in this process, by turns, with the settings \
         that `ortus serve` would use. Printed are medians of the rounds, and beside them the share of the bare loop's best batch.")]
     Bench(BenchArgs),
+    /// Make a smaller variant of a model, measure its speed and drift beside the original, and say which is better
+    #[command(after_help = "Examples: ortus optimize encoder --int8\n          \
+        ortus optimize encoder --int8 --input texts.npz --adopt\n          \
+        ortus optimize ./downloads/model.onnx --int8 --output ./model-int8\n\n\
+        Drift is 1 less the cosine of the variant's outputs with the original's, on made-up inputs where none are given.\n\
+        With --adopt a variant that is faster and within --max-drift becomes the model's next version; a rollback goes\n\
+        back to the original.")]
+    Optimize(OptimizeArgs),
     /// Print the OpenAPI document of the server
     #[command(after_help = "Example: ortus openapi > openapi.yaml")]
     Openapi(OpenapiArgs),
@@ -225,6 +233,46 @@ pub(super) struct BenchArgs {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct OptimizeArgs {
+    /// A model of the store, a model file (.onnx) or a model's folder
+    #[arg(value_name = "NAME|FILE")]
+    pub(super) model: String,
+    /// Products of 8-bit numbers: weights by column, activations as they come
+    #[arg(long, required = true)]
+    pub(super) int8: bool,
+    /// Most drift of a variant that counts as better
+    #[arg(long, value_name = "D", default_value = "0.01", value_parser = drift)]
+    pub(super) max_drift: f64,
+    /// Make a better variant the model's next version
+    #[arg(long)]
+    pub(super) adopt: bool,
+    /// Folder for the variant with the files beside it, which must not be there yet
+    #[arg(long, value_name = "DIR")]
+    pub(super) output: Option<PathBuf>,
+    /// Tensors to run on: .npy, .npz, .safetensors or .json [default: made up from what the graph declares]
+    #[arg(long, value_name = "FILE")]
+    pub(super) input: Option<PathBuf>,
+    /// How long each of the two runs in a round
+    #[arg(long, value_name = "S", default_value = "0.5", value_parser = seconds)]
+    pub(super) seconds: f64,
+    /// How often the two take turns
+    #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u16).range(1..=100))]
+    pub(super) rounds: u16,
+    /// Version of the model [default: its default version]
+    #[arg(long, value_name = "N")]
+    pub(super) model_version: Option<u64>,
+    #[command(flatten)]
+    pub(super) store: StoreArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+fn drift(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|drift| (0.0..=2.0).contains(drift)).ok_or_else(|| "expected 0 to 2".to_owned())
 }
 
 fn seconds(text: &str) -> Result<f64, String> {

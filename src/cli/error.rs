@@ -5,6 +5,7 @@ use crate::config::ConfigError;
 use crate::downloads::DownloadError;
 use crate::engine::EngineError;
 use crate::load::LoadError;
+use crate::optimize::OptimizeError;
 use crate::telemetry::{LogError, printable};
 use std::error::Error;
 use std::path::PathBuf;
@@ -40,6 +41,8 @@ pub(super) enum CliError {
     /// Why a model cannot be measured as asked.
     #[error("{0}")]
     Bench(&'static str),
+    #[error(transparent)]
+    Optimize(#[from] OptimizeError),
     #[error(transparent)]
     Load(#[from] LoadError),
     #[error("the server answered the first request with {status}: {text}; --input names a file with other tensors")]

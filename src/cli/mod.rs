@@ -11,6 +11,7 @@ mod error;
 mod inspect;
 mod list;
 mod lone_model;
+mod optimize;
 mod predict;
 mod pull;
 mod remove;

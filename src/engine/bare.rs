@@ -3,6 +3,8 @@
 use super::{EngineError, InferenceEngine, LoadedModel};
 use crate::batching::BatchError;
 use crate::runtime::{Input, Interrupt, Session};
+use crate::tensor::Value;
+use std::path::PathBuf;
 
 /// One more loaded copy of a model, for one thread. It serves nobody.
 pub struct BareSession {
@@ -16,7 +18,19 @@ impl InferenceEngine {
     /// # Errors
     /// Where the graph cannot be loaded once more.
     pub async fn bare_session(&self, model: &LoadedModel) -> Result<BareSession, EngineError> {
-        let session = self.0.models.bare_session(model).await?;
+        self.bare(model, None).await
+    }
+
+    /// Loads the graph `file` with the settings of `model`'s instances: another form of the same graph.
+    ///
+    /// # Errors
+    /// Where it cannot be loaded.
+    pub async fn bare_variant(&self, model: &LoadedModel, file: PathBuf) -> Result<BareSession, EngineError> {
+        self.bare(model, Some(file)).await
+    }
+
+    async fn bare(&self, model: &LoadedModel, file: Option<PathBuf>) -> Result<BareSession, EngineError> {
+        let session = self.0.models.bare_session(model, file).await?;
         let outputs = (0..session.outputs().len()).collect();
         Ok(BareSession { session, outputs })
     }
@@ -28,8 +42,15 @@ impl BareSession {
     /// # Errors
     /// Where the graph fails on these inputs.
     pub fn run(&mut self, inputs: &[Input]) -> Result<(), EngineError> {
-        let outputs = self.session.run(inputs, &self.outputs, &Interrupt::new()).map_err(BatchError::Runtime)?;
-        std::hint::black_box(outputs);
+        std::hint::black_box(self.outputs(inputs)?);
         Ok(())
+    }
+
+    /// Runs the graph once and gives its outputs, in the graph's order. Blocks.
+    ///
+    /// # Errors
+    /// Where the graph fails on these inputs.
+    pub fn outputs(&mut self, inputs: &[Input]) -> Result<Vec<Value>, EngineError> {
+        Ok(self.session.run(inputs, &self.outputs, &Interrupt::new()).map_err(BatchError::Runtime)?)
     }
 }

@@ -22,7 +22,7 @@ use crate::telemetry::Stats;
 use futures_util::StreamExt;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -292,13 +292,21 @@ impl ModelManager {
         &self.0.stats
     }
 
-    /// Loads one more session of a version, with the settings of those that serve it. It stands beside the store: for
-    /// measurements.
+    /// Loads one more session of a version, or of the graph `file` in its place, with the settings of those that serve it.
+    /// It stands beside the store: for measurements.
     ///
     /// # Errors
     /// As the load of a version.
-    pub async fn bare_session(&self, model: &LoadedModel) -> Result<Box<dyn Session>, ModelError> {
-        let (runtime, source) = (model.runtime.clone(), model.source.clone());
+    pub async fn bare_session(
+        &self,
+        model: &LoadedModel,
+        file: Option<PathBuf>,
+    ) -> Result<Box<dyn Session>, ModelError> {
+        let (runtime, mut source) = (model.runtime.clone(), model.source.clone());
+        if let Some(file) = file {
+            source.folder = file.parent().unwrap_or(Path::new(".")).to_owned();
+            source.file = file;
+        }
         let settings = SessionSettings {
             device: model.settings.device.clone(),
             optimization_level: model.settings.optimization_level,

@@ -109,7 +109,8 @@ fn openapi_is_the_file_in_the_repository() {
 
 #[test]
 fn every_command_has_help_with_an_example() {
-    for command_name in ["serve", "list", "inspect", "predict", "bench", "openapi", "config"] {
+    for command_name in ["serve", "pull", "rm", "list", "inspect", "predict", "bench", "optimize", "openapi", "config"]
+    {
         let text = stdout(&run(&[command_name, "--help"]));
         assert!(text.contains("ortus"), "{text}");
     }
@@ -209,4 +210,43 @@ fn an_interrupted_bench_says_so_and_ends() {
     }
     assert!(std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
     assert_fails(&child.wait_with_output().unwrap(), "interrupted");
+}
+
+#[test]
+fn optimize_makes_a_variant_and_compares_it() {
+    let store = store_of(&["mlp", "echo"]);
+    let models = store.path().to_str().unwrap();
+    let output = tempfile::tempdir().unwrap();
+    let variant = output.path().join("int8");
+    let quick = ["--int8", "--seconds", "0.02", "--rounds", "1", "--models", models];
+    let arguments = ["optimize", "mlp", "--json", "--output", variant.to_str().unwrap()];
+    let report: Value = serde_json::from_str(&stdout(&run(&[&arguments[..], &quick].concat()))).unwrap();
+    let number = |value: &Value| value.as_f64().unwrap();
+    assert!(number(&report["bytes"]["variant"]) < number(&report["bytes"]["original"]), "{report}");
+    assert!(number(&report["drift"]["cosine"]) > 0.999 && number(&report["drift"]["max_abs"]) > 0.0, "{report}");
+    assert!(report["replaced"].as_object().unwrap().values().any(|replaced| replaced.as_u64() > Some(1)), "{report}");
+    let times = report["times"].as_array().unwrap();
+    assert!(times.iter().all(|time| number(&time["original_ms"]) > 0.0 && number(&time["variant_ms"]) > 0.0));
+    assert_eq!(report["adopted_version"], Value::Null);
+    // Nothing is adopted that is not better, and nothing is overwritten.
+    let arguments = ["optimize", "mlp", "--adopt", "--max-drift", "0"];
+    let text = stdout(&run(&[&arguments[..], &quick].concat()));
+    assert!(text.contains("more than --max-drift 0: not better"), "{text}");
+    assert!(!store.path().join("mlp/2").exists());
+    let again = ["optimize", "mlp", "--output", variant.to_str().unwrap()];
+    assert_fails(&run(&[&again[..], &quick].concat()), "already exists");
+    assert_fails(&run(&[&["optimize", "echo"][..], &quick].concat()), "no product of the graph can be quantised");
+    // The variant is a model like any other, and answers nearly as the original does.
+    let answer = || -> Vec<f64> {
+        let body = format!("{{\"inputs\": [{:?}]}}", vec![0.5; 32]);
+        let output = run(&["predict", "mlp", "--json", &body, "--models", models]);
+        let answer: Value = serde_json::from_str(&stdout(&output)).unwrap();
+        let outputs = answer["outputs"].as_object().unwrap().values().next().unwrap();
+        outputs[0].as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
+    };
+    let original = answer();
+    stdout(&run(&["pull", variant.to_str().unwrap(), "--name", "mlp", "--models", models]));
+    let largest = original.iter().fold(0.0f64, |most, number| most.max(number.abs()));
+    let apart = original.iter().zip(answer()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+    assert!(apart > 0.0 && apart < largest / 20.0, "{apart} of {largest}");
 }

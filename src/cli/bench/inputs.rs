@@ -10,15 +10,15 @@ use serde_json::json;
 const BATCHES: [usize; 5] = [1, 2, 4, 8, 16];
 
 /// Values by the index of the input.
-pub(super) type Values = Vec<(usize, Value)>;
+pub(in crate::cli) type Values = Vec<(usize, Value)>;
 
-pub(super) struct Inputs {
+pub(in crate::cli) struct Inputs {
     /// Of one request.
-    pub(super) request: Values,
+    pub(in crate::cli) request: Values,
     /// Rows of one request; 1 where dimension 0 is not free.
-    pub(super) rows: usize,
+    pub(in crate::cli) rows: usize,
     /// Rows and values of the runs of the bare loop; the request's own are among them.
-    pub(super) bare: Vec<(usize, Values)>,
+    pub(in crate::cli) bare: Vec<(usize, Values)>,
 }
 
 impl Inputs {

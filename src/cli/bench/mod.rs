@@ -23,10 +23,10 @@ use crate::app::{self, Loopback};
 use crate::config::Config;
 use crate::engine::{InferenceEngine, LoadOverrides, LoadedModel, Version};
 use crate::http;
-use inputs::Inputs;
+pub(super) use inputs::Inputs;
 use measure::{Measurement, Plan};
 use report::Report;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -43,7 +43,7 @@ pub(super) fn bench(args: BenchArgs) -> Result<String, CliError> {
         let work = async {
             engine.load(&target.name, LoadOverrides { config_json: None, files: Vec::new() }).await?;
             let model = engine.model(&target.name, args.model_version.map(Version)).await?;
-            let inputs = inputs(&args, &config, &engine, &model).await?;
+            let inputs = inputs(args.input.clone(), args.batch, &config, &engine, &model).await?;
             let plan = Plan::new(&args);
             note(&format!("measuring for about {:.0} s", plan.seconds(&inputs)));
             let timeout = config.http.request_timeout;
@@ -94,13 +94,15 @@ fn check_plot(path: Option<&Path>) -> Result<(), CliError> {
     }
 }
 
-async fn inputs(
-    args: &BenchArgs,
+/// What is run: the tensors of a file, or made-up ones in requests of `batch` rows.
+pub(super) async fn inputs(
+    input: Option<PathBuf>,
+    batch: Option<u32>,
     config: &Config,
     engine: &InferenceEngine,
     model: &Arc<LoadedModel>,
 ) -> Result<Inputs, CliError> {
-    let Some(path) = args.input.clone() else { return Inputs::made_up(model, args.batch) };
+    let Some(path) = input else { return Inputs::made_up(model, batch) };
     let mut files = read_files(vec![path], config.http.max_body_bytes)?;
     let Some((path, bytes)) = files.pop() else { return Err(CliError::NoInput) };
     let values = http::tensors_offline(model, path, bytes).await.map_err(CliError::Predict)?;

@@ -20,7 +20,7 @@ pub use library::{LibraryError, OnnxRuntime, find_library};
 pub use memory::set_up_allocator;
 
 /// The ONNX file format, generated from `proto/onnx-ml.proto`.
-mod proto {
+pub(crate) mod proto {
     #![expect(clippy::all, reason = "generated code")]
     include!(concat!(env!("OUT_DIR"), "/onnx.rs"));
 }

@@ -1,0 +1,66 @@
+//! Makes variants of a graph that are smaller or faster, and says how far their answers are from the original's.
+//!
+//! [`quantize_file`] writes a graph whose products are of bytes ([`int8`]); [`drift`] compares outputs. Invariants: what is
+//! written is a valid model of the same inputs and outputs, its metadata kept; nothing is adopted here, and nothing is
+//! measured: who asks for a variant runs it beside the original. Reads and writes only the files it is told.
+
+mod drift;
+mod file;
+mod int8;
+
+pub use drift::{Drift, drift};
+
+use std::path::Path;
+
+/// Why a variant could not be made. Texts are safe to show to a client.
+#[derive(Debug, thiserror::Error)]
+pub enum OptimizeError {
+    /// What is in the graph, or is not, that keeps it from being rewritten.
+    #[error("{0}")]
+    Graph(String),
+    #[error("the graph's files cannot be read or written: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// What a rewriting did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Rewritten {
+    /// Operators that were replaced, by their type.
+    pub replaced: std::collections::BTreeMap<String, usize>,
+    /// Operators of a kind that is replaced, and why they were left, each reason with their number.
+    pub left: std::collections::BTreeMap<String, usize>,
+    /// Bytes of the graph with all its data, before and after.
+    pub bytes: (u64, u64),
+}
+
+/// How a graph is quantised.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct QuantizeOptions {
+    /// Weights of seven bits in place of eight: processors without VNNI add pairs of products in 16 bits, which full
+    /// bytes overflow.
+    pub reduce_range: bool,
+}
+
+impl QuantizeOptions {
+    /// What this machine needs.
+    pub fn here() -> QuantizeOptions {
+        #[cfg(target_arch = "x86_64")]
+        let has_dot_products = std::is_x86_feature_detected!("avx512vnni") || std::is_x86_feature_detected!("avxvnni");
+        #[cfg(not(target_arch = "x86_64"))]
+        let has_dot_products = true;
+        QuantizeOptions { reduce_range: !has_dot_products }
+    }
+}
+
+/// Quantises the graph of `from` dynamically: weights of products become bytes with a scale for each column, activations
+/// become bytes as they come. Writes `to`, and `to` with `.data` appended where the original kept its weights outside, or
+/// they would not fit one file. Blocks.
+///
+/// # Errors
+/// Where the file cannot be read or written, is no ONNX graph, is older than opset 11, or has no product to replace.
+pub fn quantize_file(from: &Path, to: &Path, options: QuantizeOptions) -> Result<Rewritten, OptimizeError> {
+    let mut read = file::read(from)?;
+    let mut rewritten = int8::quantize(&mut read.model, options)?;
+    rewritten.bytes = (read.bytes, file::write(read.model, to, read.is_external)?);
+    Ok(rewritten)
+}
