@@ -55,8 +55,8 @@ pub(super) enum Command {
         ortus optimize encoder --int8 --input texts.npz --adopt\n          \
         ortus optimize ./downloads/model.onnx --int8 --output ./model-int8\n\n\
         Drift is 1 less the cosine of the variant's outputs with the original's, on made-up inputs where none are given.\n\
-        With --adopt a variant that is faster and within --max-drift becomes the model's next version; a rollback goes\n\
-        back to the original.")]
+        With --adopt a variant that is faster and within --max-drift becomes the next version of the model.\n\
+        A rollback goes back to the original.")]
     Optimize(OptimizeArgs),
     /// Print the OpenAPI document of the server
     #[command(after_help = "Example: ortus openapi > openapi.yaml")]

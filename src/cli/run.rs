@@ -117,7 +117,7 @@ mod tests {
         }
         let command = Cli::command();
         check(&command);
-        assert_eq!(command.get_subcommands().count(), 9);
+        assert_eq!(command.get_subcommands().count(), 10);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Makes variants of a graph that are smaller or faster, and says how far their answers are from the original's.
 //!
-//! [`quantize_file`] writes a graph whose products are of bytes ([`int8`]); [`drift`] compares outputs. Invariants: what is
+//! [`quantize_file`] writes a graph whose products are of bytes ([`int8`]); [`drift()`] compares outputs. Invariants: what is
 //! written is a valid model of the same inputs and outputs, its metadata kept; nothing is adopted here, and nothing is
 //! measured: who asks for a variant runs it beside the original. Reads and writes only the files it is told.
 
