@@ -121,3 +121,44 @@ pub(super) fn write(mut model: ModelProto, path: &Path, outside: bool) -> Result
     file.sync_all()?;
     Ok(bytes.len() as u64 + data_bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_in_a_file_of_its_own_come_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.onnx");
+        let tensor = |name: &str, bytes: usize| TensorProto {
+            name: Some(name.into()),
+            raw_data: Some((0..bytes).map(|at| at as u8).collect::<Vec<u8>>().into()),
+            ..TensorProto::default()
+        };
+        let initializer = vec![tensor("small", 8), tensor("a", 5000), tensor("b", 3000)];
+        let model = || ModelProto {
+            graph: Some(GraphProto { initializer: initializer.clone(), ..GraphProto::default() }),
+            ..ModelProto::default()
+        };
+        for outside in [true, false] {
+            let written = write(model(), &path, outside).unwrap();
+            let found = read(&path).unwrap();
+            assert_eq!((found.model, found.is_external), (model(), outside));
+            let files = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len());
+            assert_eq!(outside.then_some(files.sum::<u64>()), outside.then_some(written));
+            if outside {
+                assert!(std::fs::metadata(&path).unwrap().len() < 2000);
+                assert_eq!(found.bytes, written);
+            }
+        }
+        // Nothing outside the folder is read.
+        let mut stolen = model();
+        let first = &mut stolen.graph.as_mut().unwrap().initializer[0];
+        let entry =
+            |key: &str, value: &str| StringStringEntryProto { key: Some(key.into()), value: Some(value.into()) };
+        first.external_data = vec![entry("location", "../secret")];
+        first.data_location = Some(tensor_proto::DataLocation::External as i32);
+        std::fs::write(&path, stolen.encode_to_vec()).unwrap();
+        assert!(read(&path).is_err_and(|error| error.to_string().contains("is not where it says")));
+    }
+}
