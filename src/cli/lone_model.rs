@@ -10,7 +10,14 @@ use tempfile::TempDir;
 /// A model to load, and the folder made for it, which is removed when this is dropped.
 pub(super) struct Target {
     pub(super) name: ModelName,
-    _store: Option<TempDir>,
+    store: Option<TempDir>,
+}
+
+impl Target {
+    /// Whether it is a lone file, whose store goes with this value.
+    pub(super) fn is_lone_file(&self) -> bool {
+        self.store.is_some()
+    }
 }
 
 /// Files that tell the task of a model, as HuggingFace repositories name them.
@@ -36,7 +43,7 @@ pub(super) fn resolve(argument: &str, config: &mut Config) -> Result<Target, Cli
     if let Ok(name) = ModelName::parse(argument)
         && (!path.exists() || config.store.models_dir.join(argument).exists())
     {
-        return Ok(Target { name, _store: None });
+        return Ok(Target { name, store: None });
     }
     let Ok(path) = path.canonicalize() else { return Err(CliError::NoModel(argument.to_owned())) };
     if path.is_dir() { folder(&path, config) } else { file(&path, config) }
@@ -50,7 +57,7 @@ fn folder(path: &Path, config: &mut Config) -> Result<Target, CliError> {
         return Err(CliError::LoneModel { path: path.to_owned(), problem });
     };
     config.store.models_dir = store.to_owned();
-    Ok(Target { name, _store: None })
+    Ok(Target { name, store: None })
 }
 
 /// A file is linked or copied into a store of its own: links of the symbolic kind would point out of the model's
@@ -97,7 +104,7 @@ fn file(path: &Path, config: &mut Config) -> Result<Target, CliError> {
         }
     }
     config.store.models_dir = store.path().to_owned();
-    Ok(Target { name, _store: Some(store) })
+    Ok(Target { name, store: Some(store) })
 }
 
 fn place(from: &Path, to: &Path) -> std::io::Result<()> {

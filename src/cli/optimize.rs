@@ -1,7 +1,7 @@
 //! `ortus optimize`: makes a variant of a model, runs it and the original by turns, and says which is better.
 //!
 //! Invariants: both run with the settings that the model is served with, on the same inputs, in the same rounds; the store is
-//! changed only by `--adopt`, through an install like any other; what was made for the comparison is removed at the end.
+//! changed only by `--adopt`, through an install like any other; what was made for the comparison is removed at the end, but not after an interrupt.
 
 use super::args::OptimizeArgs;
 use super::bench::{Inputs, inputs};
@@ -12,8 +12,9 @@ use super::run::note;
 use super::store::offline_config;
 use super::table::{Table, size};
 use crate::app::{self, Offline};
+use crate::config::Config;
 use crate::downloads::{Download, Downloads, Order, Place, State};
-use crate::engine::{BareSession, EngineError, LoadOverrides, LoadedModel, ModelName, Version};
+use crate::engine::{BareSession, EngineError, InferenceEngine, LoadOverrides, LoadedModel, ModelName, Version};
 use crate::hub::{FetchRequest, Source};
 use crate::optimize::{Drift, QuantizeOptions, Rewritten, drift, quantize_file};
 use crate::telemetry::printable;
@@ -31,70 +32,77 @@ pub(super) fn optimize(args: OptimizeArgs) -> Result<String, CliError> {
     if let Some(output) = args.output.as_ref().filter(|output| output.exists()) {
         return Err(CliError::File { path: output.clone(), source: std::io::ErrorKind::AlreadyExists.into() });
     }
+    if args.adopt && target.is_lone_file() {
+        return Err(CliError::Bench("a lone file has no next version; take the variant with --output"));
+    }
     let Offline { engine, downloads, runtime } = app::open_store(&config)?;
     runtime.block_on(async {
         engine.load(&target.name, LoadOverrides { config_json: None, files: Vec::new() }).await?;
-        let model = engine.model(&target.name, args.model_version.map(Version)).await?;
-        if model.source.text_tower.is_some() {
-            return Err(CliError::Bench("the model is a pair of graphs; optimise each file by itself"));
-        }
-        let folder = tempfile::tempdir().map_err(|source| CliError::File { path: std::env::temp_dir(), source })?;
-        let variant = folder.path().join("variant");
-        let (graph, source) = copy_beside(&model, &variant)?;
-        let options = QuantizeOptions::here();
-        let rewritten = quantize_file(&source, &graph, options)?;
-        let inputs = inputs(args.input.clone(), None, &config, &engine, &model).await?;
-        let mut sessions = [engine.bare_session(&model).await?, engine.bare_variant(&model, graph).await?];
-        let seconds = args.seconds * f64::from(args.rounds) * 2.0 * inputs.bare.len() as f64;
-        note(&format!("measuring for about {seconds:.0} s"));
-        // Nothing else goes on in this process.
-        let measured = measure(&mut sessions, &inputs, Duration::from_secs_f64(args.seconds), args.rounds.into())?;
-        let mut report =
-            Report { model: &model, options, rewritten, measured, max_drift: args.max_drift, adopted: None };
-        if let Some(output) = &args.output {
-            copy(&variant, output).map_err(|source| CliError::File { path: output.clone(), source })?;
-        }
-        if args.adopt && report.wins() {
-            report.adopted = Some(adopt(&downloads, &target.name, &variant).await?);
-        }
-        let text = if args.json { pretty(&report.as_json()) } else { report.as_text() };
-        drop(report);
+        let result = compare(&args, &config, &engine, &downloads, &target.name).await;
         // The result counts; what could not be unloaded ends with the process.
         let _ = engine.unload(&target.name).await;
-        Ok(text)
+        result
     })
 }
 
-/// Copies what lies beside the model's graph into `folder`. Gives the paths of the variant to come and of the original.
-fn copy_beside(model: &LoadedModel, folder: &Path) -> Result<(PathBuf, PathBuf), CliError> {
-    let source = model.source.file.clone();
-    let failed = |source: std::io::Error| CliError::File { path: folder.to_owned(), source };
-    copy(&model.source.folder, folder).map_err(failed)?;
-    let graph =
-        source.strip_prefix(&model.source.folder).map_or_else(|_| folder.join("model.onnx"), |at| folder.join(at));
-    // Its own data went along with it; what tells where it came from says nothing of the variant.
-    let stem = source.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    for entry in std::fs::read_dir(graph.parent().unwrap_or(folder)).map_err(failed)?.filter_map(Result::ok) {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let is_data = name.starts_with(&stem) || name.ends_with(".data") || name.ends_with(".onnx_data");
-        if is_data && entry.path().is_file() {
-            std::fs::remove_file(entry.path()).map_err(failed)?;
-        }
+async fn compare(
+    args: &OptimizeArgs,
+    config: &Config,
+    engine: &InferenceEngine,
+    downloads: &Downloads,
+    name: &ModelName,
+) -> Result<String, CliError> {
+    let model = engine.model(name, args.model_version.map(Version)).await?;
+    if model.source.text_tower.is_some() {
+        return Err(CliError::Bench("the model is a pair of graphs; optimise each file by itself"));
     }
-    let _ = std::fs::remove_file(folder.join(crate::hub::PROVENANCE));
-    Ok((graph, source))
+    let folder = tempfile::tempdir().map_err(|source| CliError::File { path: std::env::temp_dir(), source })?;
+    let variant = folder.path().join("variant");
+    let options = QuantizeOptions::here();
+    let (graph, rewritten) = make(&model, &variant, options)?;
+    let inputs = inputs(args.input.clone(), None, config, engine, &model).await?;
+    let mut sessions = [engine.bare_session(&model).await?, engine.bare_variant(&model, graph).await?];
+    let seconds = args.seconds * f64::from(args.rounds) * 2.0 * inputs.bare.len() as f64;
+    note(&format!("measuring for about {seconds:.0} s"));
+    // Nothing else goes on in this process.
+    let measured = measure(&mut sessions, &inputs, Duration::from_secs_f64(args.seconds), args.rounds.into())?;
+    let mut report = Report { model: &model, options, rewritten, measured, max_drift: args.max_drift, adopted: None };
+    if let Some(output) = &args.output {
+        copy(&variant, output, &[]).map_err(|source| CliError::File { path: output.clone(), source })?;
+    }
+    if args.adopt && report.wins() {
+        report.adopted = Some(adopt(downloads, name, &variant).await?);
+    }
+    Ok(if args.json { pretty(&report.as_json()) } else { report.as_text() })
 }
 
-/// Copies a folder, without links.
-fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
+/// Writes the variant into `folder`, with what lies beside the original. Gives the path of its graph.
+fn make(model: &LoadedModel, folder: &Path, options: QuantizeOptions) -> Result<(PathBuf, Rewritten), CliError> {
+    let failed = |source: std::io::Error| CliError::File { path: folder.to_owned(), source };
+    let (from, source) = (&model.source.folder, &model.source.file);
+    let graph = folder.join(source.strip_prefix(from).unwrap_or(Path::new("model.onnx")));
+    std::fs::create_dir_all(graph.parent().unwrap_or(folder)).map_err(failed)?;
+    let rewritten = quantize_file(source, &graph, options)?;
+    // What tells where the original came from says nothing of the variant.
+    let mut left_out = vec![source.clone(), from.join(crate::hub::PROVENANCE)];
+    let beside = source.parent().unwrap_or(from);
+    left_out.extend(rewritten.data_files.iter().map(|name| beside.join(name)));
+    // Nothing that is copied may take the place of what was made.
+    left_out.push(source.with_added_extension("data"));
+    copy(from, folder, &left_out).map_err(failed)?;
+    Ok((graph, rewritten))
+}
+
+/// Copies a folder but for links and `left_out`.
+fn copy(from: &Path, to: &Path, left_out: &[PathBuf]) -> std::io::Result<()> {
     std::fs::create_dir_all(to)?;
     for entry in std::fs::read_dir(from)? {
         let entry = entry?;
-        let kind = entry.file_type()?;
+        let (kind, path) = (entry.file_type()?, entry.path());
         if kind.is_dir() {
-            copy(&entry.path(), &to.join(entry.file_name()))?;
-        } else if kind.is_file() {
-            std::fs::copy(entry.path(), to.join(entry.file_name()))?;
+            copy(&path, &to.join(entry.file_name()), left_out)?;
+        } else if kind.is_file() && !left_out.contains(&path) {
+            std::fs::copy(path, to.join(entry.file_name()))?;
         }
     }
     Ok(())

@@ -20,8 +20,8 @@ const ALIGNMENT: u64 = 4096;
 
 pub(super) struct Read {
     pub(super) model: ModelProto,
-    /// Whether data lay in other files.
-    pub(super) is_external: bool,
+    /// The other files in which data lay, by their paths from the graph's folder.
+    pub(super) data_files: Vec<String>,
     /// Of all files.
     pub(super) bytes: u64,
 }
@@ -56,7 +56,7 @@ pub(super) fn read(path: &Path) -> Result<Read, OptimizeError> {
         }
     }
     total += outside.values().map(|bytes| bytes.len() as u64).sum::<u64>();
-    Ok(Read { model, is_external: !outside.is_empty(), bytes: total })
+    Ok(Read { model, data_files: outside.into_keys().collect(), bytes: total })
 }
 
 /// Puts what a tensor keeps in another file into the tensor.
@@ -143,7 +143,8 @@ mod tests {
         for outside in [true, false] {
             let written = write(model(), &path, outside).unwrap();
             let found = read(&path).unwrap();
-            assert_eq!((found.model, found.is_external), (model(), outside));
+            let data_files = if outside { vec!["model.onnx.data".to_owned()] } else { Vec::new() };
+            assert_eq!((found.model, found.data_files), (model(), data_files));
             let files = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len());
             assert_eq!(outside.then_some(files.sum::<u64>()), outside.then_some(written));
             if outside {

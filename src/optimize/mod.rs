@@ -31,6 +31,8 @@ pub struct Rewritten {
     pub left: std::collections::BTreeMap<String, usize>,
     /// Bytes of the graph with all its data, before and after.
     pub bytes: (u64, u64),
+    /// The files beside the original in which it kept data, by their paths from its folder. The variant needs none of them.
+    pub data_files: Vec<String>,
 }
 
 /// How a graph is quantised.
@@ -61,6 +63,7 @@ impl QuantizeOptions {
 pub fn quantize_file(from: &Path, to: &Path, options: QuantizeOptions) -> Result<Rewritten, OptimizeError> {
     let mut read = file::read(from)?;
     let mut rewritten = int8::quantize(&mut read.model, options)?;
-    rewritten.bytes = (read.bytes, file::write(read.model, to, read.is_external)?);
+    rewritten.bytes = (read.bytes, file::write(read.model, to, !read.data_files.is_empty())?);
+    rewritten.data_files = read.data_files;
     Ok(rewritten)
 }

@@ -235,6 +235,9 @@ fn optimize_makes_a_variant_and_compares_it() {
     assert!(!store.path().join("mlp/2").exists());
     let again = ["optimize", "mlp", "--output", variant.to_str().unwrap()];
     assert_fails(&run(&[&again[..], &quick].concat()), "already exists");
+    let file = fixture("store/mlp/1/model.onnx");
+    let lone = ["optimize", file.to_str().unwrap(), "--adopt"];
+    assert_fails(&run(&[&lone[..], &quick].concat()), "a lone file has no next version");
     assert_fails(&run(&[&["optimize", "echo"][..], &quick].concat()), "no product of the graph can be quantised");
     // The variant is a model like any other, and answers nearly as the original does.
     let answer = || -> Vec<f64> {
