@@ -22,13 +22,13 @@ const BORDERS: [(&str, &[&str]); 19] = [
     ("models", &["cache", "hub", "pipelines", "batching", "runtime"]),
     ("engine", &["models", "cache", "pipelines", "batching", "runtime"]),
     ("jobs", &[]),
-    ("optimize", &["runtime"]),
+    ("rewrite", &["runtime"]),
     ("hub", &[]),
     ("downloads", &["hub", "models"]),
     ("http", &["downloads", "engine", "hub", "jobs"]),
     // The settings structs of the rooms.
     ("config", &["batching", "http", "hub", "jobs", "models", "pipelines", "runtime"]),
-    ("cli", &["app", "config", "downloads", "engine", "http", "hub", "load", "optimize"]),
+    ("cli", &["app", "config", "downloads", "engine", "http", "hub", "load", "rewrite"]),
     (
         "app",
         &[

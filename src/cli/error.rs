@@ -5,7 +5,7 @@ use crate::config::ConfigError;
 use crate::downloads::DownloadError;
 use crate::engine::EngineError;
 use crate::load::LoadError;
-use crate::optimize::OptimizeError;
+use crate::rewrite::RewriteError;
 use crate::telemetry::{LogError, printable};
 use std::error::Error;
 use std::path::PathBuf;
@@ -42,7 +42,7 @@ pub(super) enum CliError {
     #[error("{0}")]
     Bench(&'static str),
     #[error(transparent)]
-    Optimize(#[from] OptimizeError),
+    Optimize(#[from] RewriteError),
     #[error(transparent)]
     Load(#[from] LoadError),
     #[error("the server answered the first request with {status}: {text}; --input names a file with other tensors")]

@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::downloads::{Download, Downloads, Order, Place, State};
 use crate::engine::{BareSession, EngineError, InferenceEngine, LoadOverrides, LoadedModel, ModelName, Version};
 use crate::hub::{FetchRequest, Source};
-use crate::optimize::{Drift, QuantizeOptions, Rewritten, drift, quantize_file};
+use crate::rewrite::{Drift, QuantizeOptions, Rewritten, drift, quantize_file};
 use crate::telemetry::printable;
 use crate::tensor::Value;
 use serde_json::{Value as Json, json};

@@ -1,6 +1,6 @@
 //! Graph files with the data that they keep elsewhere.
 
-use super::OptimizeError;
+use super::RewriteError;
 use crate::runtime::onnx::proto::{
     AttributeProto, GraphProto, ModelProto, StringStringEntryProto, TensorProto, tensor_proto,
 };
@@ -30,16 +30,16 @@ pub(super) struct Read {
 ///
 /// # Errors
 /// Where it cannot be read, or is no ONNX graph.
-pub(super) fn read(path: &Path) -> Result<Read, OptimizeError> {
+pub(super) fn read(path: &Path) -> Result<Read, RewriteError> {
     let bytes = Bytes::from(std::fs::read(path)?);
     if bytes.get(4..8) == Some(b"ORTM") {
-        return Err(OptimizeError::Graph(
+        return Err(RewriteError::Graph(
             "the model is in the ORT format, which cannot be rewritten; give the .onnx file".into(),
         ));
     }
     let mut total = bytes.len() as u64;
     let mut model =
-        ModelProto::decode(bytes).map_err(|_| OptimizeError::Graph("the model is no readable ONNX graph".into()))?;
+        ModelProto::decode(bytes).map_err(|_| RewriteError::Graph("the model is no readable ONNX graph".into()))?;
     let mut outside: HashMap<String, Bytes> = HashMap::new();
     let folder = path.parent().unwrap_or(Path::new("."));
     let mut graphs: Vec<&mut GraphProto> = model.graph.as_mut().into_iter().collect();
@@ -60,13 +60,12 @@ pub(super) fn read(path: &Path) -> Result<Read, OptimizeError> {
 }
 
 /// Puts what a tensor keeps in another file into the tensor.
-fn take_in(tensor: &mut TensorProto, folder: &Path, outside: &mut HashMap<String, Bytes>) -> Result<(), OptimizeError> {
+fn take_in(tensor: &mut TensorProto, folder: &Path, outside: &mut HashMap<String, Bytes>) -> Result<(), RewriteError> {
     if tensor.data_location() != tensor_proto::DataLocation::External {
         return Ok(());
     }
     let entry = |key: &str| tensor.external_data.iter().find(|entry| entry.key() == key).map(|entry| entry.value());
-    let wrong =
-        || OptimizeError::Graph(format!("the external data of tensor {:?} is not where it says", tensor.name()));
+    let wrong = || RewriteError::Graph(format!("the external data of tensor {:?} is not where it says", tensor.name()));
     let location = entry("location").ok_or_else(wrong)?;
     // A model that was loaded has been looked at more closely.
     if !Path::new(location).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
@@ -92,10 +91,10 @@ fn take_in(tensor: &mut TensorProto, folder: &Path, outside: &mut HashMap<String
 
 /// Writes the model, its large tensors beside it where `outside` or where one file would not hold them. Gives the bytes of
 /// both. Blocks.
-pub(super) fn write(mut model: ModelProto, path: &Path, outside: bool) -> Result<u64, OptimizeError> {
+pub(super) fn write(mut model: ModelProto, path: &Path, outside: bool) -> Result<u64, RewriteError> {
     let mut data_bytes = 0;
     if outside || model.encoded_len() > FILE_BYTES_MAX {
-        let no_name = || OptimizeError::Graph("the file to write has no name".into());
+        let no_name = || RewriteError::Graph("the file to write has no name".into());
         let name = format!("{}.data", path.file_name().and_then(|name| name.to_str()).ok_or_else(no_name)?);
         let mut file = std::io::BufWriter::new(File::create(path.with_file_name(&name))?);
         for tensor in model.graph.iter_mut().flat_map(|graph| &mut graph.initializer) {

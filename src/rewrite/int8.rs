@@ -4,7 +4,7 @@
 //! constant `W` the scale `sw = max|W| / 127` and `Wq = round(W / sw)`. An activation that several products take is
 //! quantised once. Only the main graph is rewritten, not the branches of control flow.
 
-use super::{OptimizeError, QuantizeOptions, Rewritten};
+use super::{QuantizeOptions, RewriteError, Rewritten};
 use crate::runtime::onnx::proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, attribute_proto, tensor_proto::DataType,
 };
@@ -18,15 +18,15 @@ const OPSET_MIN: i64 = 11;
 ///
 /// # Errors
 /// Where it has no graph, an older opset, or no product that could be replaced.
-pub(super) fn quantize(model: &mut ModelProto, options: QuantizeOptions) -> Result<Rewritten, OptimizeError> {
+pub(super) fn quantize(model: &mut ModelProto, options: QuantizeOptions) -> Result<Rewritten, RewriteError> {
     let opset =
         model.opset_import.iter().find(|set| matches!(set.domain(), "" | "ai.onnx")).map_or(0, |set| set.version());
     if opset < OPSET_MIN {
-        return Err(OptimizeError::Graph(format!(
+        return Err(RewriteError::Graph(format!(
             "the graph is of opset {opset}; quantising takes {OPSET_MIN} or later"
         )));
     }
-    let Some(graph) = &mut model.graph else { return Err(OptimizeError::Graph("the file has no graph".into())) };
+    let Some(graph) = &mut model.graph else { return Err(RewriteError::Graph("the file has no graph".into())) };
     let mut work = Work::new(graph, if options.reduce_range { 63 } else { 127 });
     for node in std::mem::take(&mut graph.node) {
         work.rewrite(node);
@@ -35,7 +35,7 @@ pub(super) fn quantize(model: &mut ModelProto, options: QuantizeOptions) -> Resu
     if done.replaced.is_empty() {
         let why: Vec<String> = done.left.iter().map(|(why, number)| format!("{number}: {why}")).collect();
         let why = if why.is_empty() { "it has none".to_owned() } else { why.join("; ") };
-        return Err(OptimizeError::Graph(format!("no product of the graph can be quantised ({why})")));
+        return Err(RewriteError::Graph(format!("no product of the graph can be quantised ({why})")));
     }
     graph.node = nodes;
     graph.initializer.extend(made);

@@ -14,7 +14,7 @@ use std::path::Path;
 
 /// Why a variant could not be made. Texts are safe to show to a client.
 #[derive(Debug, thiserror::Error)]
-pub enum OptimizeError {
+pub enum RewriteError {
     /// What is in the graph, or is not, that keeps it from being rewritten.
     #[error("{0}")]
     Graph(String),
@@ -60,7 +60,7 @@ impl QuantizeOptions {
 ///
 /// # Errors
 /// Where the file cannot be read or written, is no ONNX graph, is older than opset 11, or has no product to replace.
-pub fn quantize_file(from: &Path, to: &Path, options: QuantizeOptions) -> Result<Rewritten, OptimizeError> {
+pub fn quantize_file(from: &Path, to: &Path, options: QuantizeOptions) -> Result<Rewritten, RewriteError> {
     let mut read = file::read(from)?;
     let mut rewritten = int8::quantize(&mut read.model, options)?;
     rewritten.bytes = (read.bytes, file::write(read.model, to, !read.data_files.is_empty())?);
