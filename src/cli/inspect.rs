@@ -88,7 +88,14 @@ fn as_text(model: &LoadedModel, versions: &[Version]) -> String {
     line("parameters", facts.num_parameters.map_or_else(unknown, count));
     line("size", size(facts.size_bytes));
     line("device", facts.device.clone());
-    line("providers", facts.providers.join(", "));
+    let execution = &facts.execution;
+    line("providers", execution.registered.join(", "));
+    for (provider, nodes) in &execution.nodes {
+        line("nodes", format!("{} on {provider}", count(*nodes)));
+    }
+    for missing in &execution.missing {
+        line("not used", format!("{}: {}", missing.provider, missing.reason));
+    }
     line("batching", batching(model));
     line("threads of a run", model.intra_threads.to_string());
     line("load time", format!("{} ms", model.load_time.as_millis()));
@@ -126,7 +133,15 @@ fn as_json(model: &LoadedModel, versions: &[Version]) -> Value {
         "num_parameters": facts.num_parameters,
         "size_bytes": facts.size_bytes,
         "device": facts.device,
-        "providers": facts.providers,
+        "providers": facts.execution.registered,
+        "execution": {
+            "asked": facts.execution.asked,
+            "registered": facts.execution.registered,
+            "nodes": facts.execution.nodes,
+            "missing": facts.execution.missing.iter()
+                .map(|missing| json!({ "provider": missing.provider, "reason": missing.reason })).collect::<Vec<_>>(),
+            "is_fallback": facts.execution.is_fallback,
+        },
         "batching": { "joining": model.handle.joining().0.name(), "evidence": model.handle.joining().1 },
         "intra_threads": model.intra_threads,
         "load_time_ms": u64::try_from(model.load_time.as_millis()).unwrap_or(u64::MAX),
@@ -211,7 +226,15 @@ mod tests {
                 producer: Some("evil\u{1b}]0;title\u{7}".to_owned()),
                 num_parameters: Some(1_235_496),
                 size_bytes: 4_956_208,
-                providers: vec!["CPUExecutionProvider".to_owned()],
+                execution: crate::engine::Execution {
+                    registered: vec!["CPUExecutionProvider".to_owned()],
+                    nodes: BTreeMap::from([("CPUExecutionProvider".to_owned(), 49)]),
+                    missing: vec![crate::engine::MissingProvider {
+                        provider: "CUDAExecutionProvider".to_owned(),
+                        reason: "no driver".to_owned(),
+                    }],
+                    ..Default::default()
+                },
                 device: "cpu".to_owned(),
                 custom: BTreeMap::from([("author".to_owned(), "a\nq".to_owned())]),
                 ..GraphFacts::default()
@@ -256,7 +279,8 @@ mod tests {
             "2 (in the store: 1, 2)",
             "1 235 496",
             "4.7 MiB",
-            "CPUExecutionProvider",
+            "49 on CPUExecutionProvider",
+            "CUDAExecutionProvider: no driver",
             "17",
             "12 ms",
             "(optional)",

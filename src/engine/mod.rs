@@ -31,6 +31,7 @@ pub use crate::models::{
     Version, VersionStatus,
 };
 pub use crate::pipelines::{ClassScore, Item, Parameters, Prediction, TokenEmbeddings};
+pub use crate::runtime::{Execution, MissingProvider, ProviderStatus};
 
 use crate::models::{ModelError, ModelManager};
 use crate::pipelines::{Pool, PoolError};
@@ -184,6 +185,11 @@ impl InferenceEngine {
     /// The memory of all loaded models together, and its bound.
     pub fn memory_totals(&self) -> MemoryTotals {
         self.0.models.memory_totals()
+    }
+
+    /// The execution providers that this server can use, and why others do not work. Blocks: the first call may take seconds.
+    pub fn providers(&self) -> Vec<ProviderStatus> {
+        self.0.models.providers()
     }
 
     /// Name and version of the library that runs the graphs.

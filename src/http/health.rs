@@ -1,7 +1,7 @@
 //! Liveness, readiness and a short overview, for balancers and people. Never waits for a model.
 
 use super::HttpState;
-use crate::engine::ModelState;
+use crate::engine::{ModelState, ModelStatus};
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -19,12 +19,17 @@ pub(super) async fn livez() -> &'static str {
 /// Tells whether a balancer may send requests.
 #[utoipa::path(get, path = "/readyz", tag = "health", operation_id = "readyz",
     responses(
-        (status = 200, description = "Requests may be sent.", body = String, content_type = "text/plain", example = "ok"),
+        (status = 200, description = "Requests may be sent. A line more for each model that runs on another device than it should.",
+            body = String, content_type = "text/plain", example = "ok"),
         (status = 503, description = "Starting or stopping; see `Retry-After`.", body = String, content_type = "text/plain", example = "not ready"),
     ))]
 pub(super) async fn readyz(State(state): State<HttpState>) -> Response {
     if state.engine.is_ready() {
-        return "ok".into_response();
+        let fallen_back = Degraded::all(&state.engine.models());
+        let lines = fallen_back.iter().map(|model| {
+            format!("\nmodel {} version {} runs on {}: {}", model.model, model.version, model.device, model.reason)
+        });
+        return std::iter::once("ok".to_owned()).chain(lines).collect::<String>().into_response();
     }
     (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, HeaderValue::from_static("1"))], "not ready")
         .into_response()
@@ -37,6 +42,39 @@ pub(super) struct Health {
     #[schema(example = "ok")]
     status: &'static str,
     models: ModelCounts,
+    /// Models that answer, but on another device than they should; left out where there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    degraded: Vec<Degraded>,
+}
+
+/// A model that fell back.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Degraded {
+    #[schema(example = "resnet50")]
+    model: String,
+    #[schema(example = "1")]
+    version: String,
+    /// Where it runs.
+    #[schema(example = "cpu")]
+    device: String,
+    /// Why it does not run where it should.
+    #[schema(example = "CUDAExecutionProvider: the NVIDIA driver is not installed: libcuda.so.1 was not found")]
+    reason: String,
+}
+
+impl Degraded {
+    fn all(models: &[ModelStatus]) -> Vec<Degraded> {
+        let loaded = models.iter().flat_map(|model| &model.versions).filter_map(|version| version.loaded.as_deref());
+        let fallen_back = loaded.filter(|model| model.facts.execution.is_fallback);
+        fallen_back
+            .map(|model| Degraded {
+                model: model.name.to_string(),
+                version: model.version.to_string(),
+                device: model.facts.device.clone(),
+                reason: model.facts.execution.problem(),
+            })
+            .collect()
+    }
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -69,5 +107,5 @@ pub(super) async fn healthz(State(state): State<HttpState>) -> Response {
     let counts =
         ModelCounts { ready: count(ModelState::Ready), total: models.len(), failed: count(ModelState::Failed) };
     let code = if status == "ok" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, Json(Health { status, models: counts })).into_response()
+    (code, Json(Health { status, models: counts, degraded: Degraded::all(&models) })).into_response()
 }

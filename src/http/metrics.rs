@@ -5,7 +5,7 @@ use super::error::ApiError;
 use super::extract::negotiate;
 use crate::engine::{InferenceEngine, ModelName, ModelState};
 use crate::telemetry::stats::CacheKind;
-use crate::telemetry::{Exposition, ExpositionFormat, metrics, resident_bytes};
+use crate::telemetry::{Exposition, ExpositionFormat, gpu, metrics, resident_bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
@@ -55,6 +55,44 @@ fn held(engine: &InferenceEngine) -> (Held<String>, Held<CacheKind>) {
     (memory, caches)
 }
 
+/// What runs where.
+fn execution(engine: &InferenceEngine, out: &mut Exposition) {
+    let models = engine.models();
+    let loaded = || {
+        let versions = models.iter().flat_map(|model| &model.versions);
+        versions.filter_map(|version| Some((version.loaded.as_deref()?, version.version.to_string())))
+    };
+    let mut samples = out.family(&metrics::MODEL_NODES);
+    for (model, version) in loaded() {
+        for (provider, nodes) in &model.facts.execution.nodes {
+            let labels = [("model", model.name.as_str()), ("version", &version), ("provider", provider)];
+            samples.put(&labels, *nodes);
+        }
+    }
+    let mut samples = out.family(&metrics::MODEL_DEGRADED);
+    for (model, version) in loaded() {
+        let labels = [("model", model.name.as_str()), ("version", &version)];
+        samples.put(&labels, u64::from(model.facts.execution.is_fallback));
+    }
+}
+
+fn gpus(out: &mut Exposition) {
+    let gpus: Vec<_> = gpu::gpus().into_iter().map(|gpu| (gpu.index.to_string(), gpu)).collect();
+    if gpus.is_empty() {
+        return;
+    }
+    let mut samples = out.family(&metrics::GPU_MEMORY_USED);
+    gpus.iter().for_each(|(index, gpu)| samples.put(&[("gpu", index)], gpu.memory_used_bytes));
+    let mut samples = out.family(&metrics::GPU_MEMORY_TOTAL);
+    gpus.iter().for_each(|(index, gpu)| samples.put(&[("gpu", index)], gpu.memory_total_bytes));
+    let mut samples = out.family(&metrics::GPU_UTILIZATION);
+    for (index, gpu) in &gpus {
+        if let Some(share) = gpu.utilization {
+            samples.put(&[("gpu", index)], share);
+        }
+    }
+}
+
 fn write(engine: &InferenceEngine, downloaded: u64, format: ExpositionFormat) -> String {
     let mut out = Exposition::new(format);
     metrics::write_stats(engine.stats(), &mut out);
@@ -68,6 +106,8 @@ fn write(engine: &InferenceEngine, downloaded: u64, format: ExpositionFormat) ->
             }
         }
     }
+    execution(engine, &mut out);
+    gpus(&mut out);
     let (memory, caches) = held(engine);
     let mut samples = out.family(&metrics::MODEL_MEMORY);
     for ((model, device), bytes) in &memory {

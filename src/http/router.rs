@@ -45,7 +45,7 @@ pub(super) fn router(state: HttpState, around: Arc<Around>) -> Router {
         .route("/v1/jobs/{id}", get(v1::jobs::show).delete(v1::jobs::delete))
         .route("/v1/jobs/{id}/result", get(v1::jobs::result))
         .route("/v1/jobs/{id}/events", get(v1::jobs::events))
-        .route("/v1/system", get(v1::models::system))
+        .route("/v1/system", get(v1::system::system))
         .route("/openapi.json", get(openapi::json))
         .route("/openapi.yaml", get(openapi::yaml))
         .merge(openapi::docs())

@@ -246,7 +246,7 @@ fn tensorrt(parameters: &BTreeMap<String, String>) -> Result<TensorrtSettings, C
         }
         None => None,
     };
-    Ok(TensorrtSettings { precision, max_workspace_bytes })
+    Ok(TensorrtSettings { precision, max_workspace_bytes, ..TensorrtSettings::default() })
 }
 
 /// Levels of urgency and what each allows.
@@ -449,8 +449,11 @@ mod tests {
         let both = [parameter("precision_mode", "FP16"), parameter("max_workspace_size_bytes", "1073741824")].join(" ");
         let device = in_force(&text(&both)).device;
         assert_eq!(device.device_type, DeviceType::Tensorrt);
-        let expected =
-            TensorrtSettings { precision: Some(TensorrtPrecision::Fp16), max_workspace_bytes: Some(1 << 30) };
+        let expected = TensorrtSettings {
+            precision: Some(TensorrtPrecision::Fp16),
+            max_workspace_bytes: Some(1 << 30),
+            ..TensorrtSettings::default()
+        };
         assert_eq!(device.tensorrt, expected);
         assert_eq!(in_force(&text(&parameter("precision_mode", "FP32"))).device.tensorrt, TensorrtSettings::default());
         let cached = given(&text(&parameter("trt_engine_cache_enable", "1")));

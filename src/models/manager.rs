@@ -16,7 +16,7 @@ use super::{LoadError, LoadOverrides, LoadedModel, ModelError, ModelName, ModelS
 use super::{StoreSettings, Tried, Version, VersionPolicy, overrides, swap};
 use crate::hub::Provenance;
 use crate::pipelines::PipelineLimits;
-use crate::runtime::{Interrupt, Runtime, Session, SessionSettings};
+use crate::runtime::{Interrupt, ProviderStatus, Runtime, Session, SessionSettings};
 use crate::tasks::{BackSeat, Tasks};
 use crate::telemetry::Stats;
 use futures_util::StreamExt;
@@ -280,6 +280,11 @@ impl ModelManager {
         };
         release(all).await;
         self.forget_overrides().await;
+    }
+
+    /// As [`Runtime::providers`].
+    pub fn providers(&self) -> Vec<ProviderStatus> {
+        self.0.runtime.providers()
     }
 
     /// Name and version of the library that runs the graphs.

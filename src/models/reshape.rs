@@ -4,7 +4,8 @@
 //! a copy. So all else (checks, made-up inputs, joining, metadata) knows the clients' shapes alone. Knows no file.
 
 use crate::runtime::{
-    GraphFacts, GraphSource, Input, Interrupt, Runtime, RuntimeError, Session, SessionSettings, WorkingMemory,
+    GraphFacts, GraphSource, Input, Interrupt, ProviderStatus, Runtime, RuntimeError, Session, SessionSettings,
+    WorkingMemory,
 };
 use crate::tensor::{Dim, Spec, Tensor, Value, ValueType};
 use std::collections::BTreeMap;
@@ -145,6 +146,10 @@ impl Runtime for Reshaping {
 
     fn size_bytes(&self, source: &GraphSource) -> Result<u64, RuntimeError> {
         self.runtime.size_bytes(source)
+    }
+
+    fn providers(&self) -> Vec<ProviderStatus> {
+        self.runtime.providers()
     }
 
     fn give_back(&self) {

@@ -2,7 +2,7 @@
 
 use crate::batching::{BatchSettings, WaitingSettings};
 use crate::cache::CacheSettings;
-use crate::runtime::{DeviceSettings, DeviceType, OptimizationLevel, TensorrtSettings};
+use crate::runtime::{CompileMode, DeviceSettings, DeviceType, Fraction, OptimizationLevel, TensorrtSettings};
 use serde::Deserialize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -92,6 +92,9 @@ pub struct DeviceOverrides {
     pub device_type: Option<DeviceType>,
     pub device_index: Option<u32>,
     pub allow_fallback: Option<bool>,
+    pub use_fp16: Option<bool>,
+    pub compile_mode: Option<CompileMode>,
+    pub memory_fraction: Option<Fraction>,
     /// From a model configuration alone.
     #[serde(skip)]
     pub tensorrt: Option<TensorrtSettings>,
@@ -103,6 +106,7 @@ pub struct OptimizationOverrides {
     /// `false` is the same as the level `none`.
     pub enable_optimization: Option<bool>,
     pub optimization_level: Option<OptimizationLevel>,
+    pub enable_tensorrt: Option<bool>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -190,6 +194,10 @@ impl ModelOverrides {
                 device_type: self.device.device_type.unwrap_or(base.device.device_type),
                 device_index: self.device.device_index.unwrap_or(base.device.device_index),
                 allow_fallback: self.device.allow_fallback.unwrap_or(base.device.allow_fallback),
+                use_fp16: self.device.use_fp16.unwrap_or(base.device.use_fp16),
+                compile_mode: self.device.compile_mode.unwrap_or(base.device.compile_mode),
+                memory_fraction: self.device.memory_fraction.or(base.device.memory_fraction),
+                enable_tensorrt: self.optimization.enable_tensorrt.unwrap_or(base.device.enable_tensorrt),
                 tensorrt: self.device.tensorrt.clone().unwrap_or_else(|| base.device.tensorrt.clone()),
             },
             optimization_level: if self.optimization.enable_optimization == Some(false) {

@@ -4,6 +4,7 @@
 //! store, no queue and no task.
 
 mod error;
+pub mod execution;
 mod interrupt;
 mod memory;
 mod pair;
@@ -13,11 +14,12 @@ pub mod fake;
 pub mod onnx;
 
 pub use error::RuntimeError;
+pub use execution::{Execution, MissingProvider, ProviderStatus};
 pub use interrupt::Interrupt;
 pub use memory::{SessionMemory, WorkingMemories, WorkingMemory};
 pub use spec::{
-    DeviceSettings, DeviceType, GraphFacts, GraphSource, OptimizationLevel, SessionSettings, TensorrtPrecision,
-    TensorrtSettings,
+    CompileMode, DeviceSettings, DeviceType, Fraction, GraphFacts, GraphSource, OptimizationLevel, SessionSettings,
+    TensorrtPrecision, TensorrtSettings,
 };
 
 use crate::tensor::{Spec, Value};
@@ -45,6 +47,12 @@ pub trait Runtime: Send + Sync {
             Ok(std::fs::metadata(file).map_err(io)?.len())
         };
         source.text_tower.iter().try_fold(size(&source.file)?, |sum, file| Ok(sum.saturating_add(size(file)?)))
+    }
+
+    /// The execution providers that this server can use, and whether they work here. The first call may take seconds and load
+    /// a device's libraries; later ones give the same. Empty where the runtime has no such thing.
+    fn providers(&self) -> Vec<ProviderStatus> {
+        Vec::new()
     }
 
     /// Makes the process's allocator give free memory back to the system. Blocks for milliseconds.

@@ -7,7 +7,9 @@
 //! Many pictures are asked about the same few texts, and the texts cost more than a picture does: what the text tower gave
 //! last is given again where its inputs are the same to the byte.
 
-use super::{GraphFacts, Input, Interrupt, RuntimeError, Session, SessionMemory, WorkingMemories, WorkingMemory};
+use super::{
+    Execution, GraphFacts, Input, Interrupt, RuntimeError, Session, SessionMemory, WorkingMemories, WorkingMemory,
+};
 use crate::tensor::{Dim, Spec, Value, ValueType};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -188,8 +190,21 @@ fn facts(image: &GraphFacts, text: &GraphFacts) -> GraphFacts {
         repeats_weights: image.repeats_weights || text.repeats_weights,
         size_bytes: image.size_bytes.saturating_add(text.size_bytes),
         bounded: image.bounded && text.bounded,
+        execution: execution(&image.execution, &text.execution),
         ..image.clone()
     }
+}
+
+/// The nodes of both; whatever either misses.
+fn execution(image: &Execution, text: &Execution) -> Execution {
+    let mut both = image.clone();
+    for (provider, nodes) in &text.nodes {
+        *both.nodes.entry(provider.clone()).or_insert(0) += nodes;
+    }
+    both.missing.extend(text.missing.iter().filter(|missing| !image.missing.contains(missing)).cloned());
+    both.registered.retain(|provider| text.registered.contains(provider));
+    both.is_fallback |= text.is_fallback;
+    both
 }
 
 #[cfg(test)]

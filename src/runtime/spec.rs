@@ -1,5 +1,6 @@
 //! What to load, how, and what is known of it afterwards.
 
+use super::Execution;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -32,7 +33,49 @@ pub struct DeviceSettings {
     pub device_index: u32,
     /// Whether a device named by the user may be replaced by the CPU where it does not work.
     pub allow_fallback: bool,
+    /// Whether a GPU may compute in half precision: by TensorRT. The CPU always computes in the graph's own.
+    pub use_fp16: bool,
+    pub compile_mode: CompileMode,
+    /// Share of the GPU's memory that one session may take; `None` = what there is.
+    pub memory_fraction: Option<Fraction>,
+    /// Whether TensorRT is tried before CUDA where it is not named.
+    pub enable_tensorrt: bool,
     pub tensorrt: TensorrtSettings,
+}
+
+/// What is spent before the first request so that those after it are quicker.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CompileMode {
+    #[default]
+    Default,
+    /// Runs of graphs whose shapes are all fixed are recorded as a CUDA graph and played again.
+    ReduceOverhead,
+    /// Every algorithm is tried: cuDNN's and TensorRT's on a GPU, layouts of instances and threads on the CPU.
+    MaxAutotune,
+}
+
+/// A share: above 0, at most 1.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct Fraction(f64);
+
+impl Fraction {
+    /// `None` where the number is no share.
+    pub fn new(value: f64) -> Option<Fraction> {
+        (value > 0.0 && value <= 1.0).then_some(Fraction(value))
+    }
+
+    pub fn get(self) -> f64 {
+        self.0
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Fraction {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Fraction, D::Error> {
+        let value = f64::deserialize(deserializer)?;
+        Fraction::new(value)
+            .ok_or_else(|| serde::de::Error::custom(format!("expected a number above 0 and at most 1, got {value}")))
+    }
 }
 
 /// How TensorRT builds its engines, where it is used.
@@ -42,6 +85,10 @@ pub struct TensorrtSettings {
     pub precision: Option<TensorrtPrecision>,
     /// GPU memory for one run's intermediate results, in bytes; `None` leaves the choice to ONNX Runtime.
     pub max_workspace_bytes: Option<usize>,
+    /// Rows that runs have mostly and at most; engines are built for 1 to the most. `None` = learned from the runs.
+    pub rows: Option<(usize, usize)>,
+    /// Folder in which engines of this graph are kept; `None` = none are.
+    pub engines: Option<PathBuf>,
 }
 
 /// The float types that TensorRT may compute in instead of the graph's.
@@ -90,8 +137,8 @@ pub struct GraphFacts {
     pub repeats_weights: bool,
     /// Bytes of the graph's files and their external data.
     pub size_bytes: u64,
-    /// Execution providers registered for the session, the preferred one first.
-    pub providers: Vec<String>,
+    /// What runs where.
+    pub execution: Execution,
     /// `cpu` or `cuda:0`: where the session runs.
     pub device: String,
     /// Whether the time of a run follows from the shapes of its inputs alone: no loop, and no size that is computed.
@@ -106,6 +153,10 @@ impl Default for DeviceSettings {
             device_type: DeviceType::Auto,
             device_index: 0,
             allow_fallback: false,
+            use_fp16: false,
+            compile_mode: CompileMode::Default,
+            memory_fraction: None,
+            enable_tensorrt: false,
             tensorrt: TensorrtSettings::default(),
         }
     }

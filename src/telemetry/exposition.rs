@@ -113,7 +113,7 @@ pub struct Samples<'a> {
 
 impl Samples<'_> {
     /// The value of one series of a counter or gauge.
-    pub fn put(&mut self, labels: Labels<'_>, value: u64) {
+    pub fn put(&mut self, labels: Labels<'_>, value: impl Display) {
         let suffix = if self.is_counter { "_total" } else { "" };
         self.exposition.sample(self.name, suffix, labels, None, value);
     }

@@ -45,6 +45,21 @@ pub const MODEL_STATE: Family = gauge("ortus_model_state", "1 for the state that
 /// `model`, `device`: all loaded versions together.
 pub const MODEL_MEMORY: Family =
     gauge("ortus_model_memory_bytes", "Memory that the loaded versions of a model hold, by device.");
+/// `model`, `version`, `provider`: of the versions that are loaded.
+pub const MODEL_NODES: Family =
+    gauge("ortus_model_nodes", "Nodes of a model's optimised graph, by the execution provider that runs them.");
+/// `model`, `version`: of the versions that are loaded.
+pub const MODEL_DEGRADED: Family = gauge(
+    "ortus_model_degraded",
+    "1 where a loaded version runs on another device than it should, or with less than its memory; else 0.",
+);
+/// `gpu`: its number. Absent where there is none.
+pub const GPU_MEMORY_USED: Family = gauge("ortus_gpu_memory_used_bytes", "Memory of a GPU in use, by all processes.");
+/// `gpu`.
+pub const GPU_MEMORY_TOTAL: Family = gauge("ortus_gpu_memory_total_bytes", "Memory of a GPU.");
+/// `gpu`.
+pub const GPU_UTILIZATION: Family =
+    gauge("ortus_gpu_utilization_ratio", "Share of the driver's last sampling period in which a GPU computed, 0 to 1.");
 /// `model`, `cache`: all loaded versions together.
 pub const CACHE_BYTES: Family = gauge("ortus_cache_bytes", "Memory of the caches that are switched on.");
 /// Of all downloads.

@@ -1,6 +1,7 @@
 //! Logs, statistics and metrics: what the server says of itself. Ground floor: every room may use it.
 
 mod exposition;
+pub mod gpu;
 mod logging;
 pub mod metrics;
 mod printable;

@@ -21,6 +21,8 @@ mod bad_input;
 mod cache;
 /// The commands that need no server.
 mod cli;
+/// Devices and execution providers: what runs where, and why not elsewhere.
+mod devices;
 /// Routes of other servers on the same models.
 mod dialects;
 /// Models from elsewhere: pull, upload, swap, roll back, delete.

@@ -63,7 +63,7 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
         v1::warmup::warm_up,
         v1::models::cleanup,
         v1::models::cleanup_all,
-        v1::models::system,
+        v1::system::system,
         v1::stats::show,
         v1::stats::reset,
         v1::stats::list,

@@ -8,4 +8,5 @@ pub(super) mod models;
 mod parse;
 pub mod predict;
 pub(super) mod stats;
+pub(super) mod system;
 pub(super) mod warmup;

@@ -1,6 +1,6 @@
-//! Which models there are, their loading and unloading, and the system they run on.
+//! Which models there are, and their loading and unloading.
 
-use crate::engine::{self, Cleaned, InferenceEngine, LoadOverrides, LoadedModel, ModelState, ModelStatus, Version};
+use crate::engine::{self, Cleaned, LoadOverrides, LoadedModel, ModelState, ModelStatus, Version};
 use crate::http::codec::json::{JsonLimits, parse_object};
 use crate::http::error::ApiError;
 use crate::http::extract::{ApiQuery, ModelPath, content_type};
@@ -14,6 +14,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 use utoipa::ToSchema;
 
@@ -66,6 +67,7 @@ pub(in crate::http) struct ModelInfo {
     /// ONNX Runtime's execution providers, the preferred one first.
     #[schema(example = json!(["CPUExecutionProvider"]))]
     providers: Vec<String>,
+    execution: Option<ExecutionInfo>,
     /// The settings in force, by section.
     #[schema(value_type = Option<Object>)]
     config: Option<Value>,
@@ -82,6 +84,49 @@ pub(in crate::http) struct ModelInfo {
     /// Why the last load failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     last_error: Option<String>,
+}
+
+/// What runs where.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct ExecutionInfo {
+    /// The providers that the settings ask for, the preferred one first.
+    #[schema(example = json!(["CUDAExecutionProvider", "CPUExecutionProvider"]))]
+    asked: Vec<String>,
+    /// Those that the model has.
+    #[schema(example = json!(["CPUExecutionProvider"]))]
+    registered: Vec<String>,
+    /// Nodes of the optimised graph by the provider that runs them; empty where ONNX Runtime does not tell.
+    #[schema(example = json!({ "CPUExecutionProvider": 49 }))]
+    nodes: BTreeMap<String, u64>,
+    /// Those asked for that the model does not have.
+    missing: Vec<MissingProvider>,
+    /// Whether the model runs on something else than it was expected to; `/readyz` and `/healthz` name it then.
+    is_fallback: bool,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct MissingProvider {
+    #[schema(example = "CUDAExecutionProvider")]
+    provider: String,
+    /// What is missing, and what to do.
+    #[schema(example = "the NVIDIA driver is not installed: libcuda.so.1 was not found")]
+    reason: String,
+}
+
+impl From<&engine::Execution> for ExecutionInfo {
+    fn from(execution: &engine::Execution) -> ExecutionInfo {
+        let missing = |missing: &engine::MissingProvider| MissingProvider {
+            provider: missing.provider.clone(),
+            reason: missing.reason.clone(),
+        };
+        ExecutionInfo {
+            asked: execution.asked.clone(),
+            registered: execution.registered.clone(),
+            nodes: execution.nodes.clone(),
+            missing: execution.missing.iter().map(missing).collect(),
+            is_fallback: execution.is_fallback,
+        }
+    }
 }
 
 /// How requests share runs.
@@ -284,43 +329,6 @@ pub(in crate::http) struct WaitQuery {
 
 fn default_wait() -> bool {
     true
-}
-
-/// What the server is and runs on.
-#[derive(Debug, Serialize, ToSchema)]
-pub(in crate::http) struct System {
-    #[schema(example = "ortus")]
-    name: &'static str,
-    #[schema(example = "0.1.0")]
-    version: &'static str,
-    /// The library that runs the graphs.
-    #[schema(example = "onnxruntime 1.32.0")]
-    runtime: String,
-    #[schema(example = "linux")]
-    os: &'static str,
-    #[schema(example = "x86_64")]
-    arch: &'static str,
-    /// Cores that this process may use; limits of its container are respected.
-    #[schema(example = 8)]
-    cores: usize,
-    memory: SystemMemory,
-}
-
-/// In MiB.
-#[derive(Debug, Serialize, ToSchema)]
-pub(in crate::http) struct SystemMemory {
-    /// What this process holds (RSS); `null` where the system does not tell.
-    #[schema(example = 412.5)]
-    resident_mb: Option<f64>,
-    /// What the loaded models hold of it.
-    #[schema(example = 350.1)]
-    models_mb: f64,
-    /// `max_loaded_memory_mb`; `null` where there is no limit.
-    #[schema(example = 2048.0)]
-    budget_mb: Option<f64>,
-    /// What this process may still take from the machine or its container.
-    #[schema(example = 8123.4)]
-    available_mb: Option<f64>,
 }
 
 /// What a cleanup gave back, in bytes.
@@ -605,31 +613,6 @@ fn accepted(state: &HttpState, path: &ModelPath) -> Response {
     (StatusCode::ACCEPTED, Json(Accepted { name: path.name.to_string(), state: now })).into_response()
 }
 
-/// Describes the server.
-#[utoipa::path(get, path = "/v1/system", tag = "system", operation_id = "getSystem",
-    responses((status = 200, description = "What the server is and runs on.", body = System)))]
-pub(in crate::http) async fn system(State(state): State<HttpState>) -> Json<System> {
-    Json(system_of(&state.engine))
-}
-
-fn system_of(engine: &InferenceEngine) -> System {
-    let totals = engine.memory_totals();
-    System {
-        name: "ortus",
-        version: env!("CARGO_PKG_VERSION"),
-        runtime: engine.runtime_version(),
-        os: std::env::consts::OS,
-        arch: std::env::consts::ARCH,
-        cores: crate::tasks::cores(),
-        memory: SystemMemory {
-            resident_mb: process::resident_bytes().map(mebibytes),
-            models_mb: mebibytes(totals.models_bytes),
-            budget_mb: totals.budget_bytes.map(mebibytes),
-            available_mb: process::available_bytes().map(mebibytes),
-        },
-    }
-}
-
 /// Of all loaded versions together; size and parameters are those of the version that answers.
 fn memory_of(status: &ModelStatus) -> MemoryUsage {
     let Some(default) = default_of(status) else { return MemoryUsage::default() };
@@ -721,7 +704,8 @@ impl From<&ModelStatus> for ModelInfo {
             task: loaded.map(|model| task_of(model).to_owned()),
             device: loaded.map(|model| model.facts.device.clone()),
             precision: loaded.and_then(|model| model.facts.precision.clone()),
-            providers: loaded.map_or_else(Vec::new, |model| model.facts.providers.clone()),
+            providers: loaded.map_or_else(Vec::new, |model| model.facts.execution.registered.clone()),
+            execution: loaded.map(|model| ExecutionInfo::from(&model.facts.execution)),
             config: loaded.map(config_of),
             batching: loaded.map(batching_of),
             tuned: loaded.and_then(|model| model.tuned.as_ref()).map(Tuned::from),
@@ -804,7 +788,7 @@ pub(in crate::http) fn task_of(model: &LoadedModel) -> &'static str {
 }
 
 /// To two decimals.
-fn mebibytes(bytes: u64) -> f64 {
+pub(super) fn mebibytes(bytes: u64) -> f64 {
     (bytes as f64 / f64::from(1 << 20) * 100.0).round() / 100.0
 }
 

@@ -18,6 +18,9 @@ pub(super) struct Graph {
     pub(super) facts: GraphFacts,
     /// Inputs and outputs that declare no shape at all; the session reports those as rank 0.
     pub(super) unshaped: HashSet<String>,
+    /// The inputs that a run must give, with their sizes; `None` where one is free, or all are.
+    pub(super) shapes: Vec<(String, Option<Vec<Option<u64>>>)>,
+    pub(super) convolves: bool,
 }
 
 /// Reads and checks the graph file of `source`.
@@ -42,7 +45,7 @@ pub(super) fn read(source: &GraphSource) -> Result<Graph, RuntimeError> {
     // The ORT format is a flatbuffer with its identifier at byte 4.
     if bytes.get(4..8) == Some(b"ORTM") {
         let facts = GraphFacts { format: "ort", size_bytes: metadata.len(), ..GraphFacts::default() };
-        return Ok(Graph { facts, unshaped: HashSet::new() });
+        return Ok(Graph { facts, unshaped: HashSet::new(), shapes: vec![(String::new(), None)], convolves: false });
     }
     let model = ModelProto::decode(bytes).map_err(|error| {
         let problem = error.to_string();
@@ -109,7 +112,25 @@ fn collect(model: &ModelProto, folder: &Path, file_bytes: u64) -> Result<Graph, 
         ..GraphFacts::default()
     };
     let unshaped = graph.input.iter().chain(&graph.output).filter(|value| has_no_shape(value));
-    Ok(Graph { facts, unshaped: unshaped.map(|value| value.name().to_owned()).collect() })
+    let defaults: HashSet<&str> = graph.initializer.iter().map(|tensor| tensor.name()).collect();
+    let given = graph.input.iter().filter(|value| !defaults.contains(value.name()));
+    Ok(Graph {
+        facts,
+        unshaped: unshaped.map(|value| value.name().to_owned()).collect(),
+        shapes: given.map(|value| (value.name().to_owned(), sizes(value))).collect(),
+        convolves: tensors.convolves,
+    })
+}
+
+/// The sizes that an input declares, `None` for a free one.
+fn sizes(value: &ValueInfoProto) -> Option<Vec<Option<u64>>> {
+    use super::proto::tensor_shape_proto::dimension;
+    let Some(type_proto::Value::TensorType(tensor)) = value.r#type.as_ref()?.value.as_ref() else { return None };
+    let size = |value: Option<&dimension::Value>| match value {
+        Some(dimension::Value::DimValue(size)) => u64::try_from(*size).ok(),
+        Some(dimension::Value::DimParam(_)) | None => None,
+    };
+    Some(tensor.shape.as_ref()?.dim.iter().map(|dim| size(dim.value.as_ref())).collect())
 }
 
 /// Operators whose work follows from the shapes of their inputs: no control flow, and none that make a tensor of a size that is
@@ -203,6 +224,7 @@ struct Tensors<'a> {
     initializers: Vec<&'a TensorProto>,
     /// Whether one of the nodes is of [`REPEATING`].
     repeats_weights: bool,
+    convolves: bool,
 }
 
 /// Operators that use the same weights many times for one row; those of other domains have names made of these.
@@ -219,6 +241,7 @@ impl<'a> Tensors<'a> {
 
     fn nodes(&mut self, nodes: &'a [NodeProto]) {
         for node in nodes {
+            self.convolves |= node.op_type().contains("Conv");
             self.repeats_weights |= REPEATING.iter().any(|operator| node.op_type().contains(operator));
             node.attribute.iter().for_each(|attribute| self.attribute(attribute));
         }

@@ -1,8 +1,8 @@
 //! Finds and opens ONNX Runtime's shared library, once for the process.
 
-use super::{graph, memory, session};
+use super::{graph, memory, provider, session};
 use crate::runtime::pair::Pair;
-use crate::runtime::{GraphSource, Runtime, RuntimeError, Session, SessionSettings};
+use crate::runtime::{GraphSource, ProviderStatus, Runtime, RuntimeError, Session, SessionSettings};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -125,6 +125,10 @@ impl Runtime for OnnxRuntime {
         let Some(file) = &source.text_tower else { return Ok(size) };
         let source = GraphSource { file: file.clone(), text_tower: None, ..source.clone() };
         Ok(size.saturating_add(graph::read(&source)?.facts.size_bytes))
+    }
+
+    fn providers(&self) -> Vec<ProviderStatus> {
+        provider::statuses(&self.environment)
     }
 
     fn give_back(&self) {

@@ -23,6 +23,24 @@ pub(super) fn clean(text: &str) -> String {
     cleaned.replace(|c: char| c.is_control(), " ")
 }
 
+/// Whether a message says that a device has no memory left. ONNX Runtime has no code for it: its arena, CUDA and cuDNN each say
+/// it in words of their own.
+pub(super) fn is_out_of_memory(text: &str) -> bool {
+    let lower = text.to_lowercase();
+    [
+        "out of memory",
+        "failed to allocate memory for requested buffer",
+        "available memory of",
+        "cublas_status_alloc_failed",
+        "cudnn_status_alloc_failed",
+        "cudnn_status_internal_error_host_allocation_failed",
+        "cudnn_status_internal_error_device_allocation_failed",
+        "std::bad_alloc",
+    ]
+    .iter()
+    .any(|part| lower.contains(part))
+}
+
 /// `/onnxruntime_src/.../gather.cc:123` and the like.
 fn is_source_location(word: &str) -> bool {
     [".cc:", ".h:", ".cpp:", ".cu:", ".cuh:", ".inc:"].iter().any(|mark| word.contains(mark))
@@ -78,6 +96,28 @@ mod tests {
         check("Load model from /var/lib/models/a/1/model.onnx failed: bad", "Load model from (path) failed: bad");
         check("Invalid input name: nope", "Invalid input name: nope");
         check("", "the graph failed");
+    }
+
+    #[test]
+    fn want_of_memory_is_told_from_other_faults() {
+        for text in [
+            "/onnxruntime_src/onnxruntime/core/framework/bfc_arena.cc:376 void* onnxruntime::BFCArena::AllocateRawInternal(size_t, bool) \
+             Failed to allocate memory for requested buffer of size 4194304",
+            "bfc_arena.cc:359 Available memory of 1024 is smaller than requested bytes of 4096",
+            "CUDA failure 2: out of memory ; GPU=0 ; hostname=x ; expr=cudaMalloc((void**)&p, size);",
+            "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0",
+            "CUDNN failure 4002: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+            "Non-zero status code returned while running Tile node. Status Message: std::bad_alloc",
+        ] {
+            assert!(is_out_of_memory(text), "{text}");
+        }
+        for text in [
+            "indices element out of data bounds, idx=7",
+            "CUDA failure 700: an illegal memory access was encountered",
+            "",
+        ] {
+            assert!(!is_out_of_memory(text), "{text}");
+        }
     }
 
     #[test]

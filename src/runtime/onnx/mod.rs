@@ -10,6 +10,7 @@ mod graph;
 mod library;
 mod memory;
 mod message;
+mod options;
 mod provider;
 mod raw;
 mod session;

@@ -12,6 +12,7 @@ use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, Memory
 use ort::session::{RunOptions, SelectedOutputMarker, Session, SessionInputValue, SharedSessionInner};
 use ort::value::{DynTensor, DynValue, TensorElementType};
 use ort::{AsPointer, sys};
+use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::ptr::{self, NonNull};
 
@@ -174,4 +175,36 @@ pub(super) fn shrink_arena(session: &SharedSessionInner, output: &CStr) -> ort::
     // Released; its text says that the run was stopped.
     let _ = check(status);
     Ok(())
+}
+
+/// How many nodes of the session's optimised graph each execution provider runs; the session must have been built with
+/// `session.record_ep_graph_assignment_info`.
+///
+/// # Errors
+/// Where that was not so.
+pub(super) fn assigned_nodes(session: &Session) -> ort::Result<BTreeMap<String, u64>> {
+    let mut subgraphs: *const *const sys::OrtEpAssignedSubgraph = ptr::null();
+    let mut count = 0;
+    // SAFETY: the session lives through the call, which gives an array of so many entries that the session owns.
+    check(unsafe { (ort::api().Session_GetEpGraphAssignmentInfo)(session.ptr(), &raw mut subgraphs, &raw mut count) })?;
+    let mut nodes = BTreeMap::new();
+    for index in 0..if subgraphs.is_null() { 0 } else { count } {
+        // SAFETY: the index is within the array, which lives as long as the session.
+        let subgraph = unsafe { *subgraphs.add(index) };
+        let mut name: *const std::ffi::c_char = ptr::null();
+        // SAFETY: the entry is the session's, and so is the text that the call gives.
+        check(unsafe { (ort::api().EpAssignedSubgraph_GetEpName)(subgraph, &raw mut name) })?;
+        let mut members: *const *const sys::OrtEpAssignedNode = ptr::null();
+        let mut size = 0;
+        // SAFETY: as above; only the number of entries is used.
+        check(unsafe { (ort::api().EpAssignedSubgraph_GetNodes)(subgraph, &raw mut members, &raw mut size) })?;
+        if name.is_null() {
+            continue;
+        }
+        // SAFETY: the text is a C string that lives as long as the session.
+        let name = unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
+        let sum = nodes.entry(name).or_insert(0u64);
+        *sum = sum.saturating_add(size as u64);
+    }
+    Ok(nodes)
 }

@@ -1,15 +1,19 @@
 //! One ONNX Runtime session: building it on a device, and running it.
 
 use super::arena::Arena;
-use super::{convert, graph, memory, message, provider, raw};
+use super::options::{self, Machine, Profile};
+use super::provider::{self, Candidate, Provider};
+use super::{convert, graph, memory, message, raw};
 use crate::runtime::{
-    DeviceType, GraphFacts, GraphSource, Input, Interrupt, OptimizationLevel, RuntimeError, Session, SessionSettings,
-    WorkingMemory,
+    DeviceType, Execution, GraphFacts, GraphSource, Input, Interrupt, MissingProvider, OptimizationLevel, RuntimeError,
+    Session, SessionSettings, WorkingMemory,
 };
+use crate::telemetry::gpu;
 use crate::tensor::{Spec, Value, ValueType};
 use ort::environment::Environment;
 use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{RunOptions, SessionInputValue};
+use std::collections::BTreeMap;
 use std::ffi::{CStr, CString};
 use std::path::Path;
 use std::sync::Arc;
@@ -21,49 +25,96 @@ pub(super) fn load(
     settings: &SessionSettings,
 ) -> Result<Box<dyn Session>, RuntimeError> {
     let graph = graph::read(source)?;
-    let mut problems: Vec<String> = Vec::new();
-    let mut graph_problem = None;
-    for candidate in provider::candidates(&settings.device) {
-        let on_cpu = candidate.device == "cpu";
-        // Under `auto` a library without CUDA is the normal case, not a problem to report.
-        if !on_cpu && settings.device.device_type == DeviceType::Auto && !provider::has_cuda() {
+    let candidates = provider::candidates(&settings.device);
+    let asked = candidates.first().map(Candidate::names).unwrap_or_default();
+    let mut missing: Vec<MissingProvider> = Vec::new();
+    let mut is_fallback = false;
+    for candidate in candidates {
+        if let Some(absent) = candidate.providers.iter().find(|provider| !provider.is_in_build()) {
+            // Under `auto` a library without CUDA is the normal case, not a problem to report.
+            is_fallback |= settings.device.device_type != DeviceType::Auto;
+            note(&mut missing, absent.not_in_build());
             continue;
         }
-        match build(environment, &source.file, settings, &candidate) {
+        let machine = machine(&graph, settings);
+        match build(environment, &source.file, settings, &candidate, &machine) {
             Ok(session) => {
-                for problem in &problems {
-                    tracing::warn!(device = candidate.device, problem, "a better device was not used");
+                if is_fallback {
+                    for MissingProvider { provider, reason } in &missing {
+                        tracing::warn!(device = candidate.device, provider, reason, "a better device was not used");
+                    }
                 }
-                return OnnxSession::new(session, &graph, &candidate)
+                let registered = candidate.names();
+                missing.retain(|missing| !registered.contains(&missing.provider));
+                let nodes = raw::assigned_nodes(&session).unwrap_or_else(|error| {
+                    tracing::debug!(%error, "ONNX Runtime does not tell which provider runs which node");
+                    BTreeMap::new()
+                });
+                let execution = Execution { asked, registered, nodes, missing, is_fallback };
+                return OnnxSession::new(session, &graph, candidate.device, execution)
                     .map(|session| Box::new(session) as Box<dyn Session>);
             }
-            Err(error) => {
+            Err((provider, error)) => {
                 tracing::debug!(device = candidate.device, %error, "ONNX Runtime refused the graph");
-                let text = message::clean(&error.to_string());
-                if on_cpu {
-                    graph_problem = Some(text);
-                } else {
-                    problems.push(format!("{}: {text}", candidate.device));
-                }
+                let Some(provider) = provider else {
+                    let problem = message::clean(&error.to_string());
+                    return Err(RuntimeError::Graph(format!("ONNX Runtime cannot load the graph: {problem}")));
+                };
+                is_fallback = true;
+                note(&mut missing, provider.failed(&error.to_string()));
             }
         }
     }
-    Err(match graph_problem {
-        Some(problem) => RuntimeError::Graph(format!("ONNX Runtime cannot load the graph: {problem}")),
-        None => RuntimeError::Device(format!(
-            "the device that was asked for does not work ({}); set device_type = \"auto\" or allow_fallback = true to use another",
-            problems.join("; ")
-        )),
-    })
+    let problem = Execution { missing, ..Execution::default() }.problem();
+    Err(RuntimeError::Device(format!(
+        "the device that was asked for does not work ({problem}); set device_type = \"auto\" or allow_fallback = true to use another"
+    )))
 }
 
-// The crate's builder errors do not convert to boxed errors; a function that returns its own result type keeps `?`.
+/// The first reason counts: it is of the best way that was tried.
+fn note(missing: &mut Vec<MissingProvider>, found: MissingProvider) {
+    if missing.iter().all(|known| known.provider != found.provider) {
+        missing.push(found);
+    }
+}
+
+/// What the options of a device depend on besides its settings.
+fn machine(graph: &graph::Graph, settings: &SessionSettings) -> Machine {
+    let device = &settings.device;
+    Machine {
+        // Opens the driver's library: only for those who need it.
+        gpu_bytes: device.memory_fraction.and_then(|_| gpu::memory_total_bytes(device.device_index)),
+        level: Some(settings.optimization_level),
+        // Runs are not bound to buffers of their own, which playing a recording needs.
+        is_fixed: false,
+        convolves: graph.convolves,
+        profile: device.tensorrt.rows.and_then(|(usual, most)| Profile::of(&graph.shapes, usual, most)),
+        engines: device.tensorrt.engines.clone(),
+    }
+}
+
+/// Builds a session. The error names the provider that did not work; none, where the graph is at fault.
 fn build(
     environment: &Environment,
     file: &Path,
     settings: &SessionSettings,
-    candidate: &provider::Candidate,
-) -> ort::Result<ort::session::Session> {
+    candidate: &Candidate,
+    machine: &Machine,
+) -> Result<ort::session::Session, (Option<Provider>, ort::Error)> {
+    let mut builder = builder(environment, settings).map_err(|error| (candidate.providers.first().copied(), error))?;
+    // One by one, so that it is known which of them does not work.
+    for &provider in &candidate.providers {
+        let dispatch = provider.dispatch(&options::of(provider, &settings.device, machine));
+        dispatch.register(&mut builder).map_err(|error| (Some(provider), error))?;
+    }
+    builder.commit_from_file(file).map_err(|error| (candidate.providers.first().copied(), error))
+}
+
+// The crate's builder errors do not convert to boxed errors; a function that returns its own result type keeps `?`.
+fn builder(
+    environment: &Environment,
+    settings: &SessionSettings,
+) -> ort::Result<ort::session::builder::SessionBuilder> {
     let level = match settings.optimization_level {
         OptimizationLevel::None => GraphOptimizationLevel::Disable,
         OptimizationLevel::Basic => GraphOptimizationLevel::Level1,
@@ -71,17 +122,13 @@ fn build(
         OptimizationLevel::Aggressive => GraphOptimizationLevel::All,
     };
     // Spinning threads would take the cores from the requests' own work.
-    let mut builder = ort::session::Session::builder(environment)?
+    Ok(ort::session::Session::builder(environment)?
         .with_intra_threads(settings.intra_threads)?
         .with_inter_threads(1)?
         .with_intra_op_spinning(false)?
         .with_inter_op_spinning(false)?
-        .with_optimization_level(level)?;
-    let providers = candidate.dispatch(&settings.device);
-    if !providers.is_empty() {
-        builder = builder.with_execution_providers(providers)?;
-    }
-    builder.commit_from_file(file)
+        .with_optimization_level(level)?
+        .with_config_entry("session.record_ep_graph_assignment_info", "1")?)
 }
 
 struct OnnxSession {
@@ -106,7 +153,8 @@ impl OnnxSession {
     fn new(
         session: ort::session::Session,
         graph: &graph::Graph,
-        candidate: &provider::Candidate,
+        device: String,
+        execution: Execution,
     ) -> Result<OnnxSession, RuntimeError> {
         let spec = |name: &str, ty: &ort::value::ValueType, has_default: bool| -> Result<Spec, RuntimeError> {
             let ty = convert::value_type(ty, graph.unshaped.contains(name))?;
@@ -125,11 +173,7 @@ impl OnnxSession {
         for output in session.outputs() {
             outputs.push(spec(output.name(), output.dtype(), false)?);
         }
-        let facts = GraphFacts {
-            providers: candidate.names.iter().map(|name| (*name).to_owned()).collect(),
-            device: candidate.device.clone(),
-            ..graph.facts.clone()
-        };
+        let facts = GraphFacts { execution, device, ..graph.facts.clone() };
         let arena = if facts.device == "cpu" { Arena::of(&session).map(Arc::new) } else { None };
         let shared =
             Shared { session: Some(session), input_names: c_names(&inputs)?, output_names: c_names(&outputs)?, arena };
