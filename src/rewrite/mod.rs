@@ -1,13 +1,18 @@
 //! Makes variants of a graph that are smaller or faster, and says how far their answers are from the original's.
 //!
-//! [`quantize_file`] writes a graph whose products are of bytes ([`int8`]); [`drift()`] compares outputs. Invariants: what is
-//! written is a valid model of the same inputs and outputs, its metadata kept; nothing is adopted here, and nothing is
-//! measured: who asks for a variant runs it beside the original. Reads and writes only the files it is told.
+//! [`quantize_file`] writes a graph whose products are of bytes ([`int8`]); [`compare()`] runs variants and their original by
+//! turns, [`decide`] says what came of it. Invariants: what is written is a valid model of the same inputs and outputs, its
+//! metadata kept; nothing is adopted here, and nothing loaded: who asks brings the sessions. Reads and writes only the files
+//! it is told.
 
+mod compare;
 mod drift;
 mod file;
 mod int8;
 
+pub use compare::{
+    Compared, Objective, Outcome, Sample, Timed, Trial, Verdict, WIN_MIN, compare, decide, rows_per_second, speed,
+};
 pub use drift::{Drift, drift};
 
 use std::path::Path;
