@@ -2,9 +2,7 @@
 
 use super::*;
 use crate::runtime::fake::FakeRuntime;
-use crate::runtime::{
-    DeviceSettings, GraphSource, Input, Interrupt, OptimizationLevel, Runtime, RuntimeError, Session, SessionSettings,
-};
+use crate::runtime::{GraphSource, Input, Interrupt, Runtime, RuntimeError, Session, SessionSettings};
 use crate::tasks::{Progress, Tasks};
 use crate::telemetry::stats::Stats;
 use crate::tensor::{DType, Dim, Spec, Tensor, Value, ValueType};
@@ -23,11 +21,7 @@ fn spec(name: &str, dims: &[i64]) -> Spec {
 
 fn session(run: impl Fn(&[Input], &[usize], &Interrupt) -> Outcome + Send + Sync + 'static) -> Box<dyn Session> {
     let source = GraphSource { file: "".into(), text_tower: None, folder: "".into(), max_file_bytes: 0 };
-    let settings = SessionSettings {
-        device: DeviceSettings::default(),
-        optimization_level: OptimizationLevel::None,
-        intra_threads: 1,
-    };
+    let settings = SessionSettings::default();
     FakeRuntime::new(vec![spec("x", &[-1, -1])], vec![spec("y", &[-1, -1])], run).load(&source, &settings).unwrap()
 }
 
@@ -529,11 +523,7 @@ async fn tiny_runs_are_made_in_place_and_others_go_to_the_queue() {
 /// What the probe makes of a graph whose run is `run`.
 fn probed(inputs: &[i64], outputs: &[i64], run: impl Fn(&Tensor) -> Tensor + Send + Sync + 'static) -> Plan {
     let source = GraphSource { file: "".into(), text_tower: None, folder: "".into(), max_file_bytes: 0 };
-    let settings = SessionSettings {
-        device: DeviceSettings::default(),
-        optimization_level: OptimizationLevel::None,
-        intra_threads: 1,
-    };
+    let settings = SessionSettings::default();
     let runtime = FakeRuntime::new(vec![spec("x", inputs)], vec![spec("y", outputs)], move |inputs, _, _| {
         Ok(vec![run(inputs[0].1.as_tensor().unwrap()).into()])
     });

@@ -41,6 +41,17 @@ enum Kind {
         get: fn(&Config) -> Option<u64>,
         set: fn(&mut Config, u64),
     },
+    /// The same of a yes or no.
+    ChosenBoolean {
+        get: fn(&Config) -> Option<bool>,
+        set: fn(&mut Config, bool),
+    },
+    /// The same of a text.
+    ChosenText {
+        expected: &'static str,
+        get: fn(&Config) -> Option<String>,
+        set: fn(&mut Config, &str) -> Option<()>,
+    },
     /// `set` gives `None` where the text is not what `expected` says.
     Text {
         expected: &'static str,
@@ -401,14 +412,29 @@ pub(super) const KEYS: &[Key] = &[
     Key {
         section: "optimization",
         name: "optimization_level",
-        doc: "none, basic, balanced or aggressive.",
-        kind: Kind::Text {
+        doc: "none, basic, balanced or aggressive; not set: aggressive, or what [performance] tune finds.",
+        kind: Kind::ChosenText {
             expected: "one of \"none\", \"basic\", \"balanced\", \"aggressive\"",
-            get: |config| {
-                let level = config.overrides.optimization.optimization_level;
-                spelling(&level.unwrap_or(ModelSettings::default().optimization_level))
-            },
+            get: |config| config.overrides.optimization.optimization_level.as_ref().map(spelling),
             set: |config, text| word(text).map(|value| config.overrides.optimization.optimization_level = Some(value)),
+        },
+    },
+    Key {
+        section: "optimization",
+        name: "memory_arena",
+        doc: "Keep on the CPU what memory a run took for the next one; false: freed after each run, and not measured; not set: true, or what [performance] tune finds.",
+        kind: Kind::ChosenBoolean {
+            get: |config| config.overrides.optimization.memory_arena,
+            set: |config, value| config.overrides.optimization.memory_arena = Some(value),
+        },
+    },
+    Key {
+        section: "optimization",
+        name: "memory_pattern",
+        doc: "Take the memory of a run in one block, as the first run of the same shapes needed it; not set: true, or what [performance] tune finds.",
+        kind: Kind::ChosenBoolean {
+            get: |config| config.overrides.optimization.memory_pattern,
+            set: |config, value| config.overrides.optimization.memory_pattern = Some(value),
         },
     },
     Key {
@@ -794,6 +820,8 @@ impl Key {
             Kind::Boolean { get, .. } => Setting::Boolean(get(config)),
             Kind::Integer { get, .. } => Setting::Integer(get(config)),
             Kind::Chosen { get, .. } => get(config).map_or(Setting::Unset, Setting::Integer),
+            Kind::ChosenBoolean { get, .. } => get(config).map_or(Setting::Unset, Setting::Boolean),
+            Kind::ChosenText { get, .. } => get(config).map_or(Setting::Unset, Setting::Text),
             Kind::Text { get, .. } => Setting::Text(get(config)),
             Kind::List { get, .. } => Setting::List(get(config)),
         }
@@ -805,7 +833,7 @@ impl Key {
     /// What the key takes, in words, where `given` is something else.
     pub(super) fn put(&self, config: &mut Config, given: &Given) -> Result<(), String> {
         match &self.kind {
-            Kind::Boolean { set, .. } => {
+            Kind::Boolean { set, .. } | Kind::ChosenBoolean { set, .. } => {
                 set(config, given.boolean().ok_or("true or false")?);
                 Ok(())
             }
@@ -816,7 +844,9 @@ impl Key {
                 set(config, value);
                 Ok(())
             }
-            Kind::Text { expected, set, .. } => Ok(given.text().and_then(|text| set(config, text)).ok_or(*expected)?),
+            Kind::Text { expected, set, .. } | Kind::ChosenText { expected, set, .. } => {
+                Ok(given.text().and_then(|text| set(config, text)).ok_or(*expected)?)
+            }
             Kind::List { expected, set, .. } => Ok(given.list().and_then(|list| set(config, list)).ok_or(*expected)?),
         }
     }

@@ -107,7 +107,7 @@ fn values_reach_their_rooms() {
     let shown = config.effective();
     let find = |key: &str| shown.iter().find(|entry| entry.key == key).unwrap().value.clone();
     assert_eq!(find("device.device_type"), Setting::Text("cuda".to_owned()));
-    assert_eq!(find("optimization.optimization_level"), Setting::Text("aggressive".to_owned()));
+    assert_eq!(find("optimization.optimization_level"), Setting::Unset);
     assert_eq!(find("store.poll_interval_ms"), Setting::Integer(250));
     assert_eq!(find("batch.intra_threads"), Setting::Unset);
 }
@@ -121,6 +121,7 @@ fn every_key_works_from_file_and_environment() {
             (_, "listen") => ("\"127.0.0.9:9\"", "127.0.0.9:9", Setting::Text("127.0.0.9:9".into())),
             (_, "models_dir") => ("\"other\"", "other", Setting::Text("other".into())),
             (_, "device_type") => ("\"tensorrt\"", "tensorrt", Setting::Text("tensorrt".into())),
+            (_, "memory_arena" | "memory_pattern") => ("false", "false", Setting::Boolean(false)),
             (_, "optimization_level") => ("\"basic\"", "basic", Setting::Text("basic".into())),
             (_, "log_format") => ("\"json\"", "json", Setting::Text("json".into())),
             (_, "log_level") => ("\"warn,a=debug\"", "warn,a=debug", Setting::Text("warn,a=debug".into())),

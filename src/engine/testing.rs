@@ -6,9 +6,7 @@ use crate::cache::{CacheSettings, Caches};
 use crate::models::{ModelManager, ModelSettings, StoreSettings};
 use crate::pipelines::{PipelineLimits, Pool};
 use crate::runtime::fake::FakeRuntime;
-use crate::runtime::{
-    DeviceSettings, GraphSource, Input, Interrupt, OptimizationLevel, Runtime, RuntimeError, SessionSettings,
-};
+use crate::runtime::{GraphSource, Input, Interrupt, Runtime, RuntimeError, SessionSettings};
 use crate::tasks::Tasks;
 use crate::telemetry::Stats;
 use crate::tensor::{Spec, Value};
@@ -54,8 +52,7 @@ pub(crate) fn caching_model(
     run: impl Fn(&[Input], &[usize], &Interrupt) -> Result<Vec<Value>, RuntimeError> + Send + Sync + 'static,
 ) -> Arc<LoadedModel> {
     let source = GraphSource { file: "".into(), text_tower: None, folder: "".into(), max_file_bytes: 0 };
-    let device = DeviceSettings::default();
-    let settings = SessionSettings { device, optimization_level: OptimizationLevel::None, intra_threads: 1 };
+    let settings = SessionSettings::default();
     let runtime = Arc::new(FakeRuntime::new(inputs.clone(), outputs.clone(), run));
     let session = runtime.load(&source, &settings).unwrap();
     let facts = session.facts().clone();

@@ -8,13 +8,22 @@ use super::ModelSettings;
 use super::manifest::INSTANCES_MAX;
 use crate::batching::worth::Worth;
 use crate::batching::{BatchSettings, Joining};
-use crate::runtime::GraphFacts;
+use crate::runtime::{GraphFacts, MemorySettings, OptimizationLevel};
+use serde::{Deserialize, Serialize};
 
 /// Instances that run at the same time, each with this many threads a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Layout {
     pub instances: usize,
     pub intra_threads: usize,
+}
+
+/// All that sessions are built by, where the device is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Setup {
+    pub layout: Layout,
+    pub optimization_level: OptimizationLevel,
+    pub memory: MemorySettings,
 }
 
 /// Layouts that are measured at most: each is a load of its own.

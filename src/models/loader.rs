@@ -4,7 +4,7 @@
 //! Knows no registry: who may be replaced by the result is decided elsewhere.
 
 use super::config_pbtxt::{GivenConfig, InForce, effective};
-use super::layout::{self, Layout};
+use super::layout::{self, Layout, Setup};
 use super::made_up::{self, InputHints, Size};
 use super::memory::{Measuring, resident_estimate};
 use super::repository::{GraphFiles, VersionFolder, companion, graph_files, read_bounded};
@@ -135,7 +135,7 @@ pub(super) fn load(
         let found = joining_plan(job, &mut sessions, &hints, &inputs, pipeline.as_deref(), interrupt);
         let (outcome, standing, left) =
             tuned_sessions(job, (layout, sessions), &found, &hints, &build, tasks, interrupt);
-        let wanted = outcome.as_ref().map_or(layout, |tuned| tuned.chosen.layout);
+        let wanted = outcome.as_ref().map_or(layout, |tuned| tuned.chosen.setup.layout);
         sessions = left;
         if wanted != standing || sessions.len() != wanted.instances {
             // Before the next are loaded: never two layouts at a time.
@@ -375,6 +375,7 @@ fn session_settings(job: &Job, layout: Layout) -> SessionSettings {
         optimization_level: job.settings.optimization_level,
         // A session's own threads help whoever runs it: those who share it need the helpers of all of them.
         intra_threads: if shares { instances * (intra_threads - 1) + 1 } else { intra_threads },
+        memory: job.settings.memory(),
     }
 }
 
@@ -445,7 +446,9 @@ fn tuned_sessions(
     let row_tokens = plan.padding.as_ref().map(|_| length);
     // Threads and copies mean something else, or nothing, elsewhere.
     let on_cpu = first.facts().device == "cpu";
+    let base = Setup { layout, optimization_level: job.settings.optimization_level, memory: job.settings.memory() };
     let space = Space {
+        base,
         layouts: if on_cpu { tried(&job.settings, job.size_bytes) } else { vec![layout] },
         batches: layout::batches(plan.joining, &job.settings, row_tokens),
         row_tokens,
@@ -456,8 +459,8 @@ fn tuned_sessions(
     if let Some(Tuned { chosen, measured, target_reached, target_p99, .. }) = &tuned {
         let millis = |time: Duration| time.as_secs_f64() * 1e3;
         tracing::info!(
-            model = %job.name, version = %job.version, instances = chosen.layout.instances,
-            intra_threads = chosen.layout.intra_threads, batch_size = chosen.batch_size,
+            model = %job.name, version = %job.version, instances = chosen.setup.layout.instances,
+            intra_threads = chosen.setup.layout.intra_threads, batch_size = chosen.batch_size,
             rows_per_second = chosen.rows_per_second, p99_ms = millis(chosen.p99), measured = measured.len(),
             "a model is tuned by measurement"
         );

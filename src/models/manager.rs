@@ -316,6 +316,7 @@ impl ModelManager {
             device: model.settings.device.clone(),
             optimization_level: model.settings.optimization_level,
             intra_threads: model.intra_threads,
+            memory: model.settings.memory(),
         };
         let session = self.blocking(move || runtime.load(&source, &settings)).await;
         let session = session.ok_or(LoadError::Panicked).and_then(|session| session.map_err(LoadError::Runtime));

@@ -39,7 +39,7 @@ pub use admission::MemoryTotals;
 pub use config_pbtxt::ConfigError;
 pub use error::{LoadError, ModelError};
 pub use install::{Claim, Staged, Tried};
-pub use layout::Layout;
+pub use layout::{Layout, Setup};
 pub use made_up::InputHints;
 pub use manager::ModelManager;
 pub use manifest::{Manifest, ManifestError, VersionPolicy, WarmupSample};

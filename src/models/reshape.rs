@@ -256,7 +256,6 @@ fn reshaped(
 mod tests {
     use super::*;
     use crate::runtime::fake::FakeRuntime;
-    use crate::runtime::{DeviceSettings, OptimizationLevel};
     use crate::tensor::DType;
 
     #[test]
@@ -312,8 +311,7 @@ mod tests {
         let runtime = Arc::new(FakeRuntime::new(vec![spec("x", graph)], vec![spec("y", graph)], run));
         let runtime = Reshapes { inputs: both("x"), outputs: both("y") }.seen_through(runtime);
         let source = GraphSource { file: "".into(), text_tower: None, folder: "".into(), max_file_bytes: 0 };
-        let device = DeviceSettings::default();
-        let settings = SessionSettings { device, optimization_level: OptimizationLevel::None, intra_threads: 1 };
+        let settings = SessionSettings::default();
         runtime.load(&source, &settings)
     }
 

@@ -2,7 +2,9 @@
 
 use crate::batching::{BatchSettings, WaitingSettings};
 use crate::cache::CacheSettings;
-use crate::runtime::{CompileMode, DeviceSettings, DeviceType, Fraction, OptimizationLevel, TensorrtSettings};
+use crate::runtime::{
+    CompileMode, DeviceSettings, DeviceType, Fraction, MemorySettings, OptimizationLevel, TensorrtSettings,
+};
 use serde::Deserialize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -26,6 +28,12 @@ pub struct StoreSettings {
 pub struct ModelSettings {
     pub device: DeviceSettings,
     pub optimization_level: OptimizationLevel,
+    /// Whether `optimization_level` is somebody's wish, which no measurement changes.
+    pub optimization_level_is_set: bool,
+    /// See [`MemorySettings::arena`]; `None` = on, or what tuning finds.
+    pub memory_arena: Option<bool>,
+    /// See [`MemorySettings::pattern`]; `None` = on, or what tuning finds.
+    pub memory_pattern: Option<bool>,
     /// Loaded copies; `None` = chosen for the machine.
     pub instances: Option<usize>,
     /// Threads of one run; `None` = chosen for the machine.
@@ -58,11 +66,25 @@ impl TuningSettings {
     }
 }
 
+impl ModelSettings {
+    /// How sessions get their working memory where nothing was measured.
+    pub fn memory(&self) -> MemorySettings {
+        let default = MemorySettings::default();
+        MemorySettings {
+            arena: self.memory_arena.unwrap_or(default.arena),
+            pattern: self.memory_pattern.unwrap_or(default.pattern),
+        }
+    }
+}
+
 impl Default for ModelSettings {
     fn default() -> ModelSettings {
         ModelSettings {
             device: DeviceSettings::default(),
             optimization_level: OptimizationLevel::Aggressive,
+            optimization_level_is_set: false,
+            memory_arena: None,
+            memory_pattern: None,
             instances: None,
             intra_threads: None,
             batch: BatchSettings::default(),
@@ -107,6 +129,8 @@ pub struct OptimizationOverrides {
     pub enable_optimization: Option<bool>,
     pub optimization_level: Option<OptimizationLevel>,
     pub enable_tensorrt: Option<bool>,
+    pub memory_arena: Option<bool>,
+    pub memory_pattern: Option<bool>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -205,6 +229,11 @@ impl ModelOverrides {
             } else {
                 level
             },
+            optimization_level_is_set: self.optimization.optimization_level.is_some()
+                || self.optimization.enable_optimization == Some(false)
+                || base.optimization_level_is_set,
+            memory_arena: self.optimization.memory_arena.or(base.memory_arena),
+            memory_pattern: self.optimization.memory_pattern.or(base.memory_pattern),
             instances: self.batch.instances.or(base.instances),
             intra_threads: self.batch.intra_threads.or(base.intra_threads),
             batch: BatchSettings {

@@ -546,7 +546,7 @@ async fn a_tuned_model_serves_with_what_was_measured_and_keeps_what_is_set() {
     let tuned = model.tuned.as_ref().unwrap();
     assert_eq!(
         (model.instances, model.intra_threads),
-        (tuned.chosen.layout.instances, tuned.chosen.layout.intra_threads)
+        (tuned.chosen.setup.layout.instances, tuned.chosen.setup.layout.intra_threads)
     );
     assert_eq!(Some(model.settings.batch.max_batch_size), tuned.chosen.batch_size);
     assert!(tuned.measured.len() > 1 && run(&model).await);

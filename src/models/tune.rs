@@ -5,9 +5,10 @@
 //! once when the load is stopped; a candidate that fails is left out. Other work of the machine is measured along.
 
 use super::LoadError;
-use super::layout::Layout;
+use super::layout::{Layout, Setup};
 use crate::runtime::{Input, Interrupt, Session};
 use crate::tasks::Tasks;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -25,9 +26,9 @@ const LOOK: Duration = Duration::from_millis(10);
 const SAME: f64 = 0.97;
 
 /// One candidate as it was measured.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
-    pub layout: Layout,
+    pub setup: Setup,
     /// Rows of each run; `None` where a run takes what one request brings.
     pub batch_size: Option<usize>,
     /// Of all instances together; runs, where rows are not counted.
@@ -39,7 +40,7 @@ pub struct Measured {
 }
 
 /// What was measured at a load, and what follows from it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Tuned {
     /// In the order in which it was measured.
     pub measured: Vec<Measured>,
@@ -56,6 +57,8 @@ pub struct Tuned {
 
 /// What is tried.
 pub(super) struct Space {
+    /// Of all candidates, but for the layout.
+    pub(super) base: Setup,
     /// Not empty.
     pub(super) layouts: Vec<Layout>,
     /// Ascending.
@@ -154,8 +157,10 @@ fn ladder(
     for rows in &space.batches {
         let inputs = (means.make)(*rows).ok_or("no inputs could be made up")?;
         // A single run may take as long as the whole budget.
-        let one =
-            means.measure(sessions, inputs, slice, BUDGET)?.summary(layout, *rows).ok_or("no run ended in time")?;
+        let one = means
+            .measure(sessions, inputs, slice, BUDGET)?
+            .summary(Setup { layout, ..space.base }, *rows)
+            .ok_or("no run ended in time")?;
         measured.push(one);
         worse = if one.rows_per_second < best * 0.9 { worse + 1 } else { 0 };
         best = best.max(one.rows_per_second);
@@ -172,14 +177,14 @@ fn ladder(
 struct Runs(Vec<(Vec<Duration>, Duration)>);
 
 impl Runs {
-    fn summary(self, layout: Layout, batch_size: Option<usize>) -> Option<Measured> {
+    fn summary(self, setup: Setup, batch_size: Option<usize>) -> Option<Measured> {
         let rate = |(runs, time): &(Vec<Duration>, Duration)| runs.len() as f64 / time.as_secs_f64().max(1e-9);
         let rows_per_second = self.0.iter().map(rate).sum::<f64>() * batch_size.unwrap_or(1) as f64;
         let mut all: Vec<Duration> = self.0.into_iter().flat_map(|(runs, _)| runs).collect();
         all.sort_unstable();
         let run = *all.get(all.len() / 2)?;
         let slow = *all.get((all.len() * 99).div_ceil(100).saturating_sub(1))?;
-        Some(Measured { layout, batch_size, rows_per_second, run, p99: run.saturating_add(slow) })
+        Some(Measured { setup, batch_size, rows_per_second, run, p99: run.saturating_add(slow) })
     }
 }
 
@@ -330,7 +335,7 @@ impl Means<'_> {
 mod tests {
     use super::*;
     use crate::runtime::fake::FakeRuntime;
-    use crate::runtime::{DeviceSettings, GraphSource, OptimizationLevel, Runtime as _, RuntimeError, SessionSettings};
+    use crate::runtime::{GraphSource, MemorySettings, OptimizationLevel, Runtime as _, RuntimeError, SessionSettings};
     use crate::tensor::{DType, Dim, Spec, Tensor, Value, ValueType};
     use proptest::prelude::*;
     use std::sync::Mutex;
@@ -340,9 +345,13 @@ mod tests {
         Layout { instances, intra_threads }
     }
 
+    fn setup(layout: Layout) -> Setup {
+        Setup { layout, optimization_level: OptimizationLevel::Aggressive, memory: MemorySettings::default() }
+    }
+
     fn measured(rows_per_second: f64, p99_ms: u64) -> Measured {
         let p99 = Duration::from_millis(p99_ms);
-        Measured { layout: layout(1, 1), batch_size: Some(1), rows_per_second, run: p99 / 2, p99 }
+        Measured { setup: setup(layout(1, 1)), batch_size: Some(1), rows_per_second, run: p99 / 2, p99 }
     }
 
     #[test]
@@ -427,11 +436,7 @@ mod tests {
             assert_eq!(self.alive.load(Ordering::SeqCst), 0, "two layouts at a time");
             self.loads.lock().unwrap().push(layout);
             let source = GraphSource { file: "".into(), text_tower: None, folder: "".into(), max_file_bytes: 0 };
-            let settings = SessionSettings {
-                device: DeviceSettings::default(),
-                optimization_level: OptimizationLevel::None,
-                intra_threads: 1,
-            };
+            let settings = SessionSettings::default();
             let session = |_| {
                 self.alive.fetch_add(1, Ordering::SeqCst);
                 let (time, alive) = (self.time.clone(), Alive(self.alive.clone()));
@@ -465,6 +470,7 @@ mod tests {
         ) -> (Option<Tuned>, usize) {
             let space = Space {
                 row_tokens,
+                base: setup(layouts[0]),
                 layouts: layouts.to_vec(),
                 batches: batches.iter().copied().map(Some).collect(),
                 target_p99: target_ms.map(Duration::from_millis),
@@ -493,7 +499,7 @@ mod tests {
         let layouts = [layout(1, 4), layout(2, 2), layout(4, 1)];
         let (tuned, left) = house.tune(&layouts, &[1, 2, 4, 8, 16], None);
         let tuned = tuned.unwrap();
-        assert_eq!((tuned.chosen.layout, tuned.chosen.batch_size), (layout(2, 2), Some(4)), "{tuned:?}");
+        assert_eq!((tuned.chosen.setup.layout, tuned.chosen.batch_size), (layout(2, 2), Some(4)), "{tuned:?}");
         assert!(tuned.target_reached && tuned.measured.contains(&tuned.chosen));
         // The first were there already, and the last are given back.
         assert_eq!((house.loads.lock().unwrap().as_slice(), left), (&layouts[..], 4));
@@ -531,7 +537,7 @@ mod tests {
         });
         let (tuned, left) = house.tune(&[layout(1, 3), layout(2, 2), layout(3, 1)], &[1, 2], None);
         let tuned = tuned.unwrap();
-        assert_eq!((tuned.measured.len(), tuned.chosen.layout, left), (1, layout(3, 1), 3), "{tuned:?}");
+        assert_eq!((tuned.measured.len(), tuned.chosen.setup.layout, left), (1, layout(3, 1), 3), "{tuned:?}");
         let (tuned, _) = house.tune(&[layout(1, 1)], &[1], None);
         assert_eq!(tuned, None);
     }

@@ -343,7 +343,7 @@ mod tests {
         });
         let source = GraphSource { file: "".into(), text_tower: None, folder: "".into(), max_file_bytes: 0 };
         let (device, optimization_level) = (DeviceSettings::default(), OptimizationLevel::None);
-        let settings = SessionSettings { device, optimization_level, intra_threads: 1 };
+        let settings = SessionSettings { device, optimization_level, ..SessionSettings::default() };
         runtime.load(&source, &settings).unwrap()
     }
 

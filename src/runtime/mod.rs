@@ -18,8 +18,8 @@ pub use execution::{Execution, MissingProvider, ProviderStatus};
 pub use interrupt::Interrupt;
 pub use memory::{SessionMemory, WorkingMemories, WorkingMemory};
 pub use spec::{
-    CompileMode, DeviceSettings, DeviceType, Fraction, GraphFacts, GraphSource, OptimizationLevel, SessionSettings,
-    TensorrtPrecision, TensorrtSettings,
+    CompileMode, DeviceSettings, DeviceType, Fraction, GraphFacts, GraphSource, MemorySettings, OptimizationLevel,
+    SessionSettings, TensorrtPrecision, TensorrtSettings,
 };
 
 use crate::tensor::{Spec, Value};

@@ -210,7 +210,7 @@ fn execution(image: &Execution, text: &Execution) -> Execution {
 #[cfg(test)]
 mod tests {
     use super::super::fake::FakeRuntime;
-    use super::super::{DeviceSettings, GraphSource, OptimizationLevel, Runtime, SessionSettings};
+    use super::super::{GraphSource, Runtime, SessionSettings};
     use super::*;
     use crate::tensor::{DType, Tensor};
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -228,11 +228,7 @@ mod tests {
             runs.fetch_add(1, Ordering::SeqCst);
             Ok(outputs.iter().map(|_| inputs[0].1.clone()).collect())
         });
-        let settings = SessionSettings {
-            device: DeviceSettings::default(),
-            optimization_level: OptimizationLevel::None,
-            intra_threads: 1,
-        };
+        let settings = SessionSettings::default();
         let source = GraphSource { file: "".into(), text_tower: None, folder: "".into(), max_file_bytes: 0 };
         runtime.load(&source, &settings).unwrap()
     }

@@ -24,6 +24,33 @@ pub struct SessionSettings {
     pub optimization_level: OptimizationLevel,
     /// Threads of one run, at least 1.
     pub intra_threads: usize,
+    pub memory: MemorySettings,
+}
+
+impl Default for SessionSettings {
+    fn default() -> SessionSettings {
+        SessionSettings {
+            device: DeviceSettings::default(),
+            optimization_level: OptimizationLevel::Aggressive,
+            intra_threads: 1,
+            memory: MemorySettings::default(),
+        }
+    }
+}
+
+/// How a session's runs on the CPU get their working memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
+pub struct MemorySettings {
+    /// Keep what a run took for the next one, instead of asking libc each time. Without it nothing is known of the memory.
+    pub arena: bool,
+    /// Take the memory of a run in one block, laid out as the first run of the same shapes needed it.
+    pub pattern: bool,
+}
+
+impl Default for MemorySettings {
+    fn default() -> MemorySettings {
+        MemorySettings { arena: true, pattern: true }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -109,7 +136,7 @@ pub enum DeviceType {
 }
 
 /// ONNX Runtime's graph optimisation levels: off, basic, extended, all (with layout changes).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OptimizationLevel {
     None,

@@ -33,8 +33,8 @@ fn as_text(model: &LoadedModel, tuned: &Tuned) -> String {
     let mut table = Table::new(["INSTANCES", "THREADS", "BATCH", "ROWS/S", "RUN MS", "P99 MS", ""]);
     for one in &tuned.measured {
         table.row([
-            one.layout.instances.to_string(),
-            one.layout.intra_threads.to_string(),
+            one.setup.layout.instances.to_string(),
+            one.setup.layout.intra_threads.to_string(),
             one.batch_size.map_or_else(|| "-".to_owned(), |rows| rows.to_string()),
             format!("{:.1}", one.rows_per_second),
             format!("{:.3}", millis(one.run)),
@@ -63,8 +63,8 @@ fn as_text(model: &LoadedModel, tuned: &Tuned) -> String {
 fn as_json(model: &LoadedModel, tuned: &Tuned) -> Json {
     let one = |measured: &Measured| {
         json!({
-            "instances": measured.layout.instances,
-            "intra_threads": measured.layout.intra_threads,
+            "instances": measured.setup.layout.instances,
+            "intra_threads": measured.setup.layout.intra_threads,
             "batch_size": measured.batch_size,
             "rows_per_second": measured.rows_per_second,
             "run_ms": millis(measured.run),
@@ -88,7 +88,7 @@ fn as_json(model: &LoadedModel, tuned: &Tuned) -> Json {
 
 /// What makes a model load like this without measuring.
 fn snippet(tuned: &Tuned) -> String {
-    let (instances, intra_threads) = (tuned.chosen.layout.instances, tuned.chosen.layout.intra_threads);
+    let (instances, intra_threads) = (tuned.chosen.setup.layout.instances, tuned.chosen.setup.layout.intra_threads);
     let bounds = [("max_batch_size", tuned.max_batch_size), ("max_batch_tokens", tuned.max_batch_tokens)];
     let bounds: String = bounds.iter().filter_map(|(key, most)| Some(format!("{key} = {}\n", (*most)?))).collect();
     format!("[batch]\ninstances = {instances}\nintra_threads = {intra_threads}\n{bounds}")

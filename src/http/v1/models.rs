@@ -768,8 +768,8 @@ impl From<&engine::Tuned> for Tuned {
 impl From<&engine::Measured> for TunedMeasurement {
     fn from(measured: &engine::Measured) -> TunedMeasurement {
         TunedMeasurement {
-            instances: measured.layout.instances,
-            intra_threads: measured.layout.intra_threads,
+            instances: measured.setup.layout.instances,
+            intra_threads: measured.setup.layout.intra_threads,
             batch_size: measured.batch_size,
             rows_per_second: measured.rows_per_second,
             run_ms: milliseconds(measured.run),
@@ -817,7 +817,11 @@ fn config_of(model: &LoadedModel) -> Value {
             "device_index": settings.device.device_index,
             "allow_fallback": settings.device.allow_fallback,
         },
-        "optimization": { "optimization_level": settings.optimization_level },
+        "optimization": {
+            "optimization_level": settings.optimization_level,
+            "memory_arena": settings.memory().arena,
+            "memory_pattern": settings.memory().pattern,
+        },
         "batch": {
             "instances": model.instances,
             "intra_threads": model.intra_threads,

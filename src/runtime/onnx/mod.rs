@@ -30,8 +30,7 @@ pub(crate) mod proto {
 mod tests {
     use super::*;
     use crate::runtime::{
-        DeviceSettings, DeviceType, GraphSource, Interrupt, OptimizationLevel, Runtime, RuntimeError, Session,
-        SessionSettings,
+        DeviceSettings, DeviceType, GraphSource, Interrupt, Runtime, RuntimeError, Session, SessionSettings,
     };
     use crate::tensor::{DType, Tensor, Value};
     use std::path::{Path, PathBuf};
@@ -39,11 +38,8 @@ mod tests {
 
     fn load_file(file: PathBuf) -> Result<Box<dyn Session>, RuntimeError> {
         let folder = file.parent().unwrap().to_owned();
-        let settings = SessionSettings {
-            device: DeviceSettings { device_type: DeviceType::Cpu, ..DeviceSettings::default() },
-            optimization_level: OptimizationLevel::Aggressive,
-            intra_threads: 1,
-        };
+        let device = DeviceSettings { device_type: DeviceType::Cpu, ..DeviceSettings::default() };
+        let settings = SessionSettings { device, ..SessionSettings::default() };
         let runtime = OnnxRuntime::open().expect("ONNX Runtime's library; `make test` installs it");
         runtime.load(&GraphSource { file, text_tower: None, folder, max_file_bytes: 1 << 30 }, &settings)
     }

@@ -107,6 +107,11 @@ fn build(
         let dispatch = provider.dispatch(&options::of(provider, &settings.device, machine));
         dispatch.register(&mut builder).map_err(|error| (Some(provider), error))?;
     }
+    if !settings.memory.arena {
+        // ONNX Runtime adds the CPU by itself, with an arena.
+        let cpu = ort::ep::CPU::default().with_arena_allocator(false).build().error_on_failure();
+        cpu.register(&mut builder).map_err(|error| (None, error))?;
+    }
     builder.commit_from_file(file).map_err(|error| (candidate.providers.first().copied(), error))
 }
 
@@ -128,6 +133,7 @@ fn builder(
         .with_intra_op_spinning(false)?
         .with_inter_op_spinning(false)?
         .with_optimization_level(level)?
+        .with_memory_pattern(settings.memory.pattern)?
         .with_config_entry("session.record_ep_graph_assignment_info", "1")?)
 }
 

@@ -7,7 +7,7 @@ use super::proto::{
     tensor_shape_proto, type_proto,
 };
 use crate::runtime::{
-    DeviceSettings, DeviceType, GraphSource, Interrupt, OptimizationLevel, Runtime, Session, SessionSettings,
+    DeviceSettings, DeviceType, GraphSource, Interrupt, MemorySettings, Runtime, Session, SessionSettings,
 };
 use crate::tensor::{DType, Tensor, Value};
 use prost::Message;
@@ -58,14 +58,15 @@ fn wide_graph() -> ModelProto {
 }
 
 fn load() -> Box<dyn Session> {
+    load_with(MemorySettings::default())
+}
+
+fn load_with(memory: MemorySettings) -> Box<dyn Session> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("model.onnx");
     std::fs::write(&file, wide_graph().encode_to_vec()).unwrap();
-    let settings = SessionSettings {
-        device: DeviceSettings { device_type: DeviceType::Cpu, ..DeviceSettings::default() },
-        optimization_level: OptimizationLevel::Aggressive,
-        intra_threads: 1,
-    };
+    let device = DeviceSettings { device_type: DeviceType::Cpu, ..DeviceSettings::default() };
+    let settings = SessionSettings { device, memory, ..SessionSettings::default() };
     let source = GraphSource { file, text_tower: None, folder: folder.path().to_owned(), max_file_bytes: 1 << 30 };
     OnnxRuntime::open().unwrap().load(&source, &settings).unwrap()
 }
@@ -156,4 +157,19 @@ fn shared_sessions_run_at_the_same_time_beside_shrinks() {
     drop(first);
     run(second.as_mut(), 3);
     assert!(memory.read().is_some());
+}
+
+#[test]
+fn runs_are_the_same_without_arena_and_pattern() {
+    for (arena, pattern) in [(true, false), (false, true), (false, false)] {
+        let mut session = load_with(MemorySettings { arena, pattern });
+        let mut other = session.share().unwrap();
+        for rows in [8, 64, 8, 2048, 8] {
+            run(session.as_mut(), rows);
+            run(other.as_mut(), rows);
+        }
+        assert_eq!(session.working_memory().is_some(), arena);
+        let kept = session.working_memory().and_then(|memory| memory.read()).map_or(0, |memory| memory.arena_bytes);
+        assert!(if arena { kept >= 32 * MIB } else { kept == 0 }, "{arena} {pattern}: {kept}");
+    }
 }
