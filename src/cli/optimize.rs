@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::downloads::{Download, Downloads, Order, Place, State};
 use crate::engine::{BareSession, EngineError, InferenceEngine, LoadOverrides, LoadedModel, ModelName, Version};
 use crate::hub::{FetchRequest, Source};
-use crate::rewrite::{Drift, QuantizeOptions, Rewritten, drift, quantize_file};
+use crate::rewrite::{Drift, QuantizeOptions, Rewriting, Rewritten, drift, rewrite_file};
 use crate::telemetry::printable;
 use crate::tensor::Value;
 use serde_json::{Value as Json, json};
@@ -82,7 +82,7 @@ fn make(model: &LoadedModel, folder: &Path, options: QuantizeOptions) -> Result<
     let (from, source) = (&model.source.folder, &model.source.file);
     let graph = folder.join(source.strip_prefix(from).unwrap_or(Path::new("model.onnx")));
     std::fs::create_dir_all(graph.parent().unwrap_or(folder)).map_err(failed)?;
-    let rewritten = quantize_file(source, &graph, options)?;
+    let rewritten = rewrite_file(source, &graph, &Rewriting::Int8(options))?;
     // What tells where the original came from says nothing of the variant.
     let mut left_out = vec![source.clone(), from.join(crate::hub::PROVENANCE)];
     let beside = source.parent().unwrap_or(from);

@@ -2,14 +2,15 @@
 //!
 //! `Y = X·W` becomes `Y = (Xq − z)·Wq · (sx·sw)`, with `Xq, sx, z = DynamicQuantizeLinear(X)` and for each column of the
 //! constant `W` the scale `sw = max|W| / 127` and `Wq = round(W / sw)`. An activation that several products take is
-//! quantised once. Only the main graph is rewritten, not the branches of control flow.
+//! quantised once.
 
+use super::editor::{Editor, base_of};
+use super::node::{bytes_of, int, is_standard};
+use super::opset;
+use super::product::{Matrix, Product};
 use super::{QuantizeOptions, RewriteError, Rewritten};
-use crate::runtime::onnx::proto::{
-    AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, attribute_proto, tensor_proto::DataType,
-};
-use bytes::Bytes;
-use std::collections::{HashMap, HashSet};
+use crate::runtime::onnx::proto::{ModelProto, NodeProto, tensor_proto::DataType};
+use std::collections::HashMap;
 
 /// The opset in which `DynamicQuantizeLinear` came.
 const OPSET_MIN: i64 = 11;
@@ -19,137 +20,64 @@ const OPSET_MIN: i64 = 11;
 /// # Errors
 /// Where it has no graph, an older opset, or no product that could be replaced.
 pub(super) fn quantize(model: &mut ModelProto, options: QuantizeOptions) -> Result<Rewritten, RewriteError> {
-    let opset =
-        model.opset_import.iter().find(|set| matches!(set.domain(), "" | "ai.onnx")).map_or(0, |set| set.version());
-    if opset < OPSET_MIN {
-        return Err(RewriteError::Graph(format!(
-            "the graph is of opset {opset}; quantising takes {OPSET_MIN} or later"
-        )));
-    }
-    let Some(graph) = &mut model.graph else { return Err(RewriteError::Graph("the file has no graph".into())) };
-    let mut work = Work::new(graph, if options.reduce_range { 63 } else { 127 });
-    for node in std::mem::take(&mut graph.node) {
+    opset::at_least(model, OPSET_MIN, "quantising")?;
+    let (editor, nodes) = Editor::open(model)?;
+    let most = if options.reduce_range { 63 } else { 127 };
+    let mut work = Work { editor, most, activations: HashMap::new(), weights: HashMap::new() };
+    for node in nodes {
         work.rewrite(node);
     }
-    let Work { nodes, made, done, .. } = work;
-    if done.replaced.is_empty() {
-        let why: Vec<String> = done.left.iter().map(|(why, number)| format!("{number}: {why}")).collect();
-        let why = if why.is_empty() { "it has none".to_owned() } else { why.join("; ") };
-        return Err(RewriteError::Graph(format!("no product of the graph can be quantised ({why})")));
-    }
-    graph.node = nodes;
-    graph.initializer.extend(made);
-    drop_unused(graph);
-    Ok(done)
-}
-
-/// A constant of two dimensions.
-struct Matrix {
-    rows: usize,
-    columns: usize,
-    /// Row by row.
-    values: Vec<f32>,
-}
-
-/// What stands for a product's operands.
-struct Product {
-    activation: String,
-    weights: String,
-    transposed: bool,
-    bias: Option<String>,
+    work.editor.close(model, "product of the graph can be quantised")
 }
 
 struct Work {
-    /// Constants of the graph by their names.
-    constants: HashMap<String, TensorProto>,
-    names: HashSet<String>,
+    editor: Editor,
     /// The largest quantised weight.
     most: i32,
-    nodes: Vec<NodeProto>,
-    /// The new constants.
-    made: Vec<TensorProto>,
     /// What an activation, or a constant and whether it is transposed, was quantised to.
     activations: HashMap<String, [String; 3]>,
     weights: HashMap<(String, bool), Option<[String; 2]>>,
-    done: Rewritten,
 }
 
 impl Work {
-    fn new(graph: &GraphProto, most: i32) -> Work {
-        let mut constants: HashMap<String, TensorProto> =
-            graph.initializer.iter().map(|tensor| (tensor.name().to_owned(), tensor.clone())).collect();
-        for node in graph.node.iter().filter(|node| node.op_type() == "Constant" && is_standard(node)) {
-            let value = node.attribute.iter().find(|attribute| attribute.name() == "value");
-            if let (Some(name), Some(tensor)) = (node.output.first(), value.and_then(|value| value.t.as_ref())) {
-                constants.insert(name.clone(), tensor.clone());
-            }
-        }
-        let mut names = HashSet::new();
-        names.extend(graph.input.iter().chain(&graph.output).map(|value| value.name().to_owned()));
-        names.extend(constants.keys().cloned());
-        for node in &graph.node {
-            names.extend(node.input.iter().chain(&node.output).cloned());
-            names.insert(node.name().to_owned());
-        }
-        Work {
-            constants,
-            names,
-            most,
-            nodes: Vec::with_capacity(graph.node.len()),
-            made: Vec::new(),
-            activations: HashMap::new(),
-            weights: HashMap::new(),
-            done: Rewritten::default(),
-        }
-    }
-
     fn rewrite(&mut self, node: NodeProto) {
-        let product = match (is_standard(&node), node.op_type()) {
-            (true, "MatMul") => matmul(&node),
-            (true, "Gemm") => gemm(&node),
-            _ => return self.nodes.push(node),
-        };
-        let quantised = product.and_then(|product| match self.weights(&product.weights, product.transposed) {
-            Some(weights) => Ok((product, weights)),
-            None if self.constants.contains_key(&product.weights) => {
-                Err("its constant is not of two dimensions and 32 bits")
-            }
-            None => Err("both its operands are computed"),
-        });
+        if !is_standard(&node) || !matches!(node.op_type(), "MatMul" | "Gemm") {
+            return self.editor.nodes.push(node);
+        }
+        let quantised =
+            Product::of(&node).and_then(|product| match self.weights(&product.weights, product.transposed) {
+                Some(weights) => Ok((product, weights)),
+                None if self.editor.constants.contains_key(&product.weights) => {
+                    Err("its constant is not of two dimensions and 32 bits")
+                }
+                None => Err("both its operands are computed"),
+            });
         match quantised {
             Ok((product, weights)) => {
-                *self.done.replaced.entry(node.op_type().to_owned()).or_default() += 1;
-                self.replace(&node, product, weights);
+                self.editor.replaced(&node);
+                self.replace(&node, &product, weights);
             }
-            Err(why) => {
-                *self.done.left.entry(why.to_owned()).or_default() += 1;
-                self.nodes.push(node);
-            }
+            Err(why) => self.editor.left(node, why),
         }
     }
 
-    fn replace(&mut self, node: &NodeProto, product: Product, [weights, weight_scales]: [String; 2]) {
+    fn replace(&mut self, node: &NodeProto, product: &Product, [weights, weight_scales]: [String; 2]) {
         let [activation, scale, zero] = self.activation(&product.activation);
         let output = node.output.first().cloned().unwrap_or_default();
-        let base = if node.name().is_empty() { output.clone() } else { node.name().to_owned() };
-        let sums = self.name(&base, "sums");
-        self.node("MatMulInteger", &base, &[&activation, &weights, &zero], &[&sums], Vec::new());
-        let numbers = self.name(&base, "numbers");
-        let to = AttributeProto {
-            name: Some("to".into()),
-            r#type: Some(attribute_proto::AttributeType::Int as i32),
-            i: Some(DataType::Float as i64),
-            ..AttributeProto::default()
-        };
-        self.node("Cast", &base, &[&sums], &[&numbers], vec![to]);
-        let scales = self.name(&base, "scales");
-        self.node("Mul", &base, &[&scale, &weight_scales], &[&scales], Vec::new());
-        match product.bias {
-            None => self.node("Mul", &base, &[&numbers, &scales], &[&output], Vec::new()),
+        let base = base_of(node);
+        let edit = &mut self.editor;
+        let sums = edit.name(&base, "sums");
+        edit.node("MatMulInteger", &base, &[&activation, &weights, &zero], &[&sums], Vec::new());
+        let numbers = edit.name(&base, "numbers");
+        edit.node("Cast", &base, &[&sums], &[&numbers], vec![int("to", DataType::Float as i64)]);
+        let scales = edit.name(&base, "scales");
+        edit.node("Mul", &base, &[&scale, &weight_scales], &[&scales], Vec::new());
+        match &product.bias {
+            None => edit.node("Mul", &base, &[&numbers, &scales], &[&output], Vec::new()),
             Some(bias) => {
-                let scaled = self.name(&base, "scaled");
-                self.node("Mul", &base, &[&numbers, &scales], &[&scaled], Vec::new());
-                self.node("Add", &base, &[&scaled, &bias], &[&output], Vec::new());
+                let scaled = edit.name(&base, "scaled");
+                edit.node("Mul", &base, &[&numbers, &scales], &[&scaled], Vec::new());
+                edit.node("Add", &base, &[&scaled, bias], &[&output], Vec::new());
             }
         }
     }
@@ -159,9 +87,9 @@ impl Work {
         if let Some(known) = self.activations.get(name) {
             return known.clone();
         }
-        let made = ["quantized", "scale", "zero"].map(|part| self.name(name, part));
+        let made = ["quantized", "scale", "zero"].map(|part| self.editor.name(name, part));
         let [quantized, scale, zero] = &made;
-        self.node("DynamicQuantizeLinear", name, &[name], &[quantized, scale, zero], Vec::new());
+        self.editor.node("DynamicQuantizeLinear", name, &[name], &[quantized, scale, zero], Vec::new());
         self.activations.insert(name.to_owned(), made.clone());
         made
     }
@@ -172,159 +100,25 @@ impl Work {
         if let Some(known) = self.weights.get(&key) {
             return known.clone();
         }
-        let matrix = self.constants.get(name).and_then(|tensor| Matrix::of(tensor, transposed));
+        let matrix = self.editor.constants.get(name).and_then(|tensor| Matrix::of(tensor, transposed));
         let made = matrix.map(|matrix| {
-            let names = [self.name(name, "quantized"), self.name(name, "scales")];
             let (bytes, scales) = matrix.quantized(self.most);
-            let [quantized, scale] = &names;
-            self.made.push(tensor(quantized, DataType::Int8, &[matrix.rows, matrix.columns], bytes));
-            let scales: Vec<u8> = scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
-            self.made.push(tensor(scale, DataType::Float, &[matrix.columns], scales));
-            names
+            let dims = [matrix.rows, matrix.columns];
+            let quantized = self.editor.constant(name, "quantized", DataType::Int8, &dims, bytes);
+            let scale = self.editor.constant(name, "scales", DataType::Float, &[matrix.columns], bytes_of(&scales));
+            [quantized, scale]
         });
         self.weights.insert(key, made.clone());
         made
     }
-
-    /// A name that nothing in the graph has.
-    fn name(&mut self, base: &str, part: &str) -> String {
-        let plain = format!("{base}_{part}");
-        let mut name = plain.clone();
-        let mut number = 1;
-        while !self.names.insert(name.clone()) {
-            number += 1;
-            name = format!("{plain}_{number}");
-        }
-        name
-    }
-
-    fn node(&mut self, operator: &str, base: &str, inputs: &[&str], outputs: &[&str], attribute: Vec<AttributeProto>) {
-        let name = self.name(base, operator);
-        let owned = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect();
-        self.nodes.push(NodeProto {
-            name: Some(name),
-            op_type: Some(operator.to_owned()),
-            input: owned(inputs),
-            output: owned(outputs),
-            attribute,
-            ..NodeProto::default()
-        });
-    }
-}
-
-fn is_standard(node: &NodeProto) -> bool {
-    matches!(node.domain(), "" | "ai.onnx")
-}
-
-fn matmul(node: &NodeProto) -> Result<Product, &'static str> {
-    match node.input.as_slice() {
-        [activation, weights] => {
-            Ok(Product { activation: activation.clone(), weights: weights.clone(), transposed: false, bias: None })
-        }
-        _ => Err("it has not two operands"),
-    }
-}
-
-fn gemm(node: &NodeProto) -> Result<Product, &'static str> {
-    let attribute = |name: &str| node.attribute.iter().find(|attribute| attribute.name() == name);
-    let is_one = |name: &str| attribute(name).is_none_or(|attribute| attribute.f() == 1.0);
-    let is_set = |name: &str| attribute(name).is_some_and(|attribute| attribute.i() != 0);
-    let (Some(activation), Some(weights)) = (node.input.first(), node.input.get(1)) else {
-        return Err("it has not two operands");
-    };
-    let bias = node.input.get(2).filter(|name| !name.is_empty());
-    if !is_one("alpha") || (bias.is_some() && !is_one("beta")) || is_set("transA") {
-        return Err("it scales or transposes what is computed");
-    }
-    Ok(Product {
-        activation: activation.clone(),
-        weights: weights.clone(),
-        transposed: is_set("transB"),
-        bias: bias.cloned(),
-    })
-}
-
-impl Matrix {
-    /// `None` where the tensor is none of 32-bit numbers and two dimensions.
-    fn of(tensor: &TensorProto, transposed: bool) -> Option<Matrix> {
-        let [rows, columns] = tensor.dims.as_slice() else { return None };
-        let (rows, columns) = (usize::try_from(*rows).ok()?, usize::try_from(*columns).ok()?);
-        if tensor.data_type() != DataType::Float as i32 || rows == 0 || columns == 0 {
-            return None;
-        }
-        let values: Vec<f32> = match &tensor.raw_data {
-            Some(raw) => raw.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect(),
-            None => tensor.float_data.clone(),
-        };
-        // Weights that are no numbers have no scale.
-        if Some(values.len()) != rows.checked_mul(columns) || !values.iter().all(|value| value.is_finite()) {
-            return None;
-        }
-        if !transposed {
-            return Some(Matrix { rows, columns, values });
-        }
-        let column = |at: usize| values.iter().skip(at).step_by(columns).copied();
-        Some(Matrix { rows: columns, columns: rows, values: (0..columns).flat_map(column).collect() })
-    }
-
-    /// The bytes row by row, and the scale of each column.
-    fn quantized(&self, most: i32) -> (Vec<u8>, Vec<f32>) {
-        let mut largest = vec![0f32; self.columns];
-        for row in self.values.chunks_exact(self.columns) {
-            for (largest, value) in largest.iter_mut().zip(row) {
-                *largest = largest.max(value.abs());
-            }
-        }
-        // A column of nothing, or of less than can be divided by.
-        let scale = |largest: f32| Some(largest / most as f32).filter(|scale| scale.is_normal()).unwrap_or(1.0);
-        let scales: Vec<f32> = largest.into_iter().map(scale).collect();
-        let bytes = self.values.chunks_exact(self.columns).flat_map(|row| {
-            let byte = |(value, scale): (&f32, &f32)| {
-                let level = (value / scale).round_ties_even() as i32;
-                (level.clamp(-most, most) as i8).cast_unsigned()
-            };
-            row.iter().zip(&scales).map(byte)
-        });
-        (bytes.collect(), scales)
-    }
-}
-
-fn tensor(name: &str, kind: DataType, dims: &[usize], bytes: Vec<u8>) -> TensorProto {
-    TensorProto {
-        name: Some(name.to_owned()),
-        data_type: Some(kind as i32),
-        dims: dims.iter().map(|&size| size as i64).collect(),
-        raw_data: Some(Bytes::from(bytes)),
-        ..TensorProto::default()
-    }
-}
-
-/// Removes constants that nothing takes any more, also from the inputs, where old files list them.
-fn drop_unused(graph: &mut GraphProto) {
-    let mut used: HashSet<String> = graph.output.iter().map(|value| value.name().to_owned()).collect();
-    let mut graphs: Vec<&GraphProto> = vec![&*graph];
-    while let Some(graph) = graphs.pop() {
-        for node in &graph.node {
-            used.extend(node.input.iter().cloned());
-            graphs.extend(node.attribute.iter().flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs)));
-        }
-        // What a branch gives may be a value of the graph around it.
-        used.extend(graph.output.iter().map(|value| value.name().to_owned()));
-    }
-    let unused: HashSet<String> =
-        graph.initializer.iter().map(|tensor| tensor.name().to_owned()).filter(|name| !used.contains(name)).collect();
-    graph.initializer.retain(|tensor| !unused.contains(tensor.name()));
-    graph.input.retain(|value| !unused.contains(value.name()));
-    graph.value_info.retain(|value| !unused.contains(value.name()));
-    graph.node.retain(|node| {
-        node.op_type() != "Constant" || !is_standard(node) || node.output.iter().any(|name| used.contains(name))
-    });
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::node::tensor;
     use super::*;
-    use crate::runtime::onnx::proto::OperatorSetIdProto;
+    use crate::runtime::onnx::proto::{AttributeProto, GraphProto, OperatorSetIdProto, TensorProto};
+    use std::collections::HashSet;
 
     fn floats(name: &str, dims: &[usize], values: &[f32]) -> TensorProto {
         tensor(name, DataType::Float, dims, values.iter().flat_map(|value| value.to_le_bytes()).collect())

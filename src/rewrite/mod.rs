@@ -1,14 +1,18 @@
 //! Makes variants of a graph that are smaller or faster, and says how far their answers are from the original's.
 //!
-//! [`quantize_file`] writes a graph whose products are of bytes ([`int8`]); [`compare()`] runs variants and their original by
+//! [`rewrite_file`] writes a graph in another form, a [`Rewriting`]; [`compare()`] runs variants and their original by
 //! turns, [`decide`] says what came of it. Invariants: what is written is a valid model of the same inputs and outputs, its
 //! metadata kept; nothing is adopted here, and nothing loaded: who asks brings the sessions. Reads and writes only the files
 //! it is told.
 
 mod compare;
 mod drift;
+mod editor;
 mod file;
 mod int8;
+mod node;
+mod opset;
+mod product;
 
 pub use compare::{
     Compared, Objective, Outcome, Sample, Timed, Trial, Verdict, WIN_MIN, compare, decide, rows_per_second, speed,
@@ -59,15 +63,32 @@ impl QuantizeOptions {
     }
 }
 
-/// Quantises the graph of `from` dynamically: weights of products become bytes with a scale for each column, activations
-/// become bytes as they come. Writes `to`, and `to` with `.data` appended where the original kept its weights outside, or
-/// they would not fit one file. Blocks.
+/// A form that a graph can be brought into.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Rewriting {
+    /// Products of bytes: weights become bytes with a scale for each column, activations become bytes as they come.
+    Int8(QuantizeOptions),
+}
+
+impl Rewriting {
+    /// One word for tables, flags and file names.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Rewriting::Int8(_) => "int8",
+        }
+    }
+}
+
+/// Rewrites the graph of `from` as `how` says. Writes `to`, and `to` with `.data` appended where the original kept its
+/// weights outside, or they would not fit one file. Blocks.
 ///
 /// # Errors
-/// Where the file cannot be read or written, is no ONNX graph, is older than opset 11, or has no product to replace.
-pub fn quantize_file(from: &Path, to: &Path, options: QuantizeOptions) -> Result<Rewritten, RewriteError> {
+/// Where the file cannot be read or written, is no ONNX graph, is too old, or has nothing to replace.
+pub fn rewrite_file(from: &Path, to: &Path, how: &Rewriting) -> Result<Rewritten, RewriteError> {
     let mut read = file::read(from)?;
-    let mut rewritten = int8::quantize(&mut read.model, options)?;
+    let mut rewritten = match how {
+        Rewriting::Int8(options) => int8::quantize(&mut read.model, *options)?,
+    };
     rewritten.bytes = (read.bytes, file::write(read.model, to, !read.data_files.is_empty())?);
     rewritten.data_files = read.data_files;
     Ok(rewritten)
