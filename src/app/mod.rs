@@ -153,6 +153,7 @@ async fn run(config: Config) -> Result<(), AppError> {
     let models = rooms.models.clone();
     tasks.spawn("load models", async move {
         models.forget_overrides().await;
+        models.keep_states().await;
         models.start().await;
     });
     let serving = tasks.spawn("serve", server.serve());

@@ -47,7 +47,7 @@ pub struct Worth {
 pub type Point = (usize, Duration);
 
 /// What was measured.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct Measured {
     /// Ascending; empty where nothing could be measured.
     pub curve: Vec<Point>,

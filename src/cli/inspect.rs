@@ -6,7 +6,7 @@ use super::error::CliError;
 use super::lone_model;
 use super::store::{offline_config, with_engine};
 use super::table::{Table, count, size};
-use crate::engine::{Joining, LoadedModel, Version};
+use crate::engine::{Joining, LoadedModel, Optimization, Version};
 use crate::tensor::{Dim, Spec};
 use serde_json::{Value, json};
 
@@ -58,6 +58,17 @@ fn batching(model: &LoadedModel) -> String {
     format!("{how} ({evidence})")
 }
 
+/// Where the optimised graph came from.
+fn optimization(found: &Optimization) -> String {
+    let times = [("cold", found.cold_load_ms), ("saved", found.warm_load_ms)];
+    let times = times.into_iter().filter_map(|(name, time)| Some(format!("{name} {} ms", time?)));
+    let all: Vec<String> = std::iter::once(found.state.as_str().to_owned()).chain(times).collect();
+    match &found.reason {
+        Some(reason) => format!("{} ({reason})", all.join(", ")),
+        None => all.join(", "),
+    }
+}
+
 fn as_text(model: &LoadedModel, versions: &[Version]) -> String {
     let facts = &model.facts;
     let mut table = Table::new(["MODEL", model.name.as_str()]);
@@ -98,6 +109,7 @@ fn as_text(model: &LoadedModel, versions: &[Version]) -> String {
     }
     line("batching", batching(model));
     line("threads of a run", model.intra_threads.to_string());
+    line("optimisation", optimization(&model.optimization));
     line("load time", format!("{} ms", model.load_time.as_millis()));
     for (key, value) in &facts.custom {
         line("metadata", format!("{key} = {value}"));
@@ -144,6 +156,12 @@ fn as_json(model: &LoadedModel, versions: &[Version]) -> Value {
         },
         "batching": { "joining": model.handle.joining().0.name(), "evidence": model.handle.joining().1 },
         "intra_threads": model.intra_threads,
+        "optimization": {
+            "state": model.optimization.state.as_str(),
+            "reason": model.optimization.reason,
+            "cold_load_ms": model.optimization.cold_load_ms,
+            "warm_load_ms": model.optimization.warm_load_ms,
+        },
         "load_time_ms": u64::try_from(model.load_time.as_millis()).unwrap_or(u64::MAX),
         "metadata": facts.custom,
         "missing": missing(model),
@@ -245,6 +263,7 @@ mod tests {
             instances: 1,
             intra_threads: 2,
             tuned: None,
+            optimization: Optimization::default(),
             output_labels: BTreeMap::new(),
             max_batch_size: 0,
             runtime: Arc::new(crate::runtime::fake::FakeRuntime::new(vec![], vec![], |_, _, _| Ok(vec![]))),

@@ -304,7 +304,10 @@ pub(super) const KEYS: &[Key] = &[
             min: 0,
             max: 1 << 30,
             get: |config| config.hub.reserve_bytes >> 20,
-            set: |config, value| config.hub.reserve_bytes = value << 20,
+            set: |config, value| {
+                config.hub.reserve_bytes = value << 20;
+                config.store.reserve_bytes = value << 20;
+            },
         },
     },
     Key {
@@ -435,6 +438,22 @@ pub(super) const KEYS: &[Key] = &[
         kind: Kind::ChosenBoolean {
             get: |config| config.overrides.optimization.memory_pattern,
             set: |config, value| config.overrides.optimization.memory_pattern = Some(value),
+        },
+    },
+    Key {
+        section: "optimization",
+        name: "cache_dir",
+        doc: "Folder in which optimised graphs and measurements are kept for the next start, one for each store; empty = \
+              .ortus/optimized in the store. The server's alone, not a model's.",
+        kind: Kind::Text {
+            expected: "a path, or \"\" for the place in the store",
+            get: |config| {
+                config.store.optimized_dir.as_ref().map(|path| path.display().to_string()).unwrap_or_default()
+            },
+            set: |config, text| {
+                config.store.optimized_dir = (!text.is_empty()).then(|| text.into());
+                Some(())
+            },
         },
     },
     Key {

@@ -198,6 +198,8 @@ impl Default for Config {
                 poll_interval: None,
                 max_model_bytes: 4 << 30,
                 max_loaded_memory: None,
+                optimized_dir: None,
+                reserve_bytes: HubSettings::default().reserve_bytes,
             },
             hub: HubSettings::default(),
             models: ModelSettings::default(),

@@ -27,8 +27,8 @@ pub use crate::batching::{Joining, Levels, WaitingPolicy, WaitingSettings};
 
 pub use crate::cache::{CachesUsage, Usage as CacheUsage};
 pub use crate::models::{
-    Deleted, LoadOverrides, LoadedModel, Measured, MemoryTotals, ModelName, ModelState, ModelStatus, NameError, Tuned,
-    Version, VersionStatus,
+    Deleted, LoadOverrides, LoadedModel, Measured, MemoryTotals, ModelName, ModelState, ModelStatus, NameError,
+    Optimization, OptimizationState, Tuned, Version, VersionStatus,
 };
 pub use crate::pipelines::{ClassScore, Item, Parameters, Prediction, TokenEmbeddings};
 pub use crate::runtime::{Execution, MissingProvider, ProviderStatus};

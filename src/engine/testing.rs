@@ -28,6 +28,8 @@ pub(crate) fn models(tasks: &Tasks) -> ModelManager {
         poll_interval: None,
         max_model_bytes: 1 << 20,
         max_loaded_memory: None,
+        optimized_dir: None,
+        reserve_bytes: 0,
     };
     let limits = PipelineLimits::default();
     ModelManager::new(runtime, tasks.clone(), store, ModelSettings::default(), limits, Stats::default())
@@ -78,6 +80,7 @@ pub(crate) fn caching_model(
         instances: 1,
         intra_threads: 1,
         tuned: None,
+        optimization: Default::default(),
         output_labels: BTreeMap::new(),
         max_batch_size: 0,
         config_json: serde_json::Value::Null,

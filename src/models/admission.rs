@@ -124,7 +124,13 @@ impl ModelManager {
     async fn need(&self, job: &Job) -> Result<(Need, u64), LoadError> {
         let measured = self.measured(&job.name, job.version, job.folder.fingerprint);
         let (manager, source) = (self.clone(), loader::source(job)?);
-        let size = self.blocking(move || manager.runtime().size_bytes(&source)).await;
+        let (state, name, version) = (job.state.clone(), job.name.clone(), job.version);
+        let size = self.blocking(move || {
+            // Without reading a graph that need not be read for the load either.
+            let known = state.and_then(|state| state.known_size(&name, version, &source));
+            known.map_or_else(|| manager.runtime().size_bytes(&source), Ok)
+        });
+        let size = size.await;
         let size = size.ok_or(LoadError::Panicked)??;
         let copies = loader::copies(&job.settings, size) as u64;
         let estimate = resident_estimate(size).saturating_mul(copies);

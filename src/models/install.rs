@@ -226,6 +226,7 @@ impl ModelManager {
             max_model_bytes: self.store().max_model_bytes,
             size_bytes: 0,
             is_verified: true,
+            state: None,
             // Nothing of it is counted: there is no such model yet.
             stats: Stats::default().model(name.as_str(), version.0),
         })

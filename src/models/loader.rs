@@ -8,6 +8,7 @@ use super::layout::{self, Layout, Setup};
 use super::made_up::{self, InputHints, Size};
 use super::memory::{Measuring, resident_estimate};
 use super::repository::{GraphFiles, VersionFolder, companion, graph_files, read_bounded};
+use super::state::{Keeper, StatePlace, circumstances};
 use super::tune::{self, Means, Space, Tuned};
 use super::{LoadError, LoadedModel, Manifest, ModelMemory, ModelName, ModelSettings, Version, VersionPolicy, warmup};
 use crate::batching::{
@@ -16,6 +17,7 @@ use crate::batching::{
 use crate::cache::Caches;
 use crate::hub::{PROVENANCE, Provenance};
 use crate::pipelines::{LabelsSource, Pipeline, PipelineLimits, text};
+use crate::rewrite::{Drift, drift};
 use crate::runtime::{
     GraphFacts, GraphSource, Input, Interrupt, Runtime, RuntimeError, Session, SessionSettings, WorkingMemories,
 };
@@ -54,6 +56,8 @@ pub(super) struct Job {
     pub(super) max_model_bytes: u64,
     /// Bytes of the graph file and its external data.
     pub(super) size_bytes: u64,
+    /// Where what is found out is kept for the next load; `None` = nowhere.
+    pub(super) state: Option<StatePlace>,
     /// Whether the checksums of these files were found right before.
     pub(super) is_verified: bool,
     pub(super) stats: Arc<ModelStats>,
@@ -110,9 +114,12 @@ pub(super) fn load(
     }
     // From here on every tensor has the shape that clients see.
     let reshapes = config.map(GivenConfig::reshapes).unwrap_or_default();
-    let runtime = &reshapes.seen_through(runtime.clone());
     let source = source(job)?;
     verify(job, tasks)?;
+    let place = job.state.as_ref();
+    let level = job.settings.optimization_level;
+    let mut keeper = Keeper::open((&job.name, job.version), place, runtime, &source, &job.settings.device, level);
+    let runtime = &reshapes.seen_through(keeper.runtime());
     let graph_name = source
         .file
         .strip_prefix(&job.folder.folder)
@@ -133,8 +140,14 @@ pub(super) fn load(
     let (mut tuned, mut plan) = (None, None);
     if settings.tuning.is_asked() {
         let found = joining_plan(job, &mut sessions, &hints, &inputs, pipeline.as_deref(), interrupt);
-        let (outcome, standing, left) =
-            tuned_sessions(job, (layout, sessions), &found, &hints, &build, tasks, interrupt);
+        let under = circumstances(&(&job.settings, &found.joining, found.padding.is_some()), None);
+        let (outcome, standing, left) = match keeper.measured(TUNED, &under) {
+            Some(tuned) => (Some(tuned), layout, sessions),
+            None => tuned_sessions(job, (layout, sessions), &found, &hints, &build, tasks, interrupt),
+        };
+        if let Some(tuned) = outcome.as_ref().filter(|_| !interrupt.is_fired()) {
+            keeper.keep(TUNED, &under, tuned);
+        }
         let wanted = outcome.as_ref().map_or(layout, |tuned| tuned.chosen.setup.layout);
         sessions = left;
         if wanted != standing || sessions.len() != wanted.instances {
@@ -167,12 +180,22 @@ pub(super) fn load(
     // After the try above: before it, libc kept the weights of the session that was tried in half of the loads, and a model's
     // memory read as twice of what it is.
     if !is_tuned && is_quick {
-        settings.batch = joined_as_far_as_it_pays(job, &mut sessions, &hints, &mut plan, interrupt);
+        settings.batch =
+            joined_as_far_as_it_pays(job, layout, &mut sessions, &hints, &mut plan, &mut keeper, interrupt);
     }
     tracing::info!(model = %job.name, version = %job.version, joining = ?plan.joining, evidence = plan.evidence, "how requests share runs");
     let working = WorkingMemories::new(sessions.iter().filter_map(|session| session.working_memory()));
     let arena = working.read().map_or(0, |memory| memory.arena_bytes);
     let memory = ModelMemory::new(facts.size_bytes, measuring.expected(), measuring.finish(arena), working);
+
+    let one = session_settings(job, layout);
+    let optimization = keeper.finish(|| {
+        let started = Instant::now();
+        let mut again = runtime.load(&source, &one).map_err(|error| error.to_string())?;
+        let time = started.elapsed();
+        let Some(first) = sessions.first_mut() else { return Ok(time) };
+        answers_alike(first.as_mut(), again.as_mut(), &hints, interrupt).map(|()| time)
+    });
 
     let in_force = InForce {
         name: &job.name,
@@ -212,6 +235,7 @@ pub(super) fn load(
         instances,
         intra_threads,
         tuned,
+        optimization,
         output_labels,
         max_batch_size: config.map_or(0, |config| config.max_batch_size),
         config_json,
@@ -225,6 +249,31 @@ pub(super) fn load(
         loaded_at: SystemTime::now(),
         load_time: started.elapsed(),
     })
+}
+
+/// Measurements that are kept from one load to the next, by name.
+const TUNED: &str = "tuned";
+const JOINING: &str = "joining";
+
+/// Whether two sessions of one graph give the same for made-up input.
+fn answers_alike(
+    one: &mut dyn Session,
+    other: &mut dyn Session,
+    hints: &InputHints,
+    interrupt: &Interrupt,
+) -> Result<(), String> {
+    if (one.inputs(), one.outputs()) != (other.inputs(), other.outputs()) {
+        return Err("the saved graph has other inputs or outputs".to_owned());
+    }
+    // What cannot be made up, or is rightly refused, tells nothing.
+    let Some(inputs) = made_up::inputs(one.inputs(), &Size::default(), 1, hints) else { return Ok(()) };
+    let all: Vec<usize> = (0..one.outputs().len()).collect();
+    let Ok(expected) = one.run(&inputs, &all, interrupt) else { return Ok(()) };
+    let found = other.run(&inputs, &all, interrupt).map_err(|error| error.to_string())?;
+    match drift(&[expected], &[found]) {
+        Some(Drift { cosine, .. }) if cosine < 0.9999 => Err("the saved graph answers otherwise".to_owned()),
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// Holds the files to what is written of them where they came from elsewhere.
@@ -514,9 +563,11 @@ fn rows_of(session: &dyn Session, hints: &InputHints) -> impl Fn(usize, usize, u
 /// Measures with the first session how far joining pays; what follows of it goes into the plan and the settings of batches.
 fn joined_as_far_as_it_pays(
     job: &Job,
+    layout: Layout,
     sessions: &mut [Box<dyn Session>],
     hints: &InputHints,
     plan: &mut Plan,
+    keeper: &mut Keeper,
     interrupt: &Interrupt,
 ) -> BatchSettings {
     let batch = &job.settings.batch;
@@ -529,8 +580,15 @@ fn joined_as_far_as_it_pays(
     let is_open = layout::is_joining_open(&job.settings, plan.padding.is_some());
     let most = if is_open { batch.max_batch_size } else { 2 };
     let make = rows_of(session.as_ref(), hints);
-    let measured = worth::measure(session.as_mut(), plan, &make, most, interrupt);
+    let under = circumstances(&(batch, most, plan.padding.is_some()), Some(layout));
+    let measured = keeper
+        .measured(JOINING, &under)
+        .unwrap_or_else(|| worth::measure(session.as_mut(), plan, &make, most, interrupt));
     let worth = worth::decide(&measured.curve);
+    // Where no bound was found, other work may have spoilt the measurement.
+    if worth.rows.is_some() {
+        keeper.keep(JOINING, &under, &measured);
+    }
     tracing::debug!(model = %job.name, version = %job.version, ?measured, ?worth, "how far joining pays");
     let (bounded, words) = layout::joined_as_far_as_it_pays(&worth, measured.row_tokens, &job.settings);
     plan.evidence.push_str(&words);

@@ -12,6 +12,7 @@ use super::loader::{self, Job};
 use super::memory::LoadMeter;
 use super::registry::{Busy, Entry, Found};
 use super::repository::{FolderError, ModelFolder, Repository, read_folder};
+use super::state::StatePlace;
 use super::{LoadError, LoadOverrides, LoadedModel, ModelError, ModelName, ModelSettings, ModelState, ModelStatus};
 use super::{StoreSettings, Tried, Version, VersionPolicy, overrides, swap};
 use crate::hub::Provenance;
@@ -58,6 +59,8 @@ struct Inner {
     meter: LoadMeter,
     started: AtomicBool,
     closed: AtomicBool,
+    /// Whether what loads find out is kept for the next ones.
+    saves: AtomicBool,
 }
 
 /// What a folder holds, ready to be planned with.
@@ -118,7 +121,31 @@ impl ModelManager {
             meter: LoadMeter::default(),
             started: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            saves: AtomicBool::new(false),
         }))
+    }
+
+    /// From here on, what loads find out is kept for the next start, and what was kept of models that are gone is removed: for
+    /// the one process that serves the store.
+    pub async fn keep_states(&self) {
+        self.0.saves.store(true, Ordering::Release);
+        let (manager, place) = (self.clone(), self.state_place());
+        let clean = move || {
+            let repository = manager.repository();
+            place.clean(|model, version| match version {
+                None => repository.is_taken(model),
+                // A model whose files lie bare in its folder is version 1.
+                Some(version) => {
+                    version == Version(1) || repository.numbers(model).is_ok_and(|all| all.contains(&version))
+                }
+            });
+        };
+        self.blocking(clean).await;
+    }
+
+    /// Where what loads find out is kept.
+    pub(super) fn state_place(&self) -> StatePlace {
+        StatePlace::of(&self.0.store, self.0.saves.load(Ordering::Acquire))
     }
 
     /// Removes the files of load calls that an earlier process took: for the one process that serves the store.
@@ -651,6 +678,8 @@ impl ModelManager {
                 // Known once the load is let in.
                 size_bytes: 0,
                 is_verified: self.is_verified(name, *version, folder.fingerprint),
+                // What a call brings is not there at the next start.
+                state: (!overridden).then(|| self.state_place()),
                 stats: self.0.stats.model(name.as_str(), version.0),
             };
             if let Err(source) = self.load_version(job, change.room).await {

@@ -3,7 +3,7 @@
 //! Knows the store's layout (`repository`, `manifest`, `config_pbtxt`, `config_settings`, `reshape`), decides what is loaded
 //! (`lifecycle`, pure) and does it (`loader`, `manager`), takes versions in and out (`install`, `versions`, on disk `swap`
 //! and `choice`), on as many threads as suit the model (`layout`, `tune`), within the memory there is (`memory`, `eviction`,
-//! `admission`). Knows no protocol.
+//! `admission`), and what a load found out for the next one (`state`). Knows no protocol.
 
 mod admission;
 mod choice;
@@ -25,6 +25,7 @@ mod registry;
 mod repository;
 mod reshape;
 mod settings;
+mod state;
 mod status;
 mod steps;
 mod swap;
@@ -48,6 +49,7 @@ pub use name::{ModelName, NameError, Version};
 pub use overrides::{StoreError, StoreLock};
 pub use repository::FolderError;
 pub use settings::{ModelOverrides, ModelSettings, StoreSettings, TuningSettings};
+pub use state::{Optimization, OptimizationState};
 pub use status::{LoadOverrides, LoadedModel, ModelState, ModelStatus, VersionStatus};
 pub use tune::{Measured, Tuned};
 pub use versions::Deleted;

@@ -21,6 +21,10 @@ pub struct StoreSettings {
     pub max_model_bytes: u64,
     /// Memory of all loaded models together, in bytes; `None` = what the machine has.
     pub max_loaded_memory: Option<u64>,
+    /// Where optimised graphs and measurements are kept for the next start; `None` = `.ortus/optimized` in the store.
+    pub optimized_dir: Option<PathBuf>,
+    /// Bytes that are left free on its disk.
+    pub reserve_bytes: u64,
 }
 
 /// `[device] [optimization] [batch] [performance] [cache]` in force for one model.

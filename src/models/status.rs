@@ -1,7 +1,7 @@
 //! What the room tells its neighbours: a loaded model, and the states of all models.
 
 use super::made_up::{self, InputHints, Size};
-use super::{Manifest, ModelMemory, ModelName, ModelSettings, Tuned, Version};
+use super::{Manifest, ModelMemory, ModelName, ModelSettings, Optimization, Tuned, Version};
 use crate::batching;
 use crate::cache::Caches;
 use crate::hub::Provenance;
@@ -32,6 +32,8 @@ pub struct LoadedModel {
     pub intra_threads: usize,
     /// What instances, threads and batch size were chosen by, where that was measured.
     pub tuned: Option<Tuned>,
+    /// Where its optimised graph came from.
+    pub optimization: Optimization,
     /// The class names of an output, by its name.
     pub output_labels: BTreeMap<String, Arc<[String]>>,
     /// 0: shapes are whole; above 0: dim 0 of every tensor is the batch, and the configuration's `dims` leave it out.

@@ -150,6 +150,8 @@ impl House {
             poll_interval,
             max_model_bytes: 1 << 20,
             max_loaded_memory,
+            optimized_dir: None,
+            reserve_bytes: 0,
         };
         // Runs are counted, and some never end: none may be a trial of the loader's.
         let batch = BatchSettings { dynamic_batching: false, ..BatchSettings::default() };

@@ -189,7 +189,12 @@ impl ModelManager {
         }
         self.take_down(name, &BTreeSet::from([version])).await;
         let _ = self.look(name, gate).await;
-        self.blocking(move || swap::remove(&taken)).await;
+        let (state, model) = (self.state_place(), name.clone());
+        self.blocking(move || {
+            swap::remove(&taken);
+            state.forget(&model, Some(version));
+        })
+        .await;
         tracing::info!(model = %name, %version, "a version is deleted");
         Ok(Deleted { versions: vec![version], model: false })
     }
@@ -212,7 +217,12 @@ impl ModelManager {
         self.edit(name, |entry| entry.held = true);
         self.take_down(name, &versions).await;
         self.remove(&mut self.lock(), name);
-        self.blocking(move || taken.iter().for_each(|taken| swap::remove(taken))).await;
+        let (state, model) = (self.state_place(), name.clone());
+        self.blocking(move || {
+            taken.iter().for_each(|taken| swap::remove(taken));
+            state.forget(&model, None);
+        })
+        .await;
         tracing::info!(model = %name, "a model is deleted");
         Ok(Deleted { versions: versions.into_iter().collect(), model: true })
     }

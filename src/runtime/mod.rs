@@ -9,6 +9,7 @@ mod interrupt;
 mod memory;
 mod pair;
 mod spec;
+mod written;
 
 pub mod fake;
 pub mod onnx;
@@ -22,8 +23,10 @@ pub use spec::{
     SessionSettings, TensorrtPrecision, TensorrtSettings,
 };
 
+pub use written::{FormKey, WrittenGraph};
+
 use crate::tensor::{Spec, Value};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// One input of a run: the index into [`Session::inputs`] and its value.
@@ -53,6 +56,40 @@ pub trait Runtime: Send + Sync {
     /// a device's libraries; later ones give the same. Empty where the runtime has no such thing.
     fn providers(&self) -> Vec<ProviderStatus> {
         Vec::new()
+    }
+
+    /// What a form that [`Runtime::load_writing`] writes is good for, besides the graph and the level; `None` where none can be
+    /// written for such a device, or the device is not known before the load.
+    fn form_key(&self, _device: &DeviceSettings) -> Option<FormKey> {
+        None
+    }
+
+    /// As [`Runtime::load`], and writes what the runtime made of the graph into `folder`, which is there and empty. Gives
+    /// what [`Runtime::load_written`] wants to know besides.
+    ///
+    /// # Errors
+    /// As [`Runtime::load`]; also where the form cannot be written, and the graph alone may load then.
+    fn load_writing(
+        &self,
+        _source: &GraphSource,
+        _settings: &SessionSettings,
+        _folder: &Path,
+    ) -> Result<(Box<dyn Session>, Vec<WrittenGraph>), RuntimeError> {
+        Err(RuntimeError::Device("this runtime writes no graphs".to_owned()))
+    }
+
+    /// Loads what [`Runtime::load_writing`] left in `folder`, in place of the graph that it was made of, whose facts the
+    /// session gives. The files' weights are mapped, so they must not be written while the session lives.
+    ///
+    /// # Errors
+    /// Where the files are not what was written.
+    fn load_written(
+        &self,
+        _folder: &Path,
+        _graphs: &[WrittenGraph],
+        _settings: &SessionSettings,
+    ) -> Result<Box<dyn Session>, RuntimeError> {
+        Err(RuntimeError::Device("this runtime writes no graphs".to_owned()))
     }
 
     /// Makes the process's allocator give free memory back to the system. Blocks for milliseconds.

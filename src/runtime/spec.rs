@@ -145,10 +145,11 @@ pub enum OptimizationLevel {
     Aggressive,
 }
 
-/// What the graph file and the session say of themselves.
-#[derive(Debug, Clone, Default, PartialEq)]
+/// What the graph file and the session say of themselves. What only the session says is not serialised.
+#[derive(Debug, Clone, Default, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct GraphFacts {
     /// `onnx` or `ort`.
+    #[serde(skip)]
     pub format: &'static str,
     /// Opset of the default domain; `None` for `.ort` files, which do not keep it readable.
     pub opset: Option<i64>,
@@ -165,8 +166,16 @@ pub struct GraphFacts {
     /// Bytes of the graph's files and their external data.
     pub size_bytes: u64,
     /// What runs where.
+    #[serde(skip)]
     pub execution: Execution,
+    /// The files of its external data, relative to the folder of the graph's file.
+    pub external_files: Vec<String>,
+    /// Its nodes by their operator, those of sub-graphs not counted; empty for `.ort` files.
+    pub operators: BTreeMap<String, u64>,
+    /// Inputs and outputs that declare no shape at all.
+    pub unshaped: Vec<String>,
     /// `cpu` or `cuda:0`: where the session runs.
+    #[serde(skip)]
     pub device: String,
     /// Whether the time of a run follows from the shapes of its inputs alone: no loop, and no size that is computed.
     pub bounded: bool,

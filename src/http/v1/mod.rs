@@ -5,6 +5,7 @@ mod encode;
 pub(super) mod job_runner;
 pub(super) mod jobs;
 pub(super) mod models;
+mod optimization;
 mod parse;
 pub mod predict;
 pub(super) mod stats;

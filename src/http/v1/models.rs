@@ -4,6 +4,7 @@ use crate::engine::{self, Cleaned, LoadOverrides, LoadedModel, ModelState, Model
 use crate::http::codec::json::{JsonLimits, parse_object};
 use crate::http::error::ApiError;
 use crate::http::extract::{ApiQuery, ModelPath, content_type};
+use crate::http::v1::optimization::OptimizationInfo;
 use crate::http::{HttpState, body};
 use crate::hub::{Provenance, ProvenanceFile};
 use crate::telemetry::process;
@@ -75,6 +76,7 @@ pub(in crate::http) struct ModelInfo {
     /// What instances, threads and batch size were chosen by; left out where that was not measured at load.
     #[serde(skip_serializing_if = "Option::is_none")]
     tuned: Option<Tuned>,
+    optimization: Option<OptimizationInfo>,
     metadata: ModelMetadata,
     memory_usage: MemoryUsage,
     total_parameters: Option<u64>,
@@ -709,6 +711,7 @@ impl From<&ModelStatus> for ModelInfo {
             config: loaded.map(config_of),
             batching: loaded.map(batching_of),
             tuned: loaded.and_then(|model| model.tuned.as_ref()).map(Tuned::from),
+            optimization: loaded.map(|model| OptimizationInfo::from(&model.optimization)),
             metadata,
             memory_usage: memory_of(status),
             total_parameters: parameters,

@@ -93,6 +93,8 @@ fn collect(model: &ModelProto, folder: &Path, file_bytes: u64) -> Result<Graph, 
         }
     }
     let text = |value: &Option<String>| value.clone().filter(|text| !text.is_empty());
+    let unshaped = graph.input.iter().chain(&graph.output).filter(|value| has_no_shape(value));
+    let unshaped: Vec<String> = unshaped.map(|value| value.name().to_owned()).collect();
     let facts = GraphFacts {
         format: "onnx",
         opset: model.opset_import.iter().find(|set| matches!(set.domain(), "" | "ai.onnx")).map(|set| set.version()),
@@ -108,15 +110,17 @@ fn collect(model: &ModelProto, folder: &Path, file_bytes: u64) -> Result<Graph, 
         repeats_weights: tensors.repeats_weights,
         size_bytes: file_bytes.saturating_add(external.values().sum()),
         precision: precision(&tensors.initializers),
+        external_files: external.into_keys().collect(),
+        operators: operators(&graph.node),
+        unshaped: unshaped.clone(),
         bounded: model.functions.is_empty() && graph.node.iter().all(is_bounded),
         ..GraphFacts::default()
     };
-    let unshaped = graph.input.iter().chain(&graph.output).filter(|value| has_no_shape(value));
     let defaults: HashSet<&str> = graph.initializer.iter().map(|tensor| tensor.name()).collect();
     let given = graph.input.iter().filter(|value| !defaults.contains(value.name()));
     Ok(Graph {
         facts,
-        unshaped: unshaped.map(|value| value.name().to_owned()).collect(),
+        unshaped: unshaped.into_iter().collect(),
         shapes: given.map(|value| (value.name().to_owned(), sizes(value))).collect(),
         convolves: tensors.convolves,
     })
@@ -208,6 +212,19 @@ const BOUNDED: [&str; 68] = [
 
 fn is_bounded(node: &NodeProto) -> bool {
     matches!(node.domain(), "" | "ai.onnx" | "ai.onnx.ml") && BOUNDED.binary_search(&node.op_type()).is_ok()
+}
+
+/// Counts nodes by operator; those of other domains than ONNX's own have theirs before the name.
+fn operators(nodes: &[NodeProto]) -> BTreeMap<String, u64> {
+    let mut counts = BTreeMap::new();
+    for node in nodes {
+        let name = match node.domain() {
+            "" | "ai.onnx" => node.op_type().to_owned(),
+            domain => format!("{domain}.{}", node.op_type()),
+        };
+        *counts.entry(name).or_insert(0) += 1;
+    }
+    counts
 }
 
 fn has_no_shape(value: &ValueInfoProto) -> bool {

@@ -1,8 +1,10 @@
 //! Finds and opens ONNX Runtime's shared library, once for the process.
 
-use super::{graph, memory, provider, session};
+use super::{graph, memory, provider, session, written};
 use crate::runtime::pair::Pair;
-use crate::runtime::{GraphSource, ProviderStatus, Runtime, RuntimeError, Session, SessionSettings};
+use crate::runtime::{
+    DeviceSettings, FormKey, GraphSource, ProviderStatus, Runtime, RuntimeError, Session, SessionSettings, WrittenGraph,
+};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -129,6 +131,28 @@ impl Runtime for OnnxRuntime {
 
     fn providers(&self) -> Vec<ProviderStatus> {
         provider::statuses(&self.environment)
+    }
+
+    fn form_key(&self, device: &DeviceSettings) -> Option<FormKey> {
+        written::form_key(&self.version, device)
+    }
+
+    fn load_writing(
+        &self,
+        source: &GraphSource,
+        settings: &SessionSettings,
+        folder: &Path,
+    ) -> Result<(Box<dyn Session>, Vec<WrittenGraph>), RuntimeError> {
+        written::load_writing(&self.environment, source, settings, folder)
+    }
+
+    fn load_written(
+        &self,
+        folder: &Path,
+        graphs: &[WrittenGraph],
+        settings: &SessionSettings,
+    ) -> Result<Box<dyn Session>, RuntimeError> {
+        written::load_written(&self.environment, folder, graphs, settings)
     }
 
     fn give_back(&self) {

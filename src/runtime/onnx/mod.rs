@@ -16,6 +16,7 @@ mod raw;
 mod session;
 #[cfg(test)]
 mod working_memory_tests;
+mod written;
 
 pub use library::{LibraryError, OnnxRuntime, find_library};
 pub use memory::set_up_allocator;
@@ -154,5 +155,94 @@ mod tests {
             }
         }
         assert!(count > 10);
+    }
+
+    /// Values for every input: zeros and a half, of one row and eight of what is free.
+    fn made_up(session: &dyn Session) -> Option<Vec<(usize, Value)>> {
+        let make = |(index, spec): (usize, &crate::tensor::Spec)| {
+            let dims = spec.ty.shape()?.iter().enumerate();
+            let free = |place: usize| if place == 0 { 1 } else { 8 };
+            let shape: Vec<usize> =
+                dims.map(|(place, dim)| usize::try_from(dim.to_wire()).unwrap_or(free(place))).collect();
+            let count = shape.iter().product();
+            let tensor = match spec.ty.dtype()? {
+                DType::Fp32 => Tensor::from_vec(DType::Fp32, shape, vec![0.5f32; count]),
+                DType::Int64 => Tensor::from_vec(DType::Int64, shape, vec![1i64; count]),
+                _ => return None,
+            };
+            Some((index, tensor.ok()?.into()))
+        };
+        session.inputs().iter().enumerate().filter(|(_, spec)| !spec.optional).map(make).collect()
+    }
+
+    #[test]
+    fn what_is_written_of_a_graph_answers_as_the_graph_does() {
+        let runtime = OnnxRuntime::open().expect("ONNX Runtime's library; `make test` installs it");
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/store");
+        let settings = SessionSettings {
+            device: DeviceSettings { device_type: DeviceType::Cpu, ..DeviceSettings::default() },
+            optimization_level: OptimizationLevel::Aggressive,
+            intra_threads: 1,
+        };
+        assert!(runtime.form_key(&settings.device).unwrap().runtime.starts_with("onnxruntime 1."));
+        let (mut written_count, mut compared) = (0, 0);
+        for entry in std::fs::read_dir(&root).unwrap() {
+            let folder = entry.unwrap().path().join("1");
+            let (image, text) = (folder.join("vision_model.onnx"), folder.join("text_model.onnx"));
+            let (file, text_tower) =
+                if image.is_file() { (image, Some(text)) } else { (folder.join("model.onnx"), None) };
+            // What sleeps in loops is of no use here.
+            if !file.is_file() || folder.parent().unwrap().ends_with("slow") {
+                continue;
+            }
+            let source = GraphSource { file, text_tower, folder: folder.clone(), max_file_bytes: 1 << 30 };
+            let place = tempfile::tempdir().unwrap();
+            let Ok(mut original) = runtime.load(&source, &settings) else { continue };
+            let (session, graphs) = match runtime.load_writing(&source, &settings, place.path()) {
+                Ok(written) => written,
+                Err(error) => {
+                    println!("{folder:?}: {error}");
+                    continue;
+                }
+            };
+            drop(session);
+            // As it is kept.
+            let graphs: Vec<crate::runtime::WrittenGraph> =
+                serde_json::from_slice(&serde_json::to_vec(&graphs).unwrap()).unwrap();
+            let mut warm = runtime.load_written(place.path(), &graphs, &settings).unwrap();
+            written_count += 1;
+            assert_eq!((warm.inputs(), warm.outputs()), (original.inputs(), original.outputs()), "{folder:?}");
+            assert_eq!(warm.facts(), original.facts(), "{folder:?}");
+            let Some(inputs) = made_up(original.as_ref()) else { continue };
+            let all: Vec<usize> = (0..original.outputs().len()).collect();
+            let Ok(expected) = original.run(&inputs, &all, &Interrupt::new()) else { continue };
+            let found = warm.run(&inputs, &all, &Interrupt::new()).unwrap();
+            assert_eq!(format!("{found:?}"), format!("{expected:?}"), "{folder:?}");
+            compared += 1;
+        }
+        assert!(written_count > 15 && compared > 10, "{written_count} {compared}");
+    }
+
+    #[test]
+    fn a_written_graph_that_is_damaged_is_refused() {
+        let runtime = OnnxRuntime::open().expect("ONNX Runtime's library; `make test` installs it");
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/store/mlp/1");
+        let file = folder.join("model.onnx");
+        let source = GraphSource { file, text_tower: None, folder, max_file_bytes: 1 << 30 };
+        let settings = SessionSettings {
+            device: DeviceSettings { device_type: DeviceType::Cpu, ..DeviceSettings::default() },
+            optimization_level: OptimizationLevel::Aggressive,
+            intra_threads: 1,
+        };
+        let place = tempfile::tempdir().unwrap();
+        let (_, graphs) = runtime.load_writing(&source, &settings, place.path()).unwrap();
+        assert!(graphs[0].operators.keys().any(|name| name.contains("Fused")), "{graphs:?}");
+        for file in ["graph.bin", "graph.onnx"] {
+            let whole = std::fs::read(place.path().join(file)).unwrap();
+            std::fs::write(place.path().join(file), &whole[..whole.len() / 2]).unwrap();
+            assert!(runtime.load_written(place.path(), &graphs, &settings).is_err(), "{file}");
+            std::fs::write(place.path().join(file), whole).unwrap();
+            assert!(runtime.load_written(place.path(), &graphs, &settings).is_ok(), "{file}");
+        }
     }
 }

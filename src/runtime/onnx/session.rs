@@ -3,6 +3,7 @@
 use super::arena::Arena;
 use super::options::{self, Machine, Profile};
 use super::provider::{self, Candidate, Provider};
+use super::written::Written;
 use super::{convert, graph, memory, message, raw};
 use crate::runtime::{
     DeviceType, Execution, GraphFacts, GraphSource, Input, Interrupt, MissingProvider, OptimizationLevel, RuntimeError,
@@ -24,7 +25,17 @@ pub(super) fn load(
     source: &GraphSource,
     settings: &SessionSettings,
 ) -> Result<Box<dyn Session>, RuntimeError> {
-    let graph = graph::read(source)?;
+    load_graph(environment, &source.file, &graph::read(source)?, settings, None)
+}
+
+/// The same of a graph that was read; also writes what ONNX Runtime made of it where `written` says so.
+pub(super) fn load_graph(
+    environment: &Environment,
+    file: &Path,
+    graph: &graph::Graph,
+    settings: &SessionSettings,
+    written: Option<&Written>,
+) -> Result<Box<dyn Session>, RuntimeError> {
     let candidates = provider::candidates(&settings.device);
     let asked = candidates.first().map(Candidate::names).unwrap_or_default();
     let mut missing: Vec<MissingProvider> = Vec::new();
@@ -36,8 +47,8 @@ pub(super) fn load(
             note(&mut missing, absent.not_in_build());
             continue;
         }
-        let machine = machine(&graph, settings);
-        match build(environment, &source.file, settings, &candidate, &machine) {
+        let machine = machine(graph, settings);
+        match build(environment, file, settings, &candidate, &machine, written) {
             Ok(session) => {
                 if is_fallback {
                     for MissingProvider { provider, reason } in &missing {
@@ -51,7 +62,7 @@ pub(super) fn load(
                     BTreeMap::new()
                 });
                 let execution = Execution { asked, registered, nodes, missing, is_fallback };
-                return OnnxSession::new(session, &graph, candidate.device, execution)
+                return OnnxSession::new(session, graph, candidate.device, execution)
                     .map(|session| Box::new(session) as Box<dyn Session>);
             }
             Err((provider, error)) => {
@@ -100,8 +111,12 @@ fn build(
     settings: &SessionSettings,
     candidate: &Candidate,
     machine: &Machine,
+    written: Option<&Written>,
 ) -> Result<ort::session::Session, (Option<Provider>, ort::Error)> {
     let mut builder = builder(environment, settings).map_err(|error| (candidate.providers.first().copied(), error))?;
+    if let Some(written) = written {
+        builder = written.ask_for(builder).map_err(|error| (candidate.providers.first().copied(), error))?;
+    }
     // One by one, so that it is known which of them does not work.
     for &provider in &candidate.providers {
         let dispatch = provider.dispatch(&options::of(provider, &settings.device, machine));

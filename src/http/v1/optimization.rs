@@ -1,0 +1,52 @@
+//! Where a model's optimised graph came from, as answers say it.
+
+use crate::engine;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+/// Whether the load used what an earlier one had found out of the version.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct OptimizationInfo {
+    /// `fresh`: optimised at this load; `reused`: loaded as an earlier load left it; `off`: nothing is saved or looked for.
+    #[schema(example = "reused")]
+    state: &'static str,
+    /// Why it is off, why an earlier state was discarded, or why the graph is not saved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = json!(null))]
+    reason: Option<String>,
+    /// Whether the next load may reuse something.
+    saved: bool,
+    /// One session from the model's own files: read, optimised and built.
+    #[schema(example = 162.4)]
+    cold_load_ms: Option<f64>,
+    /// One session from the saved graph, checking it counted.
+    #[schema(example = 61.9)]
+    warm_load_ms: Option<f64>,
+    /// Nodes of the graph before optimisation, where it is saved.
+    #[schema(example = 231)]
+    nodes_before: Option<u64>,
+    #[schema(example = 98)]
+    nodes_after: Option<u64>,
+    /// What the saved graph takes on the disk.
+    #[schema(example = 90294272)]
+    saved_bytes: Option<u64>,
+    /// Measurements that were not made again.
+    #[schema(example = json!(["joining"]))]
+    reused_measurements: Vec<String>,
+}
+
+impl From<&engine::Optimization> for OptimizationInfo {
+    fn from(found: &engine::Optimization) -> OptimizationInfo {
+        OptimizationInfo {
+            state: found.state.as_str(),
+            reason: found.reason.clone(),
+            saved: found.saved,
+            cold_load_ms: found.cold_load_ms,
+            warm_load_ms: found.warm_load_ms,
+            nodes_before: found.nodes.map(|(before, _)| before),
+            nodes_after: found.nodes.map(|(_, after)| after),
+            saved_bytes: found.saved_bytes,
+            reused_measurements: found.measurements.clone(),
+        }
+    }
+}

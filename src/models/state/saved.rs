@@ -1,0 +1,189 @@
+//! The runtime of one load: the version's own graph comes from its saved form, or is written on its first load; all else is
+//! as the runtime behind it has it.
+
+use crate::runtime::{
+    DeviceSettings, FormKey, GraphSource, OptimizationLevel, Runtime, RuntimeError, Session, SessionSettings,
+    WrittenGraph,
+};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+/// Where the next session of the graph comes from.
+#[derive(Debug, Default)]
+pub(super) enum Form {
+    /// The model's own files.
+    #[default]
+    Original,
+    /// The same, and what the runtime makes of them is to be written into `folder`.
+    Wanted { folder: PathBuf },
+    /// `checking` is what it took to find out that the files are whole.
+    Saved { folder: PathBuf, graphs: Vec<WrittenGraph>, checking: Duration },
+}
+
+/// What a load made.
+#[derive(Debug)]
+pub(super) struct Built {
+    pub(super) folder: PathBuf,
+    /// Empty where the graph could not be written: `problem` says why.
+    pub(super) graphs: Vec<WrittenGraph>,
+    /// One session from the model's own files, writing not counted.
+    pub(super) cold: Duration,
+    pub(super) problem: Option<String>,
+}
+
+/// What is known after the sessions of a load are built.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    pub(super) built: Option<Built>,
+    /// Why the saved form did not load.
+    pub(super) problem: Option<String>,
+    /// The first session, checking counted, where it came from the saved form.
+    pub(super) warm: Option<Duration>,
+    /// The same where it did not.
+    pub(super) cold: Option<Duration>,
+}
+
+pub(super) struct SavedRuntime {
+    runtime: Arc<dyn Runtime>,
+    source: GraphSource,
+    level: OptimizationLevel,
+    /// A std mutex: held for a look, never across a load.
+    state: Mutex<(Form, Outcome)>,
+}
+
+impl SavedRuntime {
+    pub(super) fn new(runtime: Arc<dyn Runtime>, source: GraphSource, level: OptimizationLevel) -> SavedRuntime {
+        SavedRuntime { runtime, source, level, state: Mutex::default() }
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut (Form, Outcome)) -> T) -> T {
+        act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(super) fn set(&self, form: Form) {
+        self.with(|(now, _)| *now = form);
+    }
+
+    /// What came of the load so far. Nothing is written from here on.
+    pub(super) fn take(&self) -> Outcome {
+        self.with(|(form, outcome)| {
+            if let Form::Wanted { folder } = form {
+                // Nothing was loaded that could be written.
+                crate::models::swap::remove(folder);
+                *form = Form::Original;
+            }
+            std::mem::take(outcome)
+        })
+    }
+
+    fn is_own(&self, source: &GraphSource, settings: &SessionSettings) -> bool {
+        source.file == self.source.file
+            && source.text_tower == self.source.text_tower
+            && settings.optimization_level == self.level
+    }
+
+    fn load_and_write(
+        &self,
+        source: &GraphSource,
+        settings: &SessionSettings,
+        folder: PathBuf,
+    ) -> Result<Box<dyn Session>, RuntimeError> {
+        let started = Instant::now();
+        let (session, built) = match self.runtime.load_writing(source, settings, &folder) {
+            Ok((session, graphs)) => {
+                let cold = started.elapsed().saturating_sub(writing_time(&folder));
+                (session, Built { folder, graphs, cold, problem: None })
+            }
+            Err(error) => {
+                let again = Instant::now();
+                let session = self.runtime.load(source, settings)?;
+                tracing::debug!(%error, "an optimised graph could not be written");
+                let problem = Some(format!("the optimised graph could not be written: {error}"));
+                (session, Built { folder, graphs: Vec::new(), cold: again.elapsed(), problem })
+            }
+        };
+        self.with(|(_, outcome)| {
+            outcome.cold = Some(built.cold);
+            outcome.built = Some(built);
+        });
+        Ok(session)
+    }
+}
+
+/// How long the files in a folder were being written: from the birth of the first to the last change, as far as the file
+/// system tells.
+fn writing_time(folder: &Path) -> Duration {
+    let files: Vec<_> = std::fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok).collect();
+    let files: Vec<_> = files.iter().filter_map(|file| file.metadata().ok()).collect();
+    let born: Option<SystemTime> = files.iter().filter_map(|file| file.created().ok()).min();
+    let last = files.iter().filter_map(|file| file.modified().ok()).max();
+    born.zip(last).and_then(|(born, last)| last.duration_since(born).ok()).unwrap_or_default()
+}
+
+impl Drop for SavedRuntime {
+    fn drop(&mut self) {
+        // A load that failed leaves nothing.
+        if let Some(built) = self.take().built {
+            crate::models::swap::remove(&built.folder);
+        }
+    }
+}
+
+impl Runtime for SavedRuntime {
+    fn load(&self, source: &GraphSource, settings: &SessionSettings) -> Result<Box<dyn Session>, RuntimeError> {
+        if !self.is_own(source, settings) {
+            return self.runtime.load(source, settings);
+        }
+        let saved = self.with(|(form, _)| match form {
+            Form::Saved { folder, graphs, checking } => Some((folder.clone(), graphs.clone(), *checking)),
+            Form::Original | Form::Wanted { .. } => None,
+        });
+        if let Some((folder, graphs, checking)) = saved {
+            let started = Instant::now();
+            match self.runtime.load_written(&folder, &graphs, settings) {
+                Ok(session) => {
+                    self.with(|(_, outcome)| outcome.warm.get_or_insert(checking + started.elapsed()).to_owned());
+                    return Ok(session);
+                }
+                Err(error) => self.with(|(form, outcome)| {
+                    *form = Form::Original;
+                    outcome.warm = None;
+                    outcome.problem = Some(format!("its graph cannot be loaded: {error}"));
+                }),
+            }
+        }
+        let wanted = self.with(|(form, _)| match std::mem::take(form) {
+            Form::Wanted { folder } => Some(folder),
+            other => {
+                *form = other;
+                None
+            }
+        });
+        match wanted {
+            Some(folder) => self.load_and_write(source, settings, folder),
+            None => {
+                let started = Instant::now();
+                let session = self.runtime.load(source, settings)?;
+                self.with(|(_, outcome)| outcome.cold.get_or_insert(started.elapsed()).to_owned());
+                Ok(session)
+            }
+        }
+    }
+
+    fn size_bytes(&self, source: &GraphSource) -> Result<u64, RuntimeError> {
+        self.runtime.size_bytes(source)
+    }
+
+    fn form_key(&self, device: &DeviceSettings) -> Option<FormKey> {
+        self.runtime.form_key(device)
+    }
+
+    fn give_back(&self) {
+        self.runtime.give_back();
+    }
+
+    fn version(&self) -> &str {
+        self.runtime.version()
+    }
+}
