@@ -35,6 +35,8 @@ mod image;
 mod image_tasks;
 /// Predictions that are answered later.
 mod jobs;
+/// What a start keeps for the next one.
+mod kept_state;
 /// Start, readiness, drain, connections that misbehave.
 mod lifecycle;
 /// What models take and give back, the budget, cleaning up.

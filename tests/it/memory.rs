@@ -22,7 +22,7 @@ mod proto {
 const MIB: f64 = (1 << 20) as f64;
 
 /// `x [N, 64]` → `MatMul` with `a [64, wide]` → `MatMul` with `b [wide, 64]` → `y [N, 64]`, in the folder's version 1.
-fn write_wide_model(folder: &Path, wide: usize) {
+pub fn write_wide_model(folder: &Path, wide: usize) {
     let dim = |value| Dimension { value: Some(value), ..Dimension::default() };
     let value = |name: &str| {
         let dims = vec![dim(dimension::Value::DimParam("N".into())), dim(dimension::Value::DimValue(64))];

@@ -31,7 +31,7 @@ pub(crate) mod proto {
 mod tests {
     use super::*;
     use crate::runtime::{
-        DeviceSettings, DeviceType, GraphSource, Interrupt, Runtime, RuntimeError, Session, SessionSettings,
+        DeviceSettings, DeviceType, Execution, GraphFacts, GraphSource, Interrupt, Runtime, RuntimeError, Session, SessionSettings,
     };
     use crate::tensor::{DType, Tensor, Value};
     use std::path::{Path, PathBuf};
@@ -212,7 +212,10 @@ mod tests {
             let mut warm = runtime.load_written(place.path(), &graphs, &settings).unwrap();
             written_count += 1;
             assert_eq!((warm.inputs(), warm.outputs()), (original.inputs(), original.outputs()), "{folder:?}");
-            assert_eq!(warm.facts(), original.facts(), "{folder:?}");
+            // Nodes are counted before the last fusions, which a written graph has behind it.
+            let facts =
+                |session: &dyn Session| GraphFacts { execution: Execution::default(), ..session.facts().clone() };
+            assert_eq!(facts(warm.as_ref()), facts(original.as_ref()), "{folder:?}");
             let Some(inputs) = made_up(original.as_ref()) else { continue };
             let all: Vec<usize> = (0..original.outputs().len()).collect();
             let Ok(expected) = original.run(&inputs, &all, &Interrupt::new()) else { continue };

@@ -13,6 +13,7 @@ use crate::runtime::{
     WrittenGraph,
 };
 use ort::environment::Environment;
+use ort::logging::LogLevel;
 use ort::session::builder::SessionBuilder;
 use std::path::{Path, PathBuf};
 
@@ -36,6 +37,8 @@ impl Written {
     /// Has a session that is built write its graph.
     pub(super) fn ask_for(&self, builder: SessionBuilder) -> ort::Result<SessionBuilder> {
         Ok(builder
+            // It warns each time that what it writes is for this kind of processor alone.
+            .with_log_level(LogLevel::Error)?
             .with_optimized_model_path(&self.file)?
             .with_config_entry("session.optimized_model_external_initializers_file_name", self.weights)?
             .with_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", SMALL_BYTES)?)
