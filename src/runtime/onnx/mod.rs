@@ -31,7 +31,8 @@ pub(crate) mod proto {
 mod tests {
     use super::*;
     use crate::runtime::{
-        DeviceSettings, DeviceType, Execution, GraphFacts, GraphSource, Interrupt, Runtime, RuntimeError, Session, SessionSettings,
+        DeviceSettings, DeviceType, Execution, GraphFacts, GraphSource, Interrupt, Runtime, RuntimeError, Session,
+        SessionSettings,
     };
     use crate::tensor::{DType, Tensor, Value};
     use std::path::{Path, PathBuf};
@@ -181,8 +182,7 @@ mod tests {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/store");
         let settings = SessionSettings {
             device: DeviceSettings { device_type: DeviceType::Cpu, ..DeviceSettings::default() },
-            optimization_level: OptimizationLevel::Aggressive,
-            intra_threads: 1,
+            ..SessionSettings::default()
         };
         assert!(runtime.form_key(&settings.device).unwrap().runtime.starts_with("onnxruntime 1."));
         let (mut written_count, mut compared) = (0, 0);
@@ -234,8 +234,7 @@ mod tests {
         let source = GraphSource { file, text_tower: None, folder, max_file_bytes: 1 << 30 };
         let settings = SessionSettings {
             device: DeviceSettings { device_type: DeviceType::Cpu, ..DeviceSettings::default() },
-            optimization_level: OptimizationLevel::Aggressive,
-            intra_threads: 1,
+            ..SessionSettings::default()
         };
         let place = tempfile::tempdir().unwrap();
         let (_, graphs) = runtime.load_writing(&source, &settings, place.path()).unwrap();
