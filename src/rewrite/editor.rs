@@ -3,7 +3,7 @@
 //!
 //! Only the main graph is edited, not the branches of control flow; what those take keeps its name and its type.
 
-use super::node::{is_standard, tensor};
+use super::node::{input, int_of, is_standard, tensor, unquantized, widened};
 use super::{RewriteError, Rewritten};
 use crate::runtime::onnx::proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, tensor_proto::DataType,
@@ -22,6 +22,10 @@ pub(super) struct Editor {
     /// The new constants.
     pub(super) made: Vec<TensorProto>,
     pub(super) done: Rewritten,
+    /// Names that are not the main graph's alone to change: its inputs and outputs, and what branches of control flow take.
+    pub(super) pinned: HashSet<String>,
+    /// Those of them that branches take.
+    pub(super) captured: HashSet<String>,
     names: HashSet<String>,
     /// The last number that was tried for a name.
     numbers: HashMap<String, usize>,
@@ -35,7 +39,9 @@ impl Editor {
     pub(super) fn open(model: &mut ModelProto) -> Result<(Editor, Vec<NodeProto>), RewriteError> {
         let has_defaults = model.ir_version() >= IR_WITH_DEFAULTS;
         let Some(graph) = &mut model.graph else { return Err(RewriteError::Graph("the file has no graph".into())) };
-        let names = names(graph);
+        let (names, captured) = names(graph);
+        let mut pinned = captured.clone();
+        pinned.extend(graph.input.iter().chain(&graph.output).map(|value| value.name().to_owned()));
         let mut constants: HashMap<String, TensorProto> =
             graph.initializer.iter().map(|tensor| (tensor.name().to_owned(), tensor.clone())).collect();
         if has_defaults {
@@ -55,10 +61,30 @@ impl Editor {
             nodes: Vec::with_capacity(nodes.len()),
             made: Vec::new(),
             done: Rewritten::default(),
+            pinned,
+            captured,
             names,
             numbers: HashMap::new(),
         };
         Ok((editor, nodes))
+    }
+
+    /// Counts what is computed of constants alone as constants: 16-bit numbers widened, and bytes that stand for numbers.
+    pub(super) fn fold(&mut self, nodes: &[NodeProto]) {
+        for node in nodes.iter().filter(|node| is_standard(node)) {
+            let constant = |index| input(node, index).and_then(|name| self.constants.get(name));
+            let (Some(from), Some(name)) = (constant(0), node.output.first()) else { continue };
+            let made = match node.op_type() {
+                "Cast" if int_of(node, "to", 0) == DataType::Float as i64 => widened(from, name),
+                "DequantizeLinear" if input(node, 2).is_none() || constant(2).is_some() => {
+                    constant(1).and_then(|scale| unquantized(from, scale, constant(2), int_of(node, "axis", 1), name))
+                }
+                _ => None,
+            };
+            if let Some(made) = made {
+                self.constants.insert(name.clone(), made);
+            }
+        }
     }
 
     /// Puts the nodes and constants into the model, and drops what nothing takes. Gives what was done.
@@ -156,48 +182,62 @@ pub(super) fn base_of(node: &NodeProto) -> String {
     }
 }
 
-/// Every name of the graph and of the graphs in it.
-fn names(graph: &GraphProto) -> HashSet<String> {
+/// Every name of the graph and of the graphs in it, and those that the latter take.
+fn names(graph: &GraphProto) -> (HashSet<String>, HashSet<String>) {
     let mut names = HashSet::new();
-    let mut graphs = vec![graph];
-    while let Some(graph) = graphs.pop() {
+    let mut captured = HashSet::new();
+    let mut graphs = vec![(graph, true)];
+    while let Some((graph, is_main)) = graphs.pop() {
         names.extend(graph.input.iter().chain(&graph.output).map(|value| value.name().to_owned()));
         names.extend(graph.initializer.iter().map(|tensor| tensor.name().to_owned()));
         let sparse = graph.sparse_initializer.iter().filter_map(|tensor| tensor.values.as_ref());
         names.extend(sparse.map(|tensor| tensor.name().to_owned()));
+        if !is_main {
+            captured.extend(graph.output.iter().map(|value| value.name().to_owned()));
+        }
         for node in &graph.node {
             names.extend(node.input.iter().chain(&node.output).cloned());
             names.insert(node.name().to_owned());
+            if !is_main {
+                captured.extend(node.input.iter().cloned());
+            }
             let inner = node.attribute.iter().flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs));
-            graphs.extend(inner);
+            graphs.extend(inner.map(|graph| (graph, false)));
         }
     }
-    names
+    (names, captured)
 }
 
-/// Removes constants that nothing takes any more, also from the inputs, where old files list them.
+/// Removes constants that nothing takes any more, and what computed something of them alone.
 fn drop_unused(graph: &mut GraphProto) {
-    let mut used: HashSet<String> = graph.output.iter().map(|value| value.name().to_owned()).collect();
-    let mut graphs: Vec<&GraphProto> = vec![&*graph];
-    while let Some(graph) = graphs.pop() {
-        for node in &graph.node {
-            used.extend(node.input.iter().cloned());
-            graphs.extend(node.attribute.iter().flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs)));
+    let mut used: HashSet<String> =
+        graph.input.iter().chain(&graph.output).map(|value| value.name().to_owned()).collect();
+    let mut kept = Vec::with_capacity(graph.node.len());
+    // Takers come after what they take.
+    for node in std::mem::take(&mut graph.node).into_iter().rev() {
+        let idle = is_standard(&node)
+            && matches!(node.op_type(), "Constant" | "Cast" | "DequantizeLinear")
+            && !node.output.is_empty()
+            && !node.output.iter().any(|name| used.contains(name));
+        if idle {
+            continue;
         }
-        // What a branch gives may be a value of the graph around it.
-        used.extend(graph.output.iter().map(|value| value.name().to_owned()));
+        used.extend(node.input.iter().cloned());
+        let mut graphs: Vec<&GraphProto> =
+            node.attribute.iter().flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs)).collect();
+        while let Some(graph) = graphs.pop() {
+            // What a branch gives may be a value of the graph around it.
+            used.extend(graph.output.iter().map(|value| value.name().to_owned()));
+            for node in &graph.node {
+                used.extend(node.input.iter().cloned());
+                graphs.extend(node.attribute.iter().flat_map(|attribute| attribute.g.iter().chain(&attribute.graphs)));
+            }
+        }
+        kept.push(node);
     }
-    // A default that a caller may override is an input of the graph, taken or not.
-    used.extend(graph.input.iter().map(|value| value.name().to_owned()));
-    let is_constant = |node: &NodeProto| node.op_type() == "Constant" && is_standard(node) && !node.output.is_empty();
-    let unused: HashSet<String> = graph
-        .initializer
-        .iter()
-        .map(|tensor| tensor.name().to_owned())
-        .chain(graph.node.iter().filter(|node| is_constant(node)).flat_map(|node| node.output.iter().cloned()))
-        .filter(|name| !used.contains(name))
-        .collect();
-    graph.initializer.retain(|tensor| !unused.contains(tensor.name()));
-    graph.value_info.retain(|value| !unused.contains(value.name()));
-    graph.node.retain(|node| !is_constant(node) || node.output.iter().any(|name| used.contains(name)));
+    kept.reverse();
+    let made: HashSet<&str> = kept.iter().flat_map(|node| &node.output).map(String::as_str).collect();
+    graph.initializer.retain(|tensor| used.contains(tensor.name()));
+    graph.value_info.retain(|value| made.contains(value.name()) || used.contains(value.name()));
+    graph.node = kept;
 }

@@ -2,36 +2,71 @@
 //!
 //! `Y = X·W` becomes `Y = (Xq − z)·Wq · (sx·sw)`, with `Xq, sx, z = DynamicQuantizeLinear(X)` and for each column of the
 //! constant `W` the scale `sw = max|W| / 127` and `Wq = round(W / sw)`. An activation that several products take is
-//! quantised once.
+//! quantised once. Convolutions go the same way where asked for, with a scale for each output channel. Rows that `Gather`
+//! takes of a constant table are bytes with a scale for each column.
 
 use super::editor::{Editor, base_of};
-use super::node::{bytes_of, int, is_standard};
+use super::node::{bytes_of, dims, floats, input, int, int_of, is_standard};
 use super::opset;
-use super::product::{Matrix, Product};
+use super::product::{Matrix, Product, quantized};
 use super::{QuantizeOptions, RewriteError, Rewritten};
 use crate::runtime::onnx::proto::{ModelProto, NodeProto, tensor_proto::DataType};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// The opset in which `DynamicQuantizeLinear` came.
 const OPSET_MIN: i64 = 11;
+/// Smaller tables would save less than their scales and nodes take.
+const TABLE_MIN: usize = 1 << 12;
 
 /// Rewrites the products of `model`.
 ///
 /// # Errors
 /// Where it has no graph, an older opset, or no product that could be replaced.
 pub(super) fn quantize(model: &mut ModelProto, options: QuantizeOptions) -> Result<Rewritten, RewriteError> {
-    opset::at_least(model, OPSET_MIN, "quantising")?;
-    let (editor, nodes) = Editor::open(model)?;
+    opset::raise(model, OPSET_MIN, "quantising")?;
+    let (mut editor, nodes) = Editor::open(model)?;
+    editor.fold(&nodes);
     let most = if options.reduce_range { 63 } else { 127 };
-    let mut work = Work { editor, most, activations: HashMap::new(), weights: HashMap::new() };
+    let mut work = Work {
+        tables: tables(&editor, &nodes),
+        editor,
+        options,
+        most,
+        activations: HashMap::new(),
+        weights: HashMap::new(),
+    };
     for node in nodes {
         work.rewrite(node);
     }
     work.editor.close(model, "product of the graph can be quantised")
 }
 
+/// Tables that only `Gather` takes rows of.
+fn tables(editor: &Editor, nodes: &[NodeProto]) -> HashSet<String> {
+    let mut tables = HashSet::new();
+    let mut others: HashSet<&str> = editor.pinned.iter().map(String::as_str).collect();
+    for node in nodes {
+        for (index, name) in node.input.iter().enumerate() {
+            if index == 0 && is_gather(node) {
+                tables.insert(name.clone());
+            } else {
+                others.insert(name);
+            }
+        }
+    }
+    tables.retain(|name| !others.contains(name.as_str()));
+    tables
+}
+
+/// Whether a node takes rows.
+fn is_gather(node: &NodeProto) -> bool {
+    is_standard(node) && node.op_type() == "Gather" && int_of(node, "axis", 0) == 0
+}
+
 struct Work {
     editor: Editor,
+    options: QuantizeOptions,
+    tables: HashSet<String>,
     /// The largest quantised weight.
     most: i32,
     /// What an activation, or a constant and whether it is transposed, was quantised to.
@@ -41,8 +76,12 @@ struct Work {
 
 impl Work {
     fn rewrite(&mut self, node: NodeProto) {
-        if !is_standard(&node) || !matches!(node.op_type(), "MatMul" | "Gemm") {
-            return self.editor.nodes.push(node);
+        match node.op_type() {
+            _ if !is_standard(&node) => return self.editor.nodes.push(node),
+            "MatMul" | "Gemm" => {}
+            "Conv" if self.options.conv => return self.rewrite_convolution(node),
+            "Gather" if self.options.gather => return self.rewrite_gather(node),
+            _ => return self.editor.nodes.push(node),
         }
         let quantised =
             Product::of(&node).and_then(|product| match self.weights(&product.weights, product.transposed) {
@@ -82,6 +121,83 @@ impl Work {
         }
     }
 
+    fn rewrite_convolution(&mut self, node: NodeProto) {
+        match self.convolution(&node) {
+            Ok(()) => self.editor.replaced(&node),
+            Err(why) => self.editor.left(node, why),
+        }
+    }
+
+    fn convolution(&mut self, node: &NodeProto) -> Result<(), &'static str> {
+        let (Some(activation), Some(name)) = (input(node, 0), input(node, 1)) else {
+            return Err("it has not two operands");
+        };
+        let tensor = self.editor.constants.get(name).ok_or("both its operands are computed")?;
+        let dims = dims(tensor).filter(|dims| dims.len() > 2).ok_or("its weights have no window")?;
+        let values = floats(tensor).filter(|values| !values.is_empty() && values.iter().all(|value| value.is_finite()));
+        let values = values.ok_or("its weights are not of 32 bits")?;
+        let channels = dims.first().copied().unwrap_or_default();
+        let bias = match input(node, 2) {
+            None => None,
+            Some(name) => {
+                let bias = self.editor.constants.get(name).and_then(floats).filter(|bias| bias.len() == channels);
+                Some((name, bias.ok_or("its bias is computed, or not of 32 bits")?))
+            }
+        };
+        // What there is for each channel spreads over the window's dimensions.
+        let mut of_channels = vec![1; dims.len() - 1];
+        if let Some(first) = of_channels.first_mut() {
+            *first = channels;
+        }
+        let output = node.output.first().cloned().unwrap_or_default();
+        let base = base_of(node);
+        let [quantised, scale, zero] = self.activation(activation);
+        let (bytes, scales) = quantized(&values, &dims, 0, self.most, |_| 0.0);
+        let edit = &mut self.editor;
+        let weights = edit.constant(name, "quantized", DataType::Int8, &dims, bytes);
+        let weight_scales = edit.constant(name, "scales", DataType::Float, &of_channels, bytes_of(&scales));
+        let [sums, numbers, scales] = ["sums", "numbers", "scales"].map(|part| edit.name(&base, part));
+        let attributes = node.attribute.clone();
+        edit.node("ConvInteger", &base, &[&quantised, &weights, &zero], &[&sums], attributes);
+        edit.node("Cast", &base, &[&sums], &[&numbers], vec![int("to", DataType::Float as i64)]);
+        edit.node("Mul", &base, &[&scale, &weight_scales], &[&scales], Vec::new());
+        match bias {
+            None => edit.node("Mul", &base, &[&numbers, &scales], &[&output], Vec::new()),
+            Some((name, bias)) => {
+                let bias = edit.constant(name, "bias", DataType::Float, &of_channels, bytes_of(&bias));
+                let scaled = edit.name(&base, "scaled");
+                edit.node("Mul", &base, &[&numbers, &scales], &[&scaled], Vec::new());
+                edit.node("Add", &base, &[&scaled, &bias], &[&output], Vec::new());
+            }
+        }
+        Ok(())
+    }
+
+    fn rewrite_gather(&mut self, node: NodeProto) {
+        let large = |name: &str| {
+            let count = self.editor.constants.get(name).and_then(dims).map(|dims| dims.iter().product::<usize>());
+            count.is_some_and(|count| count >= TABLE_MIN)
+        };
+        // Most take a number of a shape: those are not worth a word.
+        let Some(table) = input(&node, 0).filter(|name| is_gather(&node) && large(name)).map(str::to_owned) else {
+            return self.editor.nodes.push(node);
+        };
+        let Some(indices) = input(&node, 1).map(str::to_owned) else { return self.editor.nodes.push(node) };
+        if !self.tables.contains(&table) {
+            return self.editor.left(node, "its table is also taken as it is");
+        }
+        let Some([table, scales]) = self.weights(&table, false) else {
+            return self.editor.left(node, "its constant is not of two dimensions and 32 bits");
+        };
+        self.editor.replaced(&node);
+        let base = base_of(&node);
+        let output = node.output.first().cloned().unwrap_or_default();
+        let [rows, numbers] = ["rows", "numbers"].map(|part| self.editor.name(&base, part));
+        self.editor.node("Gather", &base, &[&table, &indices], &[&rows], Vec::new());
+        self.editor.node("Cast", &base, &[&rows], &[&numbers], vec![int("to", DataType::Float as i64)]);
+        self.editor.node("Mul", &base, &[&numbers, &scales], &[&output], Vec::new());
+    }
+
     /// The values of an activation as bytes, their scale and their zero.
     fn activation(&mut self, name: &str) -> [String; 3] {
         if let Some(known) = self.activations.get(name) {
@@ -102,8 +218,8 @@ impl Work {
         }
         let matrix = self.editor.constants.get(name).and_then(|tensor| Matrix::of(tensor, transposed));
         let made = matrix.map(|matrix| {
-            let (bytes, scales) = matrix.quantized(self.most);
             let dims = [matrix.rows, matrix.columns];
+            let (bytes, scales) = quantized(&matrix.values, &dims, 1, self.most, |_| 0.0);
             let quantized = self.editor.constant(name, "quantized", DataType::Int8, &dims, bytes);
             let scale = self.editor.constant(name, "scales", DataType::Float, &[matrix.columns], bytes_of(&scales));
             [quantized, scale]
@@ -118,7 +234,6 @@ mod tests {
     use super::super::node::tensor;
     use super::*;
     use crate::runtime::onnx::proto::{AttributeProto, GraphProto, OperatorSetIdProto, TensorProto};
-    use std::collections::HashSet;
 
     fn floats(name: &str, dims: &[usize], values: &[f32]) -> TensorProto {
         tensor(name, DataType::Float, dims, values.iter().flat_map(|value| value.to_le_bytes()).collect())
@@ -175,7 +290,7 @@ mod tests {
         let nodes = vec![node("Gemm", &["x", "w", "c"], "y", vec![transposed])];
         let constants = vec![floats("w", &[1, 3], &[1.0, 1.9, -4.0]), floats("c", &[1], &[7.0])];
         let mut rewritten = model(11, nodes, constants);
-        quantize(&mut rewritten, QuantizeOptions { reduce_range: true }).unwrap();
+        quantize(&mut rewritten, QuantizeOptions { reduce_range: true, ..QuantizeOptions::default() }).unwrap();
         assert_eq!(operators(&rewritten), ["DynamicQuantizeLinear", "MatMulInteger", "Cast", "Mul", "Mul", "Add"]);
         let constants = &rewritten.graph.as_ref().unwrap().initializer;
         let weights = constants.iter().find(|tensor| tensor.name() == "w_quantized").unwrap();
@@ -191,7 +306,7 @@ mod tests {
             assert!(error.contains(expected), "{error}");
         };
         let product = || vec![node("MatMul", &["x", "w"], "y", Vec::new())];
-        check(model(10, product(), vec![floats("w", &[1, 1], &[1.0])]), "opset 10");
+        check(model(6, product(), vec![floats("w", &[1, 1], &[1.0])]), "opset 6");
         check(model(17, product(), vec![floats("w", &[1, 1, 1], &[1.0])]), "two dimensions");
         check(model(17, product(), vec![floats("w", &[1, 1], &[f32::NAN])]), "two dimensions");
         check(model(17, product(), Vec::new()), "operands are computed");

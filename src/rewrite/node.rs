@@ -75,3 +75,53 @@ pub(super) fn floats(tensor: &TensorProto) -> Option<Vec<f32>> {
     };
     (values.len() == count).then_some(values)
 }
+
+/// A tensor of 16-bit numbers as one of 32 named `name`; `None` for other types.
+pub(super) fn widened(from: &TensorProto, name: &str) -> Option<TensorProto> {
+    let kind = from.data_type();
+    let wide = |bits: u16| match kind == DataType::Float16 as i32 {
+        true => half::f16::from_bits(bits).to_f32(),
+        false => half::bf16::from_bits(bits).to_f32(),
+    };
+    if kind != DataType::Float16 as i32 && kind != DataType::Bfloat16 as i32 {
+        return None;
+    }
+    let values: Vec<f32> = match &from.raw_data {
+        Some(raw) => raw.as_chunks::<2>().0.iter().map(|bytes| wide(u16::from_le_bytes(*bytes))).collect(),
+        None => from.int32_data.iter().map(|&bits| wide(bits as u16)).collect(),
+    };
+    Some(tensor(name, DataType::Float, &dims(from)?, bytes_of(&values)))
+}
+
+/// The numbers that bytes stand for: `(x − zero) · scale`, a scale for all or for each channel along `axis`.
+pub(super) fn unquantized(
+    from: &TensorProto,
+    scale: &TensorProto,
+    zero: Option<&TensorProto>,
+    axis: i64,
+    name: &str,
+) -> Option<TensorProto> {
+    let bytes = |tensor: &TensorProto| -> Option<Vec<f32>> {
+        let raw = tensor.raw_data.as_ref()?;
+        let signed = tensor.data_type() == DataType::Int8 as i32;
+        if !signed && tensor.data_type() != DataType::Uint8 as i32 {
+            return None;
+        }
+        Some(raw.iter().map(|&byte| if signed { f32::from(byte.cast_signed()) } else { f32::from(byte) }).collect())
+    };
+    let (dims, values, scales) = (dims(from)?, bytes(from)?, floats(scale)?);
+    let zeros = zero.map_or(Some(vec![0.0]), bytes)?;
+    let axis = usize::try_from(if axis < 0 { axis + dims.len() as i64 } else { axis }).ok()?;
+    let channels = dims.get(axis).copied().filter(|_| scales.len() != 1).unwrap_or(1);
+    if scales.len() != channels || !(zeros.len() == channels || zeros.len() == 1) || channels == 0 {
+        return None;
+    }
+    let inner = dims.iter().skip(axis + 1).product::<usize>().max(1);
+    let number = |(at, value): (usize, &f32)| {
+        let channel = at / inner % channels;
+        let zero = zeros.get(channel).or(zeros.first()).copied().unwrap_or_default();
+        (value - zero) * scales.get(channel).copied().unwrap_or_default()
+    };
+    let numbers: Vec<f32> = values.iter().enumerate().map(number).collect();
+    Some(tensor(name, DataType::Float, &dims, bytes_of(&numbers)))
+}

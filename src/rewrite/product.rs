@@ -61,25 +61,39 @@ impl Matrix {
         let column = |at: usize| values.iter().skip(at).step_by(columns).copied();
         Some(Matrix { rows: columns, columns: rows, values: (0..columns).flat_map(column).collect() })
     }
+}
 
-    /// The bytes row by row, and the scale of each column.
-    pub(super) fn quantized(&self, most: i32) -> (Vec<u8>, Vec<f32>) {
-        let mut largest = vec![0f32; self.columns];
-        for row in self.values.chunks_exact(self.columns) {
-            for (largest, value) in largest.iter_mut().zip(row) {
-                *largest = largest.max(value.abs());
-            }
+/// Numbers of the shape `dims` as signed bytes up to `most`, with a scale for each channel, which are along `axis`; no scale is
+/// below `least` of its channel.
+pub(super) fn quantized(
+    values: &[f32],
+    dims: &[usize],
+    axis: usize,
+    most: i32,
+    least: impl Fn(usize) -> f32,
+) -> (Vec<u8>, Vec<f32>) {
+    let channels = dims.get(axis).copied().unwrap_or(1).max(1);
+    let inner = dims.iter().skip(axis + 1).product::<usize>().max(1);
+    let mut largest = vec![0f32; channels];
+    let runs = || values.chunks(inner).zip((0..channels).cycle());
+    for (run, channel) in runs() {
+        if let Some(largest) = largest.get_mut(channel) {
+            *largest = run.iter().fold(*largest, |most, value| most.max(value.abs()));
         }
-        // A column of nothing, or of less than can be divided by.
-        let scale = |largest: f32| Some(largest / most as f32).filter(|scale| scale.is_normal()).unwrap_or(1.0);
-        let scales: Vec<f32> = largest.into_iter().map(scale).collect();
-        let bytes = self.values.chunks_exact(self.columns).flat_map(|row| {
-            let byte = |(value, scale): (&f32, &f32)| {
-                let level = (value / scale).round_ties_even() as i32;
-                (level.clamp(-most, most) as i8).cast_unsigned()
-            };
-            row.iter().zip(&scales).map(byte)
-        });
-        (bytes.collect(), scales)
     }
+    // A channel of nothing, or of less than can be divided by, has any scale.
+    let usable = |(channel, largest): (usize, f32)| {
+        let scale = (largest / most as f32).max(least(channel));
+        if scale.is_normal() { scale } else { 1.0 }
+    };
+    let scales: Vec<f32> = largest.into_iter().enumerate().map(usable).collect();
+    let bytes = runs().flat_map(|(run, channel)| {
+        let scale = scales.get(channel).copied().unwrap_or(1.0);
+        run.iter().map(move |value| {
+            let level = (value / scale).round_ties_even() as i32;
+            (level.clamp(-most, most) as i8).cast_unsigned()
+        })
+    });
+    let bytes = bytes.collect();
+    (bytes, scales)
 }
