@@ -5,6 +5,7 @@ use super::inline::Inline;
 use super::instance::{self, Shared};
 use super::plan::{Joining, Measure, Plan};
 use super::policy::Limits;
+use super::pressure::{Memory, Pressure};
 use super::queue::{Pending, Queue, WaitLimit};
 use super::watch::{GIVEN_UP_MAX, HUNG_AFTER, Slot, Stopped, Watch};
 use super::{BatchError, BatchSettings, OnTimeout, PartError, batch};
@@ -94,6 +95,8 @@ pub struct Start {
     pub plan: Plan,
     pub stats: Arc<ModelStats>,
     pub spare: Spare,
+    /// Makes a session on the CPU for what the device cannot run; `None` where that is not wanted, or it is the device.
+    pub reserve: Option<Spare>,
     pub inline: Inline,
 }
 
@@ -103,7 +106,7 @@ impl Handle {
     /// # Errors
     /// Where the system has no thread left.
     pub fn start(start: Start, tasks: &Tasks) -> std::io::Result<Handle> {
-        let Start { model, sessions, settings, plan, stats, spare, inline } = start;
+        let Start { model, sessions, settings, plan, stats, spare, reserve, inline } = start;
         let max_rows = plan.max_rows(settings.max_batch_size);
         let limits = Limits {
             max_rows: if settings.dynamic_batching { max_rows.unwrap_or(1) } else { 1 },
@@ -114,7 +117,8 @@ impl Handle {
             timeout: if settings.dynamic_batching { settings.timeout } else { Duration::ZERO },
         };
         let inline = inline.bounded(limits.max_rows);
-        let queue = Queue::new(settings.max_queue, limits, settings.waiting, stats.clone());
+        let memory = Arc::new(Memory::new(reserve));
+        let queue = Queue::new(settings.max_queue, limits, settings.waiting, memory.clone(), stats.clone());
         let (watch, stopped) = Watch::new();
         let count = sessions.len();
         let instances = Arc::new(Instances {
@@ -124,7 +128,7 @@ impl Handle {
             given_up: AtomicUsize::new(0),
             ended: CancellationToken::new(),
         });
-        let shared = Arc::new(Shared { model, queue, plan, stats, watch, inline });
+        let shared = Arc::new(Shared { model, queue, plan, stats, watch, inline, memory });
         // Made first, so that an error below closes the queue and ends the threads already started.
         let owner = Owner {
             shared: shared.clone(),
@@ -305,7 +309,8 @@ impl Handle {
     fn pieces(&self, inputs: Vec<Input>) -> Vec<(Vec<Input>, Measure)> {
         let plan = &self.0.shared.plan;
         let measure = plan.measure(&inputs);
-        let pieces = match self.0.max_rows {
+        let most = self.0.shared.memory.max_rows();
+        let pieces = match self.0.max_rows.map(|max_rows| max_rows.min(most)) {
             Some(max_rows) if measure.shape.is_some() && measure.rows > max_rows => {
                 batch::chunks(&inputs, measure.rows, max_rows)
             }
@@ -351,6 +356,11 @@ impl Handle {
             return (Joining::Alone, "the outputs of a batch did not have its number of rows");
         }
         (self.plan().joining, &self.plan().evidence)
+    }
+
+    /// What the model does with less of since its device had no memory for a run, or failed; `None` where all is well.
+    pub fn pressure(&self) -> Option<Pressure> {
+        self.0.shared.memory.pressure()
     }
 
     /// Refuses new requests; those accepted are finished.

@@ -7,6 +7,7 @@
 use super::batch::{self, Extent};
 use super::inline::Inline;
 use super::plan::{Joining, Plan};
+use super::pressure::Memory;
 use super::queue::{Pending, Queue};
 use super::watch::{Slot, Watch};
 use super::{Answered, BatchError};
@@ -27,6 +28,7 @@ pub(super) struct Shared {
     pub(super) stats: Arc<ModelStats>,
     pub(super) watch: Watch,
     pub(super) inline: Inline,
+    pub(super) memory: Arc<Memory>,
 }
 
 /// The thread's work: runs until the queue is closed and empty, or until another instance has taken its place.
@@ -42,6 +44,16 @@ pub(super) fn work(mut session: Box<dyn Session>, shared: &Shared, slot: &Arc<Sl
 /// Runs requests that the policy put together, and answers each. `slot` is the instance's own; without one the runs are too
 /// short to be stopped.
 pub(super) fn run_batch(session: &mut dyn Session, shared: &Shared, slot: Option<&Arc<Slot>>, requests: Vec<Pending>) {
+    answer_batch(session, shared, slot, requests);
+}
+
+/// The same; tells how the device's memory sufficed.
+fn answer_batch(
+    session: &mut dyn Session,
+    shared: &Shared,
+    slot: Option<&Arc<Slot>>,
+    mut requests: Vec<Pending>,
+) -> Fit {
     let started = Instant::now();
     if requests.len() > 1 {
         match run_together(session, shared, slot, &requests, started) {
@@ -49,21 +61,62 @@ pub(super) fn run_batch(session: &mut dyn Session, shared: &Shared, slot: Option
                 for (request, outputs) in requests.into_iter().zip(shares) {
                     answer(request, started, inference, Ok(outputs));
                 }
-                return;
+                return Fit::Whole;
             }
             Together::Stopped => {
                 for request in requests {
                     answer(request, started, started.elapsed(), Err(BatchError::TimedOut));
                 }
-                return;
+                return Fit::Whole;
+            }
+            Together::TooLarge => {
+                let rows = requests.iter().map(|request| request.measure.rows).sum::<usize>();
+                let rest = requests.split_off(requests.len() / 2);
+                let halves = [requests, rest].map(|half| answer_batch(session, shared, slot, half));
+                return halved(shared, rows, halves);
             }
             // One by one: only the culprit gets the error.
             Together::Failed => {}
         }
     }
-    for request in requests {
-        run_alone(session, shared, slot, request);
+    let fits = requests.into_iter().map(|request| run_alone(session, shared, slot, request));
+    // All of them are run, whatever comes of the first.
+    fits.fold(Fit::Whole, Fit::and)
+}
+
+/// How a device's memory sufficed for what it was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fit {
+    Whole,
+    /// In parts, each of which fitted.
+    Halved,
+    /// Something in it does not fit at all.
+    Never,
+}
+
+impl Fit {
+    fn and(self, other: Fit) -> Fit {
+        match (self, other) {
+            (Fit::Never, _) | (_, Fit::Never) => Fit::Never,
+            (Fit::Halved, _) | (_, Fit::Halved) => Fit::Halved,
+            (Fit::Whole, Fit::Whole) => Fit::Whole,
+        }
     }
+}
+
+/// Of so many rows that did not fit. The size that does is remembered, where it was the size.
+fn halved(shared: &Shared, rows: usize, halves: [Fit; 2]) -> Fit {
+    let [one, other] = halves;
+    let fit = one.and(other);
+    if fit == Fit::Whole && shared.memory.fits(rows / 2) {
+        tracing::warn!(
+            model = shared.model,
+            rows,
+            max_rows = shared.memory.max_rows(),
+            "the device has no memory for a run of so many rows; runs are kept smaller from now on"
+        );
+    }
+    if fit == Fit::Whole { Fit::Halved } else { fit }
 }
 
 enum Together {
@@ -71,6 +124,8 @@ enum Together {
     Answers(Vec<Vec<Value>>, Duration),
     /// All requests have left.
     Stopped,
+    /// The device has no memory for all of them at once.
+    TooLarge,
     Failed,
 }
 
@@ -94,6 +149,7 @@ fn run_together(
     let outputs = match outcome {
         Ok(outputs) => outputs,
         Err(BatchError::TimedOut) => return Together::Stopped,
+        Err(BatchError::Runtime(RuntimeError::OutOfMemory(_))) => return Together::TooLarge,
         Err(error) => {
             tracing::debug!(model = shared.model, requests = requests.len(), %error, "a batch failed; its requests run alone");
             return Together::Failed;
@@ -130,12 +186,12 @@ fn chosen(share: &[Value], outputs: &[(usize, Value)], wanted: &[usize]) -> Vec<
         .collect()
 }
 
-fn run_alone(session: &mut dyn Session, shared: &Shared, slot: Option<&Arc<Slot>>, request: Pending) {
+fn run_alone(session: &mut dyn Session, shared: &Shared, slot: Option<&Arc<Slot>>, request: Pending) -> Fit {
     // It may have left, or its time may have passed, while its mates ran.
     let started = Instant::now();
     if request.is_abandoned() || request.deadline <= started {
         answer(request, started, Duration::ZERO, Err(BatchError::Expired));
-        return;
+        return Fit::Whole;
     }
     let extent = extent(&request);
     // A graph of fixed size is filled up for one request as well.
@@ -147,7 +203,7 @@ fn run_alone(session: &mut dyn Session, shared: &Shared, slot: Option<&Arc<Slot>
     };
     let inputs = stacked.as_deref().unwrap_or(&request.inputs);
     let ready = Instant::now();
-    let outcome = run(session, slot, shared, inputs, &request.outputs, std::slice::from_ref(&request));
+    let (outcome, fit) = run_in_parts(session, slot, shared, inputs, extent.rows, &request);
     let inference = ready.elapsed();
     let outcome = outcome.map(|outputs| match stacked {
         Some(_) => own_rows(outputs, &request.outputs, extent, &shared.plan),
@@ -161,6 +217,49 @@ fn run_alone(session: &mut dyn Session, shared: &Shared, slot: Option<&Arc<Slot>
     }
     drop(stacked);
     answer(request, started, inference, outcome);
+    fit
+}
+
+/// Runs one request, of which `inputs` are `rows` rows: as a whole, else in halves where the device has no memory for it, else on
+/// the reserve.
+fn run_in_parts(
+    session: &mut dyn Session,
+    slot: Option<&Arc<Slot>>,
+    shared: &Shared,
+    inputs: &[Input],
+    rows: usize,
+    request: &Pending,
+) -> (Result<Vec<Value>, BatchError>, Fit) {
+    let error = match run(session, slot, shared, inputs, &request.outputs, std::slice::from_ref(request)) {
+        Err(BatchError::Runtime(error @ (RuntimeError::OutOfMemory(_) | RuntimeError::Device(_)))) => error,
+        outcome => return (outcome, Fit::Whole),
+    };
+    let is_divisible = rows > 1
+        && shared.plan.joining == Joining::Rows
+        && request.measure.shape.is_some()
+        && !shared.queue.has_stopped_joining();
+    if matches!(error, RuntimeError::OutOfMemory(_))
+        && is_divisible
+        && let Some(halves) = batch::chunks(inputs, rows, rows.div_ceil(2))
+    {
+        let (mut outputs, mut fits) = (Vec::with_capacity(2), [Fit::Whole; 2]);
+        for (half, fit) in halves.iter().zip(&mut fits) {
+            let own = if outputs.is_empty() { rows.div_ceil(2) } else { rows / 2 };
+            let outcome = run_in_parts(session, slot, shared, half, own, request);
+            *fit = outcome.1;
+            match outcome.0 {
+                Ok(values) => outputs.push(values),
+                Err(error) => return (Err(error), *fit),
+            }
+        }
+        return (batch::unite(outputs).ok_or(BatchError::NotJoinable), halved(shared, rows, fits));
+    }
+    let outcome = match shared.memory.run_on_reserve(&shared.model, inputs, &request.outputs, &request.interrupt, error)
+    {
+        Err(RuntimeError::Interrupted) => Err(BatchError::TimedOut),
+        outcome => outcome.map_err(BatchError::Runtime),
+    };
+    (outcome, Fit::Never)
 }
 
 /// The rows that were asked for, where the graph took more.
@@ -218,7 +317,14 @@ fn run(
         }
     };
     match outcome {
-        Ok(Ok(outputs)) => Ok(outputs),
+        Ok(Ok(outputs)) => {
+            shared.memory.device_ran();
+            Ok(outputs)
+        }
+        Ok(Err(error @ (RuntimeError::OutOfMemory(_) | RuntimeError::Device(_)))) => {
+            shared.stats.record_device_failure();
+            Err(BatchError::Runtime(error))
+        }
         Ok(Err(RuntimeError::Interrupted)) => Err(BatchError::TimedOut),
         Ok(Err(error)) => Err(BatchError::Runtime(error)),
         Err(_) => Err(BatchError::Panicked),

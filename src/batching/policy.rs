@@ -34,6 +34,11 @@ pub(super) struct Limits {
 }
 
 impl Limits {
+    /// The same where the device has memory for so many rows.
+    pub(super) fn within(self, rows: usize) -> Limits {
+        Limits { max_rows: self.max_rows.min(rows), preferred_rows: self.preferred_rows.min(rows), ..self }
+    }
+
     fn is_worth_joining(&self, candidate: &Candidate<'_>) -> bool {
         candidate.bytes <= candidate.rows.saturating_mul(self.max_row_bytes)
     }

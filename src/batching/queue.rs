@@ -7,6 +7,7 @@
 
 use super::plan::Measure;
 use super::policy::{self, Candidate, Decision, Limits};
+use super::pressure::Memory;
 use super::{Answered, BatchError, OnTimeout, WaitingSettings};
 use crate::runtime::{Input, Interrupt};
 use crate::tasks::Progress;
@@ -73,6 +74,8 @@ pub(super) struct Queue {
     waiting: WaitingSettings,
     /// Set once where the graph's outputs turned out not to follow the rows.
     alone: AtomicBool,
+    /// What the device has memory for.
+    memory: Arc<Memory>,
     stats: Arc<ModelStats>,
 }
 
@@ -82,9 +85,15 @@ struct State {
 }
 
 impl Queue {
-    pub(super) fn new(bound: usize, limits: Limits, waiting: WaitingSettings, stats: Arc<ModelStats>) -> Queue {
+    pub(super) fn new(
+        bound: usize,
+        limits: Limits,
+        waiting: WaitingSettings,
+        memory: Arc<Memory>,
+        stats: Arc<ModelStats>,
+    ) -> Queue {
         let state = Mutex::new(State { waiting: VecDeque::new(), closed: false });
-        Queue { state, filled: Condvar::new(), bound, limits, waiting, alone: AtomicBool::new(false), stats }
+        Queue { state, filled: Condvar::new(), bound, limits, waiting, alone: AtomicBool::new(false), memory, stats }
     }
 
     /// How requests wait here.
@@ -160,7 +169,7 @@ impl Queue {
                 bytes: pending.measure.bytes,
             });
             let waited = state.waiting.front().map(|first| now - first.queued_at).unwrap_or_default();
-            match policy::decide(candidates, &self.limits, waited) {
+            match policy::decide(candidates, &self.limits.within(self.memory.max_rows()), waited) {
                 Decision::Take(places) => return Some(self.take_places(&mut state, &places)),
                 // A queue that is closed gets no more mates.
                 Decision::Wait(_) if state.closed => {
@@ -301,7 +310,8 @@ mod tests {
     }
 
     fn queue_with(bound: usize, limits: Limits, waiting: WaitingSettings) -> Queue {
-        Queue::new(bound, limits, waiting, Stats::new(Duration::from_secs(60)).model("m", 1))
+        let memory = Arc::new(Memory::new(None));
+        Queue::new(bound, limits, waiting, memory, Stats::new(Duration::from_secs(60)).model("m", 1))
     }
 
     /// A request known by its number of bytes.

@@ -61,7 +61,8 @@ fn start_short(
     let stats = counts.model("test", 1);
     let sessions = vec![make()];
     let spare: Spare = Arc::new(move || Ok(make()));
-    let start = Start { model: "test".into(), sessions, settings, plan, stats: stats.clone(), spare, inline };
+    let start =
+        Start { model: "test".into(), sessions, settings, plan, stats: stats.clone(), spare, reserve: None, inline };
     House { handle: Handle::start(start, &tasks).unwrap(), tasks, counts, stats }
 }
 
@@ -500,6 +501,7 @@ async fn tiny_runs_are_made_in_place_and_others_go_to_the_queue() {
         plan: rows_plan(),
         stats: stats.clone(),
         spare: Arc::new(|| Err(RuntimeError::Run(String::new()))),
+        reserve: None,
         inline: Inline::new(vec![make()], Short::Rows(2)),
     };
     let handle = Handle::start(start, &tasks).unwrap();
@@ -625,4 +627,110 @@ fn texts_are_measured_as_sentences_where_the_model_takes_them() {
     assert_eq!(up_to(100), (Some(32), 2));
     assert_eq!(up_to(10), (Some(8), 2));
     assert_eq!(up_to(1), (None, 0));
+}
+
+/// A device whose memory is enough for runs of `rows` rows, and a reserve on the CPU where `has_reserve`. A row with 13 in it never
+/// fits the device. Counts the rows of each run that was tried.
+fn small_device(rows: usize, has_reserve: bool) -> (House, Arc<Mutex<Vec<usize>>>, Arc<AtomicUsize>) {
+    let (tried, reserved) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
+    let seen = tried.clone();
+    let device = session(move |inputs, _, _| {
+        let given = given(inputs);
+        seen.lock().unwrap().push(given.len());
+        if given.len() > rows || given.contains(&13) {
+            return Err(RuntimeError::OutOfMemory("no room".to_owned()));
+        }
+        Ok(vec![inputs[0].1.clone()])
+    });
+    let made = reserved.clone();
+    let reserve: Spare = Arc::new(move || {
+        let made = made.clone();
+        Ok(session(move |inputs, _, _| {
+            made.fetch_add(1, Ordering::SeqCst);
+            Ok(vec![inputs[0].1.clone()])
+        }))
+    });
+    let (tasks, counts) = (Tasks::new(), Stats::new(Duration::from_secs(60)));
+    let stats = counts.model("test", 1);
+    let start = Start {
+        model: "test".into(),
+        sessions: vec![device],
+        settings: BatchSettings { max_batch_size: 16, ..BatchSettings::default() },
+        plan: rows_plan(),
+        stats: stats.clone(),
+        spare: Arc::new(|| Err(RuntimeError::Run(String::new()))),
+        reserve: has_reserve.then_some(reserve),
+        inline: Inline::default(),
+    };
+    (House { handle: Handle::start(start, &tasks).unwrap(), tasks, counts, stats }, tried, reserved)
+}
+
+/// F85.
+#[tokio::test]
+async fn a_run_that_the_device_has_no_memory_for_is_halved_until_it_fits_and_the_size_is_remembered() {
+    let (house, tried, _) = small_device(3, false);
+    assert_eq!(house.handle.pressure(), None);
+    let answer = house.handle.run(of(vec![numbers(16, 100)])).await.unwrap();
+    assert_eq!(got(&answer.parts[0]), (100..116).collect::<Vec<i64>>(), "in order, all of them");
+    // 16 and 8 and 4 do not fit, 2 do; the rest of the request is halved the same way.
+    assert_eq!(tried.lock().unwrap()[..4], [16, 8, 4, 2]);
+    let pressure = house.handle.pressure().unwrap();
+    assert_eq!(pressure, Pressure { max_rows: Some(2), on_reserve: false });
+    tried.lock().unwrap().clear();
+    let answer = house.handle.run(of(vec![numbers(16, 200)])).await.unwrap();
+    assert_eq!(got(&answer.parts[0]), (200..216).collect::<Vec<i64>>());
+    assert_eq!(tried.lock().unwrap()[..], [2; 8], "no run is tried again that does not fit");
+    assert!(house.counts.totals()[0].device_failures >= 3);
+}
+
+/// F85: who shares a run with a request that fits nowhere is answered, and their batches stay as large as they were.
+#[tokio::test]
+async fn a_request_that_never_fits_is_told_so_and_makes_no_batch_smaller() {
+    let (house, _, _) = small_device(16, false);
+    let mates: Vec<_> = (0..8).map(|from| house.handle.run(of(vec![numbers(2, 20 + 2 * from)]))).collect();
+    let culprit = house.handle.run(of(vec![numbers(1, 13)]));
+    let (mates, culprit) = tokio::join!(futures_util::future::join_all(mates), culprit);
+    for (from, mate) in (0..).zip(mates) {
+        assert_eq!(got(&mate.unwrap().parts[0]), [20 + 2 * from, 21 + 2 * from]);
+    }
+    let error = culprit.unwrap_err().error;
+    assert!(matches!(error, BatchError::Runtime(RuntimeError::OutOfMemory(_))), "{error}");
+    assert!(error.to_string().contains("send fewer rows"), "{error}");
+    assert_eq!(house.handle.pressure(), None);
+}
+
+/// F85: what does not fit alone runs on the CPU; the next that fits runs on the device again.
+#[tokio::test]
+async fn what_the_device_has_no_memory_for_at_all_runs_on_the_reserve() {
+    let (house, _, reserved) = small_device(16, true);
+    let answer = house.handle.run(of(vec![numbers(1, 13)])).await.unwrap();
+    assert_eq!((got(&answer.parts[0]), reserved.load(Ordering::SeqCst)), (vec![13], 1));
+    assert_eq!(house.handle.pressure(), Some(Pressure { max_rows: None, on_reserve: true }));
+    let answer = house.handle.run(of(vec![numbers(4, 20)])).await.unwrap();
+    assert_eq!((got(&answer.parts[0]).len(), reserved.load(Ordering::SeqCst)), (4, 1));
+    assert_eq!(house.handle.pressure(), None, "the device runs again");
+}
+
+/// F85: a device that fails, such as after an illegal access, which no smaller run mends.
+#[tokio::test]
+async fn a_device_that_fails_is_replaced_by_the_reserve_without_smaller_runs() {
+    let reserve: Spare = Arc::new(|| Ok(session(|inputs, _, _| Ok(vec![inputs[0].1.clone()]))));
+    let (tasks, stats) = (Tasks::new(), Stats::new(Duration::from_secs(60)).model("test", 1));
+    let start = |reserve| Start {
+        model: "test".into(),
+        sessions: vec![session(|_, _, _| Err(RuntimeError::Device("the device failed".to_owned())))],
+        settings: BatchSettings::default(),
+        plan: rows_plan(),
+        stats: stats.clone(),
+        spare: Arc::new(|| Err(RuntimeError::Run(String::new()))),
+        reserve,
+        inline: Inline::default(),
+    };
+    let handle = Handle::start(start(Some(reserve)), &tasks).unwrap();
+    let answer = handle.run(of(vec![numbers(4, 1)])).await.unwrap();
+    assert_eq!(got(&answer.parts[0]), [1, 2, 3, 4]);
+    assert_eq!(handle.pressure(), Some(Pressure { max_rows: None, on_reserve: true }));
+    let handle = Handle::start(start(None), &tasks).unwrap();
+    let error = handle.run(of(vec![numbers(4, 1)])).await.unwrap_err().error;
+    assert!(matches!(error, BatchError::Runtime(RuntimeError::Device(_))), "{error}");
 }

@@ -40,6 +40,7 @@ fn as_json(config: &Config) -> Value {
             Setting::Unset => Value::Null,
             Setting::Boolean(value) => value.into(),
             Setting::Integer(value) => value.into(),
+            Setting::Fraction(value) => value.into(),
             Setting::Text(text) => text.into(),
             Setting::List(items) => items.into(),
         };

@@ -228,6 +228,7 @@ mod tests {
             plan: Plan::alone("a test"),
             stats: stats.clone(),
             spare: Arc::new(|| Err(RuntimeError::Run(String::new()))),
+            reserve: None,
             inline: Inline::default(),
         };
         LoadedModel {

@@ -5,6 +5,7 @@
 use super::Config;
 use super::setting::{Given, Setting};
 use crate::models::ModelSettings;
+use crate::runtime::Fraction;
 use crate::telemetry::LogSettings;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -51,6 +52,11 @@ enum Kind {
         expected: &'static str,
         get: fn(&Config) -> Option<String>,
         set: fn(&mut Config, &str) -> Option<()>,
+    },
+    /// A share, above 0 and at most 1; not set by default.
+    Fraction {
+        get: fn(&Config) -> Option<f64>,
+        set: fn(&mut Config, Fraction),
     },
     /// `set` gives `None` where the text is not what `expected` says.
     Text {
@@ -404,6 +410,34 @@ pub(super) const KEYS: &[Key] = &[
         },
     },
     Key {
+        section: "device",
+        name: "use_fp16",
+        doc: "Let TensorRT compute in half precision; CUDA and the CPU run the graph's own (`ortus optimize` makes an fp16 graph).",
+        kind: Kind::Boolean {
+            get: |config| config.overrides.apply(&ModelSettings::default()).device.use_fp16,
+            set: |config, value| config.overrides.device.use_fp16 = Some(value),
+        },
+    },
+    Key {
+        section: "device",
+        name: "compile_mode",
+        doc: "default; reduce-overhead records the runs of fixed shapes on a GPU; max-autotune tries all algorithms of a GPU, and tunes on a CPU.",
+        kind: Kind::Text {
+            expected: "one of \"default\", \"reduce-overhead\", \"max-autotune\"",
+            get: |config| spelling(&config.overrides.apply(&ModelSettings::default()).device.compile_mode),
+            set: |config, text| word(text).map(|value| config.overrides.device.compile_mode = Some(value)),
+        },
+    },
+    Key {
+        section: "device",
+        name: "memory_fraction",
+        doc: "Share of a GPU's memory that a session may take for its runs, above 0 and at most 1; not set = all there is.",
+        kind: Kind::Fraction {
+            get: |config| config.overrides.device.memory_fraction.map(Fraction::get),
+            set: |config, value| config.overrides.device.memory_fraction = Some(value),
+        },
+    },
+    Key {
         section: "optimization",
         name: "enable_optimization",
         doc: "false is the same as the level none.",
@@ -454,6 +488,15 @@ pub(super) const KEYS: &[Key] = &[
                 config.store.optimized_dir = (!text.is_empty()).then(|| text.into());
                 Some(())
             },
+        },
+    },
+    Key {
+        section: "optimization",
+        name: "enable_tensorrt",
+        doc: "Try TensorRT before CUDA where device_type is auto or cuda; it builds an engine for minutes at the first load.",
+        kind: Kind::Boolean {
+            get: |config| config.overrides.apply(&ModelSettings::default()).device.enable_tensorrt,
+            set: |config, value| config.overrides.optimization.enable_tensorrt = Some(value),
         },
     },
     Key {
@@ -841,6 +884,7 @@ impl Key {
             Kind::Chosen { get, .. } => get(config).map_or(Setting::Unset, Setting::Integer),
             Kind::ChosenBoolean { get, .. } => get(config).map_or(Setting::Unset, Setting::Boolean),
             Kind::ChosenText { get, .. } => get(config).map_or(Setting::Unset, Setting::Text),
+            Kind::Fraction { get, .. } => get(config).map_or(Setting::Unset, Setting::Fraction),
             Kind::Text { get, .. } => Setting::Text(get(config)),
             Kind::List { get, .. } => Setting::List(get(config)),
         }
@@ -865,6 +909,10 @@ impl Key {
             }
             Kind::Text { expected, set, .. } | Kind::ChosenText { expected, set, .. } => {
                 Ok(given.text().and_then(|text| set(config, text)).ok_or(*expected)?)
+            }
+            Kind::Fraction { set, .. } => {
+                set(config, given.number().and_then(Fraction::new).ok_or("a number above 0 and at most 1")?);
+                Ok(())
             }
             Kind::List { expected, set, .. } => Ok(given.list().and_then(|list| set(config, list)).ok_or(*expected)?),
         }

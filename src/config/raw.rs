@@ -107,7 +107,7 @@ fn given(value: &DeValue<'_>) -> Given {
             let item = |value: &DeValue<'_>| if value.is_array() { Given::Other("list") } else { given(value) };
             Given::List(items.iter().map(|value| item(value.get_ref())).collect())
         }
-        DeValue::Float(_) => Given::Other("number with a fraction"),
+        DeValue::Float(value) => Given::Fraction(value.as_str().to_owned()),
         DeValue::Datetime(_) => Given::Other("date or time"),
         DeValue::Table(_) => Given::Other("table"),
     }

@@ -10,6 +10,7 @@ pub enum Setting {
     Unset,
     Boolean(bool),
     Integer(u64),
+    Fraction(f64),
     Text(String),
     List(Vec<String>),
 }
@@ -25,6 +26,8 @@ pub(super) enum Given {
         digits: String,
         radix: u32,
     },
+    /// As text, which may be no number that a computer has.
+    Fraction(String),
     Text(String),
     List(Vec<Given>),
     /// A kind that no key takes: what it is.
@@ -36,7 +39,16 @@ impl Given {
         match self {
             Given::Boolean(value) => Some(*value),
             Given::Plain(text) => text.parse().ok(),
-            Given::Integer { .. } | Given::Text(_) | Given::List(_) | Given::Other(_) => None,
+            Given::Integer { .. } | Given::Fraction(_) | Given::Text(_) | Given::List(_) | Given::Other(_) => None,
+        }
+    }
+
+    /// A number, with or without a fraction.
+    pub(super) fn number(&self) -> Option<f64> {
+        match self {
+            Given::Fraction(text) | Given::Plain(text) => text.parse().ok().filter(|value: &f64| value.is_finite()),
+            Given::Integer { .. } => self.integer().map(|value| value as f64),
+            Given::Boolean(_) | Given::Text(_) | Given::List(_) | Given::Other(_) => None,
         }
     }
 
@@ -44,14 +56,19 @@ impl Given {
         match self {
             Given::Integer { digits, radix } => u64::from_str_radix(digits, *radix).ok(),
             Given::Plain(text) if text.bytes().all(|byte| byte.is_ascii_digit()) => text.parse().ok(),
-            Given::Boolean(_) | Given::Plain(_) | Given::Text(_) | Given::List(_) | Given::Other(_) => None,
+            Given::Boolean(_)
+            | Given::Plain(_)
+            | Given::Fraction(_)
+            | Given::Text(_)
+            | Given::List(_)
+            | Given::Other(_) => None,
         }
     }
 
     pub(super) fn text(&self) -> Option<&str> {
         match self {
             Given::Text(text) | Given::Plain(text) => Some(text),
-            Given::Boolean(_) | Given::Integer { .. } | Given::List(_) | Given::Other(_) => None,
+            Given::Boolean(_) | Given::Integer { .. } | Given::Fraction(_) | Given::List(_) | Given::Other(_) => None,
         }
     }
 
@@ -61,7 +78,7 @@ impl Given {
             Given::Plain(text) if text.trim().is_empty() => Some(Vec::new()),
             Given::Plain(text) => Some(text.split(',').map(|item| item.trim().to_owned()).collect()),
             Given::List(items) => items.iter().map(|item| item.text().map(str::to_owned)).collect(),
-            Given::Boolean(_) | Given::Integer { .. } | Given::Text(_) | Given::Other(_) => None,
+            Given::Boolean(_) | Given::Integer { .. } | Given::Fraction(_) | Given::Text(_) | Given::Other(_) => None,
         }
     }
 }
@@ -81,6 +98,7 @@ impl fmt::Display for Given {
         match self {
             Given::Plain(text) | Given::Text(text) => f.write_str(&quoted(text)),
             Given::Boolean(value) => value.fmt(f),
+            Given::Fraction(text) => f.write_str(text.get(..SHOWN_CHARS).unwrap_or(text)),
             Given::Integer { digits, radix: 10 } => f.write_str(digits.get(..SHOWN_CHARS).unwrap_or(digits)),
             Given::Integer { digits, radix } => {
                 write!(f, "{} (base {radix})", digits.get(..SHOWN_CHARS).unwrap_or(digits))
@@ -100,6 +118,8 @@ impl fmt::Display for Setting {
             Setting::Unset => Ok(()),
             Setting::Boolean(value) => value.fmt(f),
             Setting::Integer(value) => value.fmt(f),
+            // With a point in any case, as TOML writes them.
+            Setting::Fraction(value) => write!(f, "{value:?}"),
             Setting::Text(text) => f.write_str(&toml_string(text)),
             Setting::List(items) => {
                 write!(f, "[{}]", items.iter().map(|item| toml_string(item)).collect::<Vec<_>>().join(", "))

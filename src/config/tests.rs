@@ -122,6 +122,8 @@ fn every_key_works_from_file_and_environment() {
             (_, "models_dir") => ("\"other\"", "other", Setting::Text("other".into())),
             (_, "device_type") => ("\"tensorrt\"", "tensorrt", Setting::Text("tensorrt".into())),
             (_, "memory_arena" | "memory_pattern") => ("false", "false", Setting::Boolean(false)),
+            (_, "compile_mode") => ("\"max-autotune\"", "max-autotune", Setting::Text("max-autotune".into())),
+            (_, "memory_fraction") => ("0.25", "0.25", Setting::Fraction(0.25)),
             (_, "optimization_level") => ("\"basic\"", "basic", Setting::Text("basic".into())),
             (_, "log_format") => ("\"json\"", "json", Setting::Text("json".into())),
             (_, "log_level") => ("\"warn,a=debug\"", "warn,a=debug", Setting::Text("warn,a=debug".into())),
@@ -140,7 +142,7 @@ fn every_key_works_from_file_and_environment() {
             (Setting::Boolean(false), _) => ("true", "true", Setting::Boolean(true)),
             (Setting::Integer(_), _) => ("9999", "9999", Setting::Integer(9999)),
             (Setting::Unset, _) => ("3", "3", Setting::Integer(3)),
-            (Setting::Text(_) | Setting::List(_), name) => panic!("no sample for {name}"),
+            (Setting::Text(_) | Setting::List(_) | Setting::Fraction(_), name) => panic!("no sample for {name}"),
         };
         assert_ne!(default, expected, "{}", key.path());
         let config = from_file(&format!("[{}]\n{} = {file}\n", key.section, key.name)).unwrap();
@@ -208,7 +210,7 @@ fn a_wrong_value_is_named_with_its_line_and_what_was_expected() {
     };
     check("batch", "instances = 0", "instances: expected a whole number from 1 to 256, got 0");
     check("batch", "instances = \"2\"", "instances: expected a whole number from 1 to 256, got \"2\"");
-    check("batch", "instances = 1.5", "instances: expected a whole number from 1 to 256, got a number with a fraction");
+    check("batch", "instances = 1.5", "instances: expected a whole number from 1 to 256, got 1.5");
     check(
         "server",
         "listen = \"here\"",

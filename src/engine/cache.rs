@@ -471,7 +471,7 @@ mod tests {
         house.began.recv().await.unwrap();
         let follower = house.ask_behind(1.0, LONG).await;
         house.end(Err(RuntimeError::Device("lost".to_owned())));
-        assert_eq!(leader.await.unwrap().unwrap_err().kind(), ErrorKind::Internal);
+        assert_eq!(leader.await.unwrap().unwrap_err().kind(), ErrorKind::Overloaded);
         house.began.recv().await.unwrap();
         house.end(Ok(()));
         assert_eq!(outcome(follower).await, (CacheOutcome::Miss, vec![1.0]));

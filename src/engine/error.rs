@@ -114,6 +114,8 @@ impl EngineError {
                 BatchError::Panicked => "internal_error",
                 BatchError::NotJoinable => "too_many_rows",
                 BatchError::Runtime(RuntimeError::Run(_)) => "model_refused_input",
+                BatchError::Runtime(RuntimeError::OutOfMemory(_)) => "out_of_memory",
+                BatchError::Runtime(RuntimeError::Device(_)) => "device_failed",
                 BatchError::Runtime(_) => "internal_error",
             },
             EngineError::Pool(PoolError::Full { .. }) => "queue_full",
@@ -178,18 +180,16 @@ impl From<BatchError> for EngineError {
             // These texts are not written for clients.
             BatchError::Panicked
             | BatchError::Runtime(
-                RuntimeError::Library(_)
-                | RuntimeError::Graph(_)
-                | RuntimeError::Device(_)
-                | RuntimeError::Interrupted
-                | RuntimeError::Io { .. },
+                RuntimeError::Library(_) | RuntimeError::Graph(_) | RuntimeError::Interrupted | RuntimeError::Io { .. },
             ) => EngineError::Internal { detail: error.to_string() },
             BatchError::QueueFull { .. }
             | BatchError::Expired
             | BatchError::TimedOut
             | BatchError::Closed
             | BatchError::NotJoinable
-            | BatchError::Runtime(RuntimeError::Run(_)) => EngineError::Batch(error),
+            | BatchError::Runtime(RuntimeError::Run(_) | RuntimeError::OutOfMemory(_) | RuntimeError::Device(_)) => {
+                EngineError::Batch(error)
+            }
         }
     }
 }
@@ -202,12 +202,10 @@ fn batch_kind(error: &BatchError) -> ErrorKind {
         BatchError::Panicked => ErrorKind::Internal,
         // The values passed our checks and the graph still refused them, such as an index out of range.
         BatchError::NotJoinable | BatchError::Runtime(RuntimeError::Run(_)) => ErrorKind::InvalidInput,
+        // A smaller request, another replica or a later moment may do.
+        BatchError::Runtime(RuntimeError::OutOfMemory(_) | RuntimeError::Device(_)) => ErrorKind::Overloaded,
         BatchError::Runtime(
-            RuntimeError::Library(_)
-            | RuntimeError::Graph(_)
-            | RuntimeError::Device(_)
-            | RuntimeError::Interrupted
-            | RuntimeError::Io { .. },
+            RuntimeError::Library(_) | RuntimeError::Graph(_) | RuntimeError::Interrupted | RuntimeError::Io { .. },
         ) => ErrorKind::Internal,
     }
 }

@@ -66,6 +66,7 @@ pub(crate) fn caching_model(
         plan: Plan::alone("a test"),
         stats: stats.clone(),
         spare: Arc::new(|| Err(RuntimeError::Run("there is no other session".into()))),
+        reserve: None,
         inline: Inline::default(),
     };
     Arc::new(LoadedModel {

@@ -42,12 +42,12 @@ pub(super) struct Health {
     #[schema(example = "ok")]
     status: &'static str,
     models: ModelCounts,
-    /// Models that answer, but on another device than they should; left out where there are none.
+    /// Models that answer, but on another device than they should or with less than their memory; left out where there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     degraded: Vec<Degraded>,
 }
 
-/// A model that fell back.
+/// A model that fell back, wholly or for some of its runs.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Degraded {
     #[schema(example = "resnet50")]
@@ -65,15 +65,23 @@ pub(super) struct Degraded {
 impl Degraded {
     fn all(models: &[ModelStatus]) -> Vec<Degraded> {
         let loaded = models.iter().flat_map(|model| &model.versions).filter_map(|version| version.loaded.as_deref());
-        let fallen_back = loaded.filter(|model| model.facts.execution.is_fallback);
-        fallen_back
-            .map(|model| Degraded {
-                model: model.name.to_string(),
-                version: model.version.to_string(),
-                device: model.facts.device.clone(),
-                reason: model.facts.execution.problem(),
-            })
-            .collect()
+        let degraded = loaded.filter_map(|model| {
+            let execution = &model.facts.execution;
+            let reason = match (execution.is_fallback, model.handle.pressure()) {
+                (true, _) => execution.problem(),
+                (false, Some(pressure)) if pressure.on_reserve => {
+                    "the device has no memory for some runs, or failed; they are made on the CPU".to_owned()
+                }
+                (false, Some(pressure)) => {
+                    let rows = pressure.max_rows.unwrap_or_default();
+                    format!("the device has memory for runs of {rows} rows and not for larger ones")
+                }
+                (false, None) => return None,
+            };
+            let (name, version, device) = (&model.name, &model.version, &model.facts.device);
+            Some(Degraded { model: name.to_string(), version: version.to_string(), device: device.clone(), reason })
+        });
+        degraded.collect()
     }
 }
 

@@ -72,7 +72,7 @@ fn execution(engine: &InferenceEngine, out: &mut Exposition) {
     let mut samples = out.family(&metrics::MODEL_DEGRADED);
     for (model, version) in loaded() {
         let labels = [("model", model.name.as_str()), ("version", &version)];
-        samples.put(&labels, u64::from(model.facts.execution.is_fallback));
+        samples.put(&labels, u64::from(model.facts.execution.is_fallback || model.handle.pressure().is_some()));
     }
 }
 

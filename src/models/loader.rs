@@ -12,14 +12,15 @@ use super::state::{Keeper, StatePlace, circumstances};
 use super::tune::{self, Means, Space, Tuned};
 use super::{LoadError, LoadedModel, Manifest, ModelMemory, ModelName, ModelSettings, Version, VersionPolicy, warmup};
 use crate::batching::{
-    BatchSettings, Handle, Inline, Joining, Learned, PaddedInput, Plan, SHORT_RUN, Short, Start, probe, worth,
+    BatchSettings, Handle, Inline, Joining, Learned, PaddedInput, Plan, SHORT_RUN, Short, Spare, Start, probe, worth,
 };
 use crate::cache::Caches;
 use crate::hub::{PROVENANCE, Provenance};
 use crate::pipelines::{LabelsSource, Pipeline, PipelineLimits, text};
 use crate::rewrite::{Drift, drift};
 use crate::runtime::{
-    GraphFacts, GraphSource, Input, Interrupt, Runtime, RuntimeError, Session, SessionSettings, WorkingMemories,
+    DeviceSettings, DeviceType, GraphFacts, GraphSource, Input, Interrupt, Runtime, RuntimeError, Session,
+    SessionSettings, WorkingMemories,
 };
 use crate::tasks::{Tasks, cores};
 use crate::telemetry::stats::ModelStats;
@@ -213,6 +214,7 @@ pub(super) fn load(
     }
     let (spare_runtime, kept_source, session_settings) =
         (runtime.clone(), source.clone(), session_settings(job, layout));
+    let reserve = reserve(&facts, &kept_source, runtime, &session_settings);
     let start = Start {
         model: job.name.to_string(),
         sessions,
@@ -221,6 +223,7 @@ pub(super) fn load(
         stats: job.stats.clone(),
         inline,
         spare: Arc::new(move || spare_runtime.load(&source, &session_settings)),
+        reserve,
     };
     let handle = Handle::start(start, tasks).map_err(|error| LoadError::Threads(error.kind()))?;
     Ok(LoadedModel {
@@ -274,6 +277,24 @@ fn answers_alike(
         Some(Drift { cosine, .. }) if cosine < 0.9999 => Err("the saved graph answers otherwise".to_owned()),
         Some(_) | None => Ok(()),
     }
+}
+
+/// What makes a session on the CPU for runs that the device has no memory for; `None` where the model runs there anyway, or shall run
+/// nowhere else.
+fn reserve(
+    facts: &GraphFacts,
+    source: &GraphSource,
+    runtime: &Arc<dyn Runtime>,
+    settings: &SessionSettings,
+) -> Option<Spare> {
+    let device = &settings.device;
+    if facts.device == "cpu" || !(device.allow_fallback || device.device_type == DeviceType::Auto) {
+        return None;
+    }
+    let device = DeviceSettings { device_type: DeviceType::Cpu, ..device.clone() };
+    let (runtime, source) = (runtime.clone(), source.clone());
+    let settings = SessionSettings { device, ..settings.clone() };
+    Some(Arc::new(move || runtime.load(&source, &settings)))
 }
 
 /// Holds the files to what is written of them where they came from elsewhere.
@@ -419,8 +440,11 @@ fn short_rows(session: &mut dyn Session, hints: &InputHints, interrupt: &Interru
 fn session_settings(job: &Job, layout: Layout) -> SessionSettings {
     let Layout { instances, intra_threads } = layout;
     let shares = instances > 1 && copies_of(layout, job.size_bytes) == 1;
+    let batch = &job.settings.batch;
+    let mut device = job.settings.device.clone();
+    device.tensorrt.rows = Some((batch.batch_size.unwrap_or(batch.max_batch_size), batch.max_batch_size));
     SessionSettings {
-        device: job.settings.device.clone(),
+        device,
         optimization_level: job.settings.optimization_level,
         // A session's own threads help whoever runs it: those who share it need the helpers of all of them.
         intra_threads: if shares { instances * (intra_threads - 1) + 1 } else { intra_threads },

@@ -68,6 +68,11 @@ impl TuningSettings {
     pub fn is_asked(&self) -> bool {
         self.tune || self.target_p99.is_some()
     }
+
+    /// The same where the mode of the device asks for every means.
+    fn with_mode(self, mode: CompileMode) -> TuningSettings {
+        TuningSettings { tune: self.tune || (mode == CompileMode::MaxAutotune && !self.insists), ..self }
+    }
 }
 
 impl ModelSettings {
@@ -257,8 +262,48 @@ impl ModelOverrides {
             max_batch_size_is_set: self.batch.max_batch_size.is_some() || base.max_batch_size_is_set,
             max_batch_tokens_is_set: self.batch.max_batch_tokens.is_some() || base.max_batch_tokens_is_set,
             warmup_iterations: self.performance.warmup_iterations.unwrap_or(base.warmup_iterations),
-            tuning: self.performance.tuning(&base.tuning),
+            tuning: self
+                .performance
+                .tuning(&base.tuning)
+                .with_mode(self.device.compile_mode.unwrap_or(base.device.compile_mode)),
             cache: self.cache.apply(&base.cache),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tunes(toml: &str, base: &TuningSettings) -> bool {
+        let overrides: ModelOverrides = toml::from_str(toml).unwrap();
+        overrides.apply(&ModelSettings { tuning: base.clone(), ..ModelSettings::default() }).tuning.is_asked()
+    }
+
+    #[test]
+    fn the_mode_that_tries_everything_tunes_at_load() {
+        let base = TuningSettings::default();
+        assert!(tunes("[device]\ncompile_mode = \"max-autotune\"", &base));
+        for other in ["", "[device]\ncompile_mode = \"default\"", "[device]\ncompile_mode = \"reduce-overhead\""] {
+            assert!(!tunes(other, &base), "{other}");
+        }
+        // Who measures without it, does.
+        let insists = TuningSettings { insists: true, ..TuningSettings::default() };
+        assert!(!tunes("[device]\ncompile_mode = \"max-autotune\"", &insists));
+    }
+
+    #[test]
+    fn what_a_model_says_of_its_device_comes_before_what_all_say() {
+        let read = |toml: &str| toml::from_str::<ModelOverrides>(toml);
+        let overrides =
+            read("[device]\nmemory_fraction = 0.5\nuse_fp16 = true\n[optimization]\nenable_tensorrt = true").unwrap();
+        let device = overrides.apply(&ModelSettings::default()).device;
+        assert_eq!(device.memory_fraction.map(Fraction::get), Some(0.5));
+        assert!(device.use_fp16 && device.enable_tensorrt && device.compile_mode == CompileMode::Default);
+        for wrong in ["0.0", "1.5", "-0.5", "nan"] {
+            let error = read(&format!("[device]\nmemory_fraction = {wrong}")).unwrap_err().to_string();
+            assert!(error.contains("above 0 and at most 1"), "{error}");
+        }
+        assert!(read("[device]\ncompile_mode = \"fast\"").unwrap_err().to_string().contains("max-autotune"));
     }
 }

@@ -11,12 +11,17 @@ pub enum RuntimeError {
     /// The file is not a graph that can be run: the text says why.
     #[error("{0}")]
     Graph(String),
-    /// The device or execution provider that the settings ask for is not there.
+    /// The device or execution provider that the settings ask for is not there, or has failed.
     #[error("{0}")]
     Device(String),
     /// The graph refused this input or failed on it.
     #[error("{0}")]
     Run(String),
+    /// The device had not enough memory for this run; a smaller one may fit.
+    #[error(
+        "the device has not enough memory for this run: {0}; send fewer rows or smaller inputs at once, or try again later"
+    )]
+    OutOfMemory(String),
     #[error("the run was stopped")]
     Interrupted,
     #[error("the model file could not be read: {source}")]

@@ -36,6 +36,10 @@ const CACHE_MISSES: Family = counter("ortus_cache_misses", "Answers not found in
 const LOADS: Family = counter("ortus_model_loads", "Loads of a version of a model, by result.");
 const EVICTIONS: Family =
     counter("ortus_model_evictions", "Unloads of a model, all its versions, to make room for another.");
+const DEVICE_FAILURES: Family = counter(
+    "ortus_device_failures",
+    "Runs that a device had no memory for or failed on; they were made smaller or elsewhere, or refused with 503.",
+);
 const REJECTED: Family =
     counter("ortus_rejected", "Requests turned away for a reason other than what they ask, by reason.");
 const PANICS: Family = counter("ortus_panics", "Panics that were caught: faults of the server.");
@@ -112,6 +116,8 @@ pub fn write_stats(stats: &Stats, out: &mut Exposition) {
     }
     let mut samples = out.family(&EVICTIONS);
     models.iter().for_each(|model| samples.put(&[("model", &model.name)], model.evictions));
+    let mut samples = out.family(&DEVICE_FAILURES);
+    models.iter().for_each(|model| samples.put(&[("model", &model.name)], model.device_failures));
     let mut samples = out.family(&REJECTED);
     stats.rejected().for_each(|(reason, count)| samples.put(&[("reason", reason.name())], count));
     out.family(&PANICS).put(&[], stats.panics());

@@ -104,6 +104,11 @@ pub(in crate::http) struct ExecutionInfo {
     missing: Vec<MissingProvider>,
     /// Whether the model runs on something else than it was expected to; `/readyz` and `/healthz` name it then.
     is_fallback: bool,
+    /// Most rows of a run, learnt from runs that the device had no memory for; `null` where all have fitted.
+    #[schema(example = json!(null))]
+    max_rows: Option<usize>,
+    /// Whether the last run was made on the CPU, since the device had no memory for it or failed.
+    on_reserve: bool,
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -115,8 +120,9 @@ pub(in crate::http) struct MissingProvider {
     reason: String,
 }
 
-impl From<&engine::Execution> for ExecutionInfo {
-    fn from(execution: &engine::Execution) -> ExecutionInfo {
+impl From<&LoadedModel> for ExecutionInfo {
+    fn from(model: &LoadedModel) -> ExecutionInfo {
+        let (execution, pressure) = (&model.facts.execution, model.handle.pressure());
         let missing = |missing: &engine::MissingProvider| MissingProvider {
             provider: missing.provider.clone(),
             reason: missing.reason.clone(),
@@ -127,6 +133,8 @@ impl From<&engine::Execution> for ExecutionInfo {
             nodes: execution.nodes.clone(),
             missing: execution.missing.iter().map(missing).collect(),
             is_fallback: execution.is_fallback,
+            max_rows: pressure.and_then(|pressure| pressure.max_rows),
+            on_reserve: pressure.is_some_and(|pressure| pressure.on_reserve),
         }
     }
 }
@@ -707,7 +715,7 @@ impl From<&ModelStatus> for ModelInfo {
             device: loaded.map(|model| model.facts.device.clone()),
             precision: loaded.and_then(|model| model.facts.precision.clone()),
             providers: loaded.map_or_else(Vec::new, |model| model.facts.execution.registered.clone()),
-            execution: loaded.map(|model| ExecutionInfo::from(&model.facts.execution)),
+            execution: loaded.map(ExecutionInfo::from),
             config: loaded.map(config_of),
             batching: loaded.map(batching_of),
             tuned: loaded.and_then(|model| model.tuned.as_ref()).map(Tuned::from),
@@ -819,9 +827,13 @@ fn config_of(model: &LoadedModel) -> Value {
             "device_type": settings.device.device_type,
             "device_index": settings.device.device_index,
             "allow_fallback": settings.device.allow_fallback,
+            "use_fp16": settings.device.use_fp16,
+            "compile_mode": settings.device.compile_mode,
+            "memory_fraction": settings.device.memory_fraction,
         },
         "optimization": {
             "optimization_level": settings.optimization_level,
+            "enable_tensorrt": settings.device.enable_tensorrt,
             "memory_arena": settings.memory().arena,
             "memory_pattern": settings.memory().pattern,
         },

@@ -20,6 +20,8 @@ pub(super) struct Graph {
     pub(super) unshaped: HashSet<String>,
     /// The inputs that a run must give, with their sizes; `None` where one is free, or all are.
     pub(super) shapes: Vec<(String, Option<Vec<Option<u64>>>)>,
+    /// The same of the outputs.
+    pub(super) output_shapes: Vec<(String, Option<Vec<Option<u64>>>)>,
     pub(super) convolves: bool,
 }
 
@@ -45,7 +47,9 @@ pub(super) fn read(source: &GraphSource) -> Result<Graph, RuntimeError> {
     // The ORT format is a flatbuffer with its identifier at byte 4.
     if bytes.get(4..8) == Some(b"ORTM") {
         let facts = GraphFacts { format: "ort", size_bytes: metadata.len(), ..GraphFacts::default() };
-        return Ok(Graph { facts, unshaped: HashSet::new(), shapes: vec![(String::new(), None)], convolves: false });
+        let unknown = || vec![(String::new(), None)];
+        let (shapes, output_shapes) = (unknown(), unknown());
+        return Ok(Graph { facts, unshaped: HashSet::new(), shapes, output_shapes, convolves: false });
     }
     let model = ModelProto::decode(bytes).map_err(|error| {
         let problem = error.to_string();
@@ -122,6 +126,7 @@ fn collect(model: &ModelProto, folder: &Path, file_bytes: u64) -> Result<Graph, 
         facts,
         unshaped: unshaped.into_iter().collect(),
         shapes: given.map(|value| (value.name().to_owned(), sizes(value))).collect(),
+        output_shapes: graph.output.iter().map(|value| (value.name().to_owned(), sizes(value))).collect(),
         convolves: tensors.convolves,
     })
 }

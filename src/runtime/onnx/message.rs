@@ -41,6 +41,13 @@ pub(super) fn is_out_of_memory(text: &str) -> bool {
     .any(|part| lower.contains(part))
 }
 
+/// Whether a message is of a GPU or one of its libraries, and not of the graph's input.
+pub(super) fn is_device_fault(text: &str) -> bool {
+    ["CUDA failure ", "CUDA error", "CUBLAS failure ", "CUDNN failure ", "CUFFT failure "]
+        .iter()
+        .any(|part| text.contains(part))
+}
+
 /// `/onnxruntime_src/.../gather.cc:123` and the like.
 fn is_source_location(word: &str) -> bool {
     [".cc:", ".h:", ".cpp:", ".cu:", ".cuh:", ".inc:"].iter().any(|mark| word.contains(mark))
@@ -117,6 +124,7 @@ mod tests {
             "",
         ] {
             assert!(!is_out_of_memory(text), "{text}");
+            assert_eq!(is_device_fault(text), text.contains("illegal memory access"), "{text}");
         }
     }
 

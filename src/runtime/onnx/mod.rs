@@ -13,6 +13,7 @@ mod message;
 mod options;
 mod provider;
 mod raw;
+mod recorded;
 mod session;
 #[cfg(test)]
 mod working_memory_tests;

@@ -208,3 +208,42 @@ pub(super) fn assigned_nodes(session: &Session) -> ort::Result<BTreeMap<String, 
     }
     Ok(nodes)
 }
+
+/// Buffers bound to the inputs and outputs of a session; the session must outlive it.
+pub(super) struct Binding(NonNull<sys::OrtIoBinding>);
+
+// SAFETY: a binding has no thread of its own; it is used by one thread at a time through `&mut`.
+unsafe impl Send for Binding {}
+
+impl Binding {
+    pub(super) fn new(session: &Session) -> ort::Result<Binding> {
+        let mut pointer: *mut sys::OrtIoBinding = ptr::null_mut();
+        // SAFETY: the session lives through the call, which gives a new binding or an error.
+        check(unsafe { (ort::api().CreateIoBinding)(session.ptr().cast_mut(), &raw mut pointer) })?;
+        NonNull::new(pointer).map(Binding).ok_or_else(|| ort::Error::new("no binding was made"))
+    }
+
+    /// The value's memory is what runs read; ONNX Runtime holds a reference of its own to it.
+    pub(super) fn bind_input(&mut self, name: &CStr, value: &DynTensor) -> ort::Result<()> {
+        // SAFETY: binding, name and value live through the call.
+        check(unsafe { (ort::api().BindInput)(self.0.as_ptr(), name.as_ptr(), value.ptr()) })
+    }
+
+    /// The value's memory is what runs write.
+    pub(super) fn bind_output(&mut self, name: &CStr, value: &DynTensor) -> ort::Result<()> {
+        // SAFETY: as above.
+        check(unsafe { (ort::api().BindOutput)(self.0.as_ptr(), name.as_ptr(), value.ptr()) })
+    }
+
+    pub(super) fn run(&mut self, session: &Session, options: &RunOptions) -> ort::Result<()> {
+        // SAFETY: the binding was made of this session, and all live through the call; the caller runs one at a time.
+        check(unsafe { (ort::api().RunWithBinding)(session.ptr().cast_mut(), options.ptr(), self.0.as_ptr()) })
+    }
+}
+
+impl Drop for Binding {
+    fn drop(&mut self) {
+        // SAFETY: made by `new` and released once.
+        unsafe { (ort::api().ReleaseIoBinding)(self.0.as_ptr()) };
+    }
+}

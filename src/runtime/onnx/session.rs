@@ -3,6 +3,7 @@
 use super::arena::Arena;
 use super::options::{self, Machine, Profile};
 use super::provider::{self, Candidate, Provider};
+use super::recorded::Recorded;
 use super::written::Written;
 use super::{convert, graph, memory, message, raw};
 use crate::runtime::{
@@ -12,6 +13,7 @@ use crate::runtime::{
 use crate::telemetry::gpu;
 use crate::tensor::{Spec, Value, ValueType};
 use ort::environment::Environment;
+use ort::memory::AllocationDevice;
 use ort::session::builder::GraphOptimizationLevel;
 use ort::session::{RunOptions, SessionInputValue};
 use std::collections::BTreeMap;
@@ -37,6 +39,18 @@ pub(super) fn load_graph(
     written: Option<&Written>,
 ) -> Result<Box<dyn Session>, RuntimeError> {
     let candidates = provider::candidates(&settings.device);
+    let device = &settings.device;
+    let limits = device.memory_fraction.is_some() && device.device_type != DeviceType::Cpu;
+    if limits
+        && Provider::Cuda.is_in_build()
+        && gpu::memory_total_bytes(device.device_index).is_none()
+        && !gpu::gpus().is_empty()
+    {
+        return Err(RuntimeError::Device(format!(
+            "memory_fraction is set, and the driver does not tell the memory of GPU {}; leave it out, or correct device_index",
+            device.device_index
+        )));
+    }
     let asked = candidates.first().map(Candidate::names).unwrap_or_default();
     let mut missing: Vec<MissingProvider> = Vec::new();
     let mut is_fallback = false;
@@ -48,8 +62,8 @@ pub(super) fn load_graph(
             continue;
         }
         let machine = machine(graph, settings);
-        match build(environment, file, settings, &candidate, &machine, written) {
-            Ok(session) => {
+        match built(environment, file, settings, &candidate, machine, written) {
+            Ok((session, recorded)) => {
                 if is_fallback {
                     for MissingProvider { provider, reason } in &missing {
                         tracing::warn!(device = candidate.device, provider, reason, "a better device was not used");
@@ -62,7 +76,7 @@ pub(super) fn load_graph(
                     BTreeMap::new()
                 });
                 let execution = Execution { asked, registered, nodes, missing, is_fallback };
-                return OnnxSession::new(session, graph, candidate.device, execution)
+                return OnnxSession::new(session, recorded, graph, candidate.device, execution)
                     .map(|session| Box::new(session) as Box<dyn Session>);
             }
             Err((provider, error)) => {
@@ -96,12 +110,41 @@ fn machine(graph: &graph::Graph, settings: &SessionSettings) -> Machine {
         // Opens the driver's library: only for those who need it.
         gpu_bytes: device.memory_fraction.and_then(|_| gpu::memory_total_bytes(device.device_index)),
         level: Some(settings.optimization_level),
-        // Runs are not bound to buffers of their own, which playing a recording needs.
-        is_fixed: false,
+        is_fixed: options::is_fixed(&graph.shapes) && options::is_fixed(&graph.output_shapes),
         convolves: graph.convolves,
         profile: device.tensorrt.rows.and_then(|(usual, most)| Profile::of(&graph.shapes, usual, most)),
         engines: device.tensorrt.engines.clone(),
     }
+}
+
+/// Builds a session, and the buffers between which its runs are recorded where that is asked for and can be done.
+fn built(
+    environment: &Environment,
+    file: &Path,
+    settings: &SessionSettings,
+    candidate: &Candidate,
+    machine: Machine,
+    written: Option<&Written>,
+) -> Result<(ort::session::Session, Option<Recorded>), (Option<Provider>, ort::Error)> {
+    if options::records(&settings.device, &machine) && !candidate.providers.is_empty() && written.is_none() {
+        let recording = || {
+            let session = build(environment, file, settings, candidate, &machine, None).map_err(|(_, error)| error)?;
+            let index = i32::try_from(settings.device.device_index).unwrap_or(i32::MAX);
+            let recorded = Recorded::new(&session, AllocationDevice::CUDA, index)?;
+            Ok::<_, ort::Error>(recorded.map(|recorded| (session, recorded)))
+        };
+        match recording() {
+            Ok(Some((session, recorded))) => return Ok((session, Some(recorded))),
+            Ok(None) => tracing::info!("runs are not recorded: an input or output is no tensor of one shape"),
+            // Such as nodes that do not run on the GPU, or control flow.
+            Err(error) => {
+                let problem = message::clean(&error.to_string());
+                tracing::info!(problem, "runs are not recorded: the graph cannot be");
+            }
+        }
+    }
+    let machine = Machine { is_fixed: false, ..machine };
+    Ok((build(environment, file, settings, candidate, &machine, written)?, None))
 }
 
 /// Builds a session. The error names the provider that did not work; none, where the graph is at fault.
@@ -153,6 +196,8 @@ fn builder(
 }
 
 struct OnnxSession {
+    /// Before the session, which it is made of. Only where runs are recorded.
+    recorded: Option<Recorded>,
     shared: Arc<Shared>,
     inputs: Vec<Spec>,
     outputs: Vec<Spec>,
@@ -173,6 +218,7 @@ struct Shared {
 impl OnnxSession {
     fn new(
         session: ort::session::Session,
+        recorded: Option<Recorded>,
         graph: &graph::Graph,
         device: String,
         execution: Execution,
@@ -198,7 +244,7 @@ impl OnnxSession {
         let arena = if facts.device == "cpu" { Arena::of(&session).map(Arc::new) } else { None };
         let shared =
             Shared { session: Some(session), input_names: c_names(&inputs)?, output_names: c_names(&outputs)?, arena };
-        Ok(OnnxSession { shared: Arc::new(shared), inputs, outputs, facts })
+        Ok(OnnxSession { recorded, shared: Arc::new(shared), inputs, outputs, facts })
     }
 }
 
@@ -229,7 +275,14 @@ impl Session for OnnxSession {
                 return RuntimeError::Interrupted;
             }
             tracing::debug!(%error, "a run failed");
-            RuntimeError::Run(message::clean(&error.to_string()))
+            let text = error.to_string();
+            if message::is_out_of_memory(&text) {
+                RuntimeError::OutOfMemory(message::clean(&text))
+            } else if message::is_device_fault(&text) {
+                RuntimeError::Device(format!("the device failed: {}", message::clean(&text)))
+            } else {
+                RuntimeError::Run(message::clean(&text))
+            }
         };
         let mut values: Vec<(&CStr, SessionInputValue<'_>)> = Vec::with_capacity(inputs.len());
         for (index, value) in inputs {
@@ -259,7 +312,11 @@ impl Session for OnnxSession {
         let Some(session) = self.shared.session.as_ref() else {
             return Err(RuntimeError::Run("the session is closed".to_owned()));
         };
-        let results = raw::run(session, &values, &names, &options).map_err(failed)?;
+        let results = match &mut self.recorded {
+            Some(recorded) => recorded.run(session, &values, outputs, &options),
+            None => raw::run(session, &values, &names, &options),
+        }
+        .map_err(failed)?;
         let values = results.into_iter().map(|value| value.map_or(Ok(Value::None), convert::from_output));
         let results: Vec<Value> = values.collect::<Result<_, _>>()?;
         if let Some(arena) = &self.shared.arena {
@@ -275,6 +332,7 @@ impl Session for OnnxSession {
             return None;
         }
         Some(Box::new(OnnxSession {
+            recorded: None,
             shared: self.shared.clone(),
             inputs: self.inputs.clone(),
             outputs: self.outputs.clone(),

@@ -251,6 +251,11 @@ impl ModelStats {
         }
     }
 
+    /// A device had no memory for a run, or failed on it.
+    pub fn record_device_failure(&self) {
+        self.shared.device_failures.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// So many requests more, or fewer, wait for an instance.
     pub fn queue_changed(&self, by: isize) {
         self.shared.queued.fetch_add(by as i64, Ordering::Relaxed);

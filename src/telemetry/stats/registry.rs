@@ -81,6 +81,7 @@ pub(super) struct Shared {
     /// Failed, done.
     pub(super) loads: [AtomicU64; 2],
     pub(super) evictions: AtomicU64,
+    pub(super) device_failures: AtomicU64,
     /// Those of all models.
     pub(super) panics: Arc<AtomicU64>,
 }
@@ -96,6 +97,7 @@ impl Shared {
             cache: Default::default(),
             loads: Default::default(),
             evictions: AtomicU64::new(0),
+            device_failures: AtomicU64::new(0),
             panics,
         }
     }
@@ -120,6 +122,8 @@ pub struct ModelTotals {
     pub loads_done: u64,
     /// How often it made room for others.
     pub evictions: u64,
+    /// Runs that a device had no memory for, or failed on.
+    pub device_failures: u64,
 }
 
 impl Default for Stats {
@@ -261,5 +265,6 @@ fn totals(name: String, shared: &Shared) -> ModelTotals {
         loads_failed: read(failed),
         loads_done: read(done),
         evictions: read(&shared.evictions),
+        device_failures: read(&shared.device_failures),
     }
 }
