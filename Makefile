@@ -70,12 +70,13 @@ gpu-run: gpu-library  ## Like run, on an NVIDIA GPU (driver for CUDA 13 needed)
 	$(CARGO) build --release --locked
 	$(GPU_ENV); ORTUS_DEVICE__DEVICE_TYPE=cuda exec $(TARGET)/release/ortus serve $(ARGS)
 
-# ORTUS names a binary built elsewhere, for a GPU machine without a Rust toolchain.
-gpu-check: gpu-library  ## Check on a GPU machine that the models run on the GPU
+# ORTUS names a binary built elsewhere, for a GPU machine without a Rust toolchain. GPU_CHECK chooses parts, as in:
+# make gpu-check GPU_CHECK="--part answers --part unload"
+gpu-check: gpu-library  ## Check on a GPU machine that the models run on the GPU, right, fast and within its memory
 ifndef ORTUS
 	$(CARGO) build --release --locked
 endif
-	$(GPU_ENV); $(PYTHON) tools/gpu_check.py $(or $(ORTUS),$(TARGET)/release/ortus)
+	$(GPU_ENV); $(PYTHON) tools/gpu_check.py $(or $(ORTUS),$(TARGET)/release/ortus) $(GPU_CHECK)
 
 $(VENV)/.installed: tests/clients/requirements.txt
 	$(PYTHON) -m venv $(VENV)

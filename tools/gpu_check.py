@@ -1,15 +1,24 @@
 #!/usr/bin/env python3
-"""Checks on a GPU machine that the server really runs its models on the GPU.
+"""Checks on a GPU machine that models run on the GPU, right, fast, and without keeping its memory.
 
-`gpu_check.py ORTUS` inspects `models/digits`, serves the folder with the device set to CUDA and
-without fallback, posts a sample, and asserts that the answer is right and that the server
-says `cuda:0` of the model. Exits with 1 and one line where anything of that is not so.
-Standard library only; ORT_DYLIB_PATH and LD_LIBRARY_PATH must point at the GPU build.
+    gpu_check.py ORTUS [--device cuda|cpu] [--part NAME …] [--models DIR] [--seconds S]
+
+Parts, all by default: `serves` (the embedded model answers on the device), `answers` (every test model gives what the CPU gives,
+within tolerance), `throughput` (HTTP beside a bare session in the same run, by batch and precision), `graphs` (what recorded runs gain),
+`unload` (the GPU's memory comes back), `memory` (runs that do not fit are halved and answered), `metrics` (the GPUs in /metrics).
+Each prints PASS, FAIL or SKIP with its figures; the exit code is 1 where one failed.
+
+`--device cpu` runs the same on the CPU, so that this script can be tried where there is no GPU; its figures then say nothing of one.
+Standard library only; ORT_DYLIB_PATH and LD_LIBRARY_PATH must point at the GPU build (`source lib-cuda/env.sh`). `--models` names a folder of
+models for `throughput`, such as that of `make bench-models`; a ResNet-50 in it stands for itself, an fp16 graph has `fp16` in its name.
 """
 
+import argparse
+import contextlib
 import json
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -19,65 +28,233 @@ import urllib.error
 import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-START_SECONDS = 120
-DEVICE = "cuda:0"
+START_SECONDS = 180
+BATCHES = [1, 8, 32, 128]
+# Of the largest value of an output: TF32 keeps ten bits of a factor's fraction.
+TOLERANCE = {"fp32": 1e-3, "tf32": 2e-2}
 
 
 class CheckError(Exception):
     """What was not as it should be, in one line."""
 
 
+class Skip(Exception):
+    """Why a part says nothing here."""
+
+
 def main():
-    if len(sys.argv) != 2:
-        sys.exit("usage: gpu_check.py ORTUS    (the server's binary)")
-    binary = os.path.abspath(sys.argv[1])
-    environment = dict(os.environ, ORTUS_DEVICE__DEVICE_TYPE="cuda", ORTUS_DEVICE__ALLOW_FALLBACK="false")
-    try:
-        inspect(binary, environment)
-        serve(binary, environment)
-    except CheckError as error:
-        sys.exit(f"gpu_check: FAILED: {error}")
-    print(f"gpu_check: ok, digits runs on {DEVICE}")
+    parser = argparse.ArgumentParser(description="Check on a GPU machine that models run on the GPU.")
+    parser.add_argument("ortus", help="the server's binary")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--part", action="append", choices=list(PARTS), help="only this part; may be repeated")
+    parser.add_argument("--models", type=pathlib.Path, default=ROOT / "target" / "bench-models")
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of one measurement")
+    parser.add_argument("--batch", type=int, action="append", help=f"rows of a request [default: {BATCHES}]")
+    options = parser.parse_args()
+    options.ortus = os.path.abspath(options.ortus)
+    options.batch = options.batch or BATCHES
+    failed = 0
+    for name in options.part or list(PARTS):
+        try:
+            outcome, lines = "PASS", PARTS[name](options)
+        except Skip as reason:
+            outcome, lines = "SKIP", [str(reason)]
+        except CheckError as error:
+            outcome, lines = "FAIL", [str(error)]
+        failed += outcome == "FAIL"
+        print(f"{outcome} {name} ({options.device})", *(f"     {line}" for line in lines), sep="\n", flush=True)
+    sys.exit(1 if failed else 0)
 
 
-def inspect(binary, environment):
-    outcome = subprocess.run(
-        [binary, "inspect", str(ROOT / "models" / "digits" / "1" / "model.onnx")],
-        env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=START_SECONDS,
-    )
-    if outcome.returncode != 0:
-        raise CheckError(f"ortus inspect exited with {outcome.returncode}: {last_line(outcome.stdout)}")
+def environment(options, **settings):
+    result = dict(os.environ, ORTUS_DEVICE__DEVICE_TYPE=options.device, ORTUS_DEVICE__ALLOW_FALLBACK="false")
+    result.update({f"ORTUS_{key}": value for key, value in settings.items()})
+    return result
 
 
-def serve(binary, environment):
+def device(options):
+    return "cuda:0" if options.device == "cuda" else "cpu"
+
+
+def fixtures():
+    """The models of the repository whose inputs can be made up from what the graph declares."""
+    return sorted(path.parent.parent for path in (ROOT / "tests" / "fixtures" / "store").glob("*/1/model.onnx"))
+
+
+# The parts.
+
+def serves(options):
+    with server(options, ROOT / "models") as address:
+        body = (ROOT / "models" / "digits" / "samples" / "seven.png").read_bytes()
+        best = json.loads(call(address, "/v1/models/digits/predict", body, "image/png"))["predictions"][0]
+        # One item may be answered by its list of classes or by the best class alone.
+        best = best[0] if isinstance(best, list) else best
+        if best["label"] != "7" or best["score"] < 0.9:
+            raise CheckError(f"seven.png should be 7 with a score above 0.9, got {best}")
+        model = on_device(address, "digits", options)
+        return [f"7 at {best['score']:.4f} on {model['device']}; nodes {model['execution']['nodes']}"]
+
+
+def answers(options):
+    """Every model's answers to the same inputs, on the CPU and on the device, in fp32 and in TF32."""
+    lines, wrong, not_on_device = [], [], 0
+    with tempfile.TemporaryDirectory() as folder:
+        store = pathlib.Path(folder)
+        for model in fixtures():
+            shutil.copytree(model, store / model.name)
+        shutil.copytree(ROOT / "models" / "digits", store / "digits")
+        golden = argparse.Namespace(**{**vars(options), "device": "cpu"})
+        with server(golden, store) as address:
+            expected = {name: infer(address, name) for name in ready(address)}
+        expected = {name: outputs for name, outputs in expected.items() if outputs is not None}
+        for precision, level in (("fp32", "balanced"), ("tf32", "aggressive")):
+            worst, compared = ("", 0.0), 0
+            with server(options, store, OPTIMIZATION__OPTIMIZATION_LEVEL=level) as address:
+                names = ready(address)
+                for name, outputs in expected.items():
+                    if name not in names:
+                        wrong.append(f"{name} does not load on {device(options)}")
+                        continue
+                    found = infer(address, name)
+                    difference = drift(outputs, found)
+                    compared += 1
+                    worst = max(worst, (name, difference), key=lambda pair: pair[1])
+                    if not difference <= TOLERANCE[precision]:
+                        wrong.append(f"{name} in {precision} differs by {difference:.2e} of its largest value")
+                    nodes = json.loads(call(address, f"/v1/models/{name}"))["execution"]["nodes"]
+                    not_on_device += options.device == "cuda" and not nodes.get("CUDAExecutionProvider")
+            lines.append(f"{precision}: {compared} models, largest difference {worst[1]:.2e} ({worst[0]})")
+    if not compared:
+        raise CheckError("no model was compared")
+    if wrong:
+        raise CheckError("; ".join(wrong[:10]))
+    if not_on_device:
+        lines.append(f"{not_on_device} have no node on the GPU, such as graphs of integers and strings alone")
+    return lines
+
+
+def throughput(options):
+    """HTTP beside a bare session, by turns in one run of `ortus bench`."""
+    models = [path for path in sorted(options.models.glob("*")) if (path / "1" / "model.onnx").is_file()]
+    models = [path for path in models if "resnet" in path.name] or models
+    if not models:
+        raise Skip(f"{options.models} has no models; make bench-models")
+    lines, least = [], None
+    for model in models:
+        precisions = [("fp16", "aggressive")] if "fp16" in model.name else [("fp32", "balanced"), ("tf32", "aggressive")]
+        for precision, level in precisions if options.device == "cuda" else precisions[:1]:
+            for batch in options.batch:
+                report = bench(options, model, batch, OPTIMIZATION__OPTIMIZATION_LEVEL=level, BATCH__MAX_BATCH_SIZE=str(max(batch, 32)))
+                ratio, rate, bare = best_over_http(report)
+                lines.append(f"{model.name} {precision} batch {batch}: {rate:.1f} requests/s over HTTP, {bare:.1f} bare, ratio {ratio:.2f}")
+                least = ratio if least is None else min(least, ratio)
+    lines.append(f"least ratio {least:.2f}; the target is 0.9 at saturation")
+    if options.device == "cuda" and least < 0.9:
+        raise CheckError("; ".join(lines))
+    return lines
+
+
+def graphs(options):
+    """Runs of a fixed shape, recorded and not."""
+    fixed = ROOT / "tests" / "fixtures" / "store" / "fixed-batch"
+    found = {}
+    for mode in ("default", "reduce-overhead", "default", "reduce-overhead"):
+        report = bench(options, fixed, 1, DEVICE__COMPILE_MODE=mode)
+        found.setdefault(mode, []).append(best_over_http(report)[2])
+    plain, recorded = max(found["default"]), max(found["reduce-overhead"])
+    return [f"bare runs a second: {plain:.0f} plain, {recorded:.0f} recorded, {recorded / plain:.2f} times (best of two by turns)"]
+
+
+def unload(options):
+    """The device's memory before a load, with the model, and after it is gone."""
+    if options.device == "cuda" and gpu_memory() is None:
+        raise Skip("nvidia-smi does not tell the GPU's memory")
+    read = gpu_memory if options.device == "cuda" else lambda: None
+    with server(options, ROOT / "models", STORE__AUTOLOAD="false") as address:
+        resident = lambda: json.loads(call(address, "/v1/system"))["memory"]["resident_mb"]
+        figure = lambda: read() if options.device == "cuda" else resident()
+        # The first load brings CUDA's own context, which stays with the process.
+        call(address, "/v1/models/digits/load", b"")
+        call(address, "/v1/models/digits/unload", b"")
+        before = figure()
+        for _ in range(5):
+            call(address, "/v1/models/digits/load", b"")
+            held = figure()
+            call(address, "/v1/models/digits/unload", b"")
+        after = figure()
+    if after > before + 64:
+        raise CheckError(f"{before:.0f} MiB before, {held:.0f} loaded, {after:.0f} after five loads and unloads")
+    return [f"{before:.0f} MiB before, {held:.0f} loaded, {after:.0f} after five loads and unloads"]
+
+
+def memory(options):
+    """Requests that a small share of the GPU has no memory for are answered all the same."""
+    if options.device == "cpu":
+        raise Skip("a CPU has no limit of its own; the unit tests named F85 do this with a device that is made up")
+    models = [path for path in sorted(options.models.glob("*resnet*")) if (path / "1" / "model.onnx").is_file()]
+    if not models:
+        raise Skip(f"{options.models} has no resnet; make bench-models")
+    settings = dict(DEVICE__MEMORY_FRACTION="0.01", BATCH__MAX_BATCH_SIZE="512", PERFORMANCE__WARMUP_ITERATIONS="1")
+    with tempfile.TemporaryDirectory() as folder:
+        shutil.copytree(models[0], pathlib.Path(folder) / "resnet")
+        with server(options, pathlib.Path(folder), **settings) as address:
+            warmed = json.loads(call(address, "/v1/models/resnet/warmup", b'{"iterations":1,"batch_sizes":[512]}', "application/json"))
+            execution = json.loads(call(address, "/v1/models/resnet"))["execution"]
+            small = json.loads(call(address, "/v1/models/resnet/warmup", b'{"iterations":1}', "application/json"))
+    if not execution["max_rows"]:
+        raise CheckError(f"512 rows fitted into a hundredth of the GPU, or nothing was learnt: {execution}")
+    return [f"512 rows in {warmed['batches'][0]['mean_ms']:.0f} ms, in runs of {execution['max_rows']}; then one row in {small['batches'][0]['mean_ms']:.1f} ms"]
+
+
+def metrics(options):
+    with server(options, ROOT / "models") as address:
+        text = call(address, "/metrics").decode()
+        system = json.loads(call(address, "/v1/system"))
+    nodes = [line for line in text.splitlines() if line.startswith("ortus_model_nodes{")]
+    if not nodes:
+        raise CheckError("/metrics has no ortus_model_nodes")
+    wanted = ["ortus_gpu_memory_used_bytes{", "ortus_gpu_memory_total_bytes{"]
+    found = [line for line in text.splitlines() if any(line.startswith(start) for start in wanted)]
+    if options.device == "cuda" and len(found) != 2 * len(system["devices"]) or options.device == "cuda" and not found:
+        raise CheckError(f"/metrics should have two series for each of the GPUs {system['devices']}, has {found}")
+    return [*nodes, *found, *(f"{provider['name']}: {provider.get('reason', 'available')}" for provider in system["execution_providers"])]
+
+
+PARTS = {part.__name__: part for part in (serves, answers, throughput, graphs, unload, memory, metrics)}
+
+
+# What they need.
+
+@contextlib.contextmanager
+def server(options, models, **settings):
+    """The address of a server over a folder of models; broken ones are its own business."""
     address = f"127.0.0.1:{free_port()}"
     with tempfile.TemporaryFile("w+", errors="replace") as log:
-        server = subprocess.Popen(
-            [binary, "serve", "--models", str(ROOT / "models"), "--listen", address],
-            env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT,
+        process = subprocess.Popen(
+            [options.ortus, "serve", "--models", str(models), "--listen", address],
+            env=environment(options, **settings), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT,
         )
         try:
-            wait_until_ready(server, address)
-            check_prediction(address)
-            check_device(address)
+            wait_until_ready(process, address)
+            yield address
         except CheckError:
             log.seek(0)
             sys.stderr.write(log.read()[-8000:])
             raise
         finally:
-            server.terminate()
+            process.terminate()
             try:
-                server.wait(30)
+                process.wait(30)
             except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
+                process.kill()
+                process.wait()
 
 
-def wait_until_ready(server, address):
+def wait_until_ready(process, address):
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
-        if server.poll() is not None:
-            raise CheckError(f"ortus serve exited with {server.returncode} before it was ready")
+        if process.poll() is not None:
+            raise CheckError(f"ortus serve exited with {process.returncode} before it was ready")
         try:
             call(address, "/readyz")
             return
@@ -86,20 +263,83 @@ def wait_until_ready(server, address):
     raise CheckError(f"ortus serve was not ready within {START_SECONDS} s")
 
 
-def check_prediction(address):
-    body = (ROOT / "models" / "digits" / "samples" / "seven.png").read_bytes()
-    answer = json.loads(call(address, "/v1/models/digits/predict", body, "image/png"))
-    best = answer["predictions"][0]
-    # One item may be answered by its list of classes or by the best class alone.
-    best = best[0] if isinstance(best, list) else best
-    if best["label"] != "7" or best["score"] < 0.9:
-        raise CheckError(f"seven.png should be 7 with a score above 0.9, got {best}")
+def on_device(address, name, options):
+    model = json.loads(call(address, f"/v1/models/{name}"))
+    if model.get("device") != device(options):
+        raise CheckError(f"{name} should run on {device(options)}, runs on {model.get('device')!r}: {model.get('execution')}")
+    return model
 
 
-def check_device(address):
-    model = json.loads(call(address, "/v1/models/digits"))
-    if model.get("device") != DEVICE:
-        raise CheckError(f"/v1/models/digits should say device {DEVICE}, it says {model.get('device')!r} (providers: {model.get('providers')})")
+def ready(address):
+    models = json.loads(call(address, "/v1/models"))["models"]
+    return {model["name"] for model in models if model["state"] == "ready"}
+
+
+def infer(address, name):
+    """Outputs for inputs of two rows made of the declared shapes; `None` where the model takes something else."""
+    model = json.loads(call(address, f"/v2/models/{name}"))
+    inputs = []
+    for number, spec in enumerate(model["inputs"]):
+        shape = [(2 if place == 0 else 3) if size < 0 else size for place, size in enumerate(spec["shape"])]
+        count = 1
+        for size in shape:
+            count *= size
+        if count > 1_000_000 or spec["datatype"] not in ("FP32", "FP64"):
+            return None
+        # The same on each side, of both signs, without a pattern that an operator could cancel.
+        data = [((index * 7919 + number * 31) % 2003) / 1001.5 - 1 for index in range(count)]
+        inputs.append({"name": spec["name"], "datatype": spec["datatype"], "shape": shape, "data": data})
+    try:
+        body = json.dumps({"inputs": inputs}).encode()
+        answer = json.loads(call(address, f"/v2/models/{name}/infer", body, "application/json"))
+    except CheckError:
+        return None
+    return {output["name"]: output["data"] for output in answer["outputs"] if output["datatype"].startswith("FP")}
+
+
+def drift(expected, found):
+    """The largest difference, over the largest value of the same output."""
+    if found is None or set(expected) != set(found):
+        return float("inf")
+    worst = 0.0
+    for name, values in expected.items():
+        numbers = [(float(a), float(b)) for a, b in zip(values, found[name], strict=True)]
+        largest = max((abs(a) for a, _ in numbers if abs(a) < float("inf")), default=0.0) or 1.0
+        worst = max([worst, *(abs(a - b) / largest for a, b in numbers if a != b and not (a != a and b != b))])
+    return worst
+
+
+def bench(options, model, batch, **settings):
+    outcome = subprocess.run(
+        [options.ortus, "bench", str(model), "--batch", str(batch), "--concurrency", "1,8", "--seconds", str(options.seconds), "--rounds", "2", "--json"],
+        env=environment(options, **settings), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=1800,
+    )
+    if outcome.returncode != 0:
+        raise CheckError(f"ortus bench {model.name} --batch {batch}: {(outcome.stderr.strip().splitlines() or ['no message'])[-1]}")
+    report = json.loads(outcome.stdout)
+    if report["device"] != device(options):
+        raise CheckError(f"{model.name} was measured on {report['device']}, not on {device(options)}")
+    return report
+
+
+def best_over_http(report):
+    """The best ratio of HTTP to the bare loop of as many rows, its rate, and the bare one's."""
+    rows = report["rows_per_request"]
+    bare = max(entry["requests_per_second"] for entry in report["bare"])
+    rate = max(entry["requests_per_second"] for entry in report["http"])
+    return rate / bare, rate, bare
+
+
+def gpu_memory():
+    """MiB in use on the first GPU, by the driver's own tool; `None` where it is not there."""
+    try:
+        outcome = subprocess.run(
+            ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "--id=0"],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=30,
+        )
+        return float(outcome.stdout.strip())
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return None
 
 
 def call(address, path, body=None, content_type=None):
@@ -109,7 +349,7 @@ def call(address, path, body=None, content_type=None):
     # Proxy settings of the machine are not for its own loopback.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(request, timeout=60) as response:
+        with opener.open(request, timeout=120) as response:
             return response.read()
     except urllib.error.HTTPError as error:
         raise CheckError(f"{path} answered {error.code}: {error.read(500).decode(errors='replace')}") from error
@@ -121,10 +361,6 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def last_line(text):
-    return (text.strip().splitlines() or ["no output"])[-1]
 
 
 if __name__ == "__main__":
