@@ -222,6 +222,12 @@ pub(super) struct BenchArgs {
     /// Take the highest throughput whose requests take at most this, all but one in a hundred
     #[arg(long, value_name = "MS", requires = "tune", value_parser = clap::value_parser!(u64).range(1..=86_400_000))]
     pub(super) target_p99_ms: Option<u64>,
+    /// Show instead where the time of a run goes, by operator
+    #[arg(long, conflicts_with_all = ["concurrency", "seconds", "rounds", "input", "plot", "tune"])]
+    pub(super) profile: bool,
+    /// Write what was timed as a trace for chrome://tracing or Perfetto
+    #[arg(long, value_name = "FILE.json", requires = "profile")]
+    pub(super) trace: Option<PathBuf>,
     /// Draw throughput and latency into an SVG file
     #[arg(long, value_name = "FILE.svg")]
     pub(super) plot: Option<PathBuf>,

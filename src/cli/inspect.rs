@@ -275,6 +275,7 @@ mod tests {
             hints: Default::default(),
             handle: Handle::start(start, &Tasks::new()).unwrap(),
             memory: Default::default(),
+            kept_profile: Default::default(),
             loaded_at: SystemTime::UNIX_EPOCH,
             load_time: Duration::from_millis(12),
         }

@@ -598,6 +598,15 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         section: "performance",
+        name: "enable_profiling",
+        doc: "Time the operators over a few runs at each load; GET /v1/models/{name}/profile shows where the time goes.",
+        kind: Kind::Boolean {
+            get: |config| config.overrides.apply(&ModelSettings::default()).enable_profiling,
+            set: |config, value| config.overrides.performance.enable_profiling = Some(value),
+        },
+    },
+    Key {
+        section: "performance",
         name: "tune",
         doc: "Measure at load, for a few seconds, which instances, intra_threads and largest batch give the most rows a second; what is set stays.",
         kind: Kind::Boolean {

@@ -12,6 +12,7 @@ mod cleanup;
 mod error;
 mod infer;
 mod predict;
+mod profile;
 mod request;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -28,7 +29,7 @@ pub use crate::batching::{Joining, Levels, WaitingPolicy, WaitingSettings};
 pub use crate::cache::{CachesUsage, Usage as CacheUsage};
 pub use crate::models::{
     Deleted, LoadOverrides, LoadedModel, Measured, MemoryTotals, ModelName, ModelState, ModelStatus, NameError,
-    Optimization, OptimizationState, Tuned, Version, VersionStatus,
+    Optimization, OptimizationState, Profiled, Tuned, Version, VersionStatus,
 };
 pub use crate::pipelines::{ClassScore, Item, Parameters, Prediction, TokenEmbeddings};
 pub use crate::runtime::{Execution, MissingProvider, ProviderStatus};

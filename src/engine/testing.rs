@@ -92,6 +92,7 @@ pub(crate) fn caching_model(
         hints: Default::default(),
         handle: Handle::start(start, tasks).unwrap(),
         memory: Default::default(),
+        kept_profile: Default::default(),
         loaded_at: SystemTime::UNIX_EPOCH,
         load_time: Duration::ZERO,
     })

@@ -109,12 +109,12 @@ impl InferenceEngine {
     }
 }
 
-fn refused(field: &str, problem: String) -> EngineError {
+pub(super) fn refused(field: &str, problem: String) -> EngineError {
     EngineError::Warmup { field: field.to_owned(), problem }
 }
 
 /// Most rows of one run.
-fn rows_max(model: &LoadedModel) -> usize {
+pub(super) fn rows_max(model: &LoadedModel) -> usize {
     let max_batch_size = model.settings.batch.max_batch_size;
     match model.handle.plan().joining {
         Joining::Fixed(rows) => rows,
@@ -123,7 +123,7 @@ fn rows_max(model: &LoadedModel) -> usize {
 }
 
 /// Whether runs of `rows` rows are something that the graph knows.
-fn check_size(inputs: &[Spec], rows: usize, most: usize) -> Result<(), String> {
+pub(super) fn check_size(inputs: &[Spec], rows: usize, most: usize) -> Result<(), String> {
     let mut is_fixed = false;
     for spec in inputs.iter().filter(|spec| !spec.optional) {
         match spec.ty.shape().and_then(<[Dim]>::first) {

@@ -7,10 +7,14 @@ use super::config_pbtxt::{GivenConfig, InForce, effective};
 use super::layout::{self, Layout, Setup};
 use super::made_up::{self, InputHints, Size};
 use super::memory::{Measuring, resident_estimate};
+use super::profile;
 use super::repository::{GraphFiles, VersionFolder, companion, graph_files, read_bounded};
 use super::state::{Keeper, StatePlace, circumstances};
 use super::tune::{self, Means, Space, Tuned};
-use super::{LoadError, LoadedModel, Manifest, ModelMemory, ModelName, ModelSettings, Version, VersionPolicy, warmup};
+use super::{
+    KeptProfile, LoadError, LoadedModel, Manifest, ModelMemory, ModelName, ModelSettings, Version, VersionPolicy,
+    warmup,
+};
 use crate::batching::{
     BatchSettings, Handle, Inline, Joining, Learned, PaddedInput, Plan, SHORT_RUN, Short, Spare, Start, probe, worth,
 };
@@ -226,6 +230,16 @@ pub(super) fn load(
         reserve,
     };
     let handle = Handle::start(start, tasks).map_err(|error| LoadError::Threads(error.kind()))?;
+    let kept_profile = KeptProfile::default();
+    if job.settings.enable_profiling {
+        let asked = (profile::AT_LOAD, None);
+        match profile::run(runtime.as_ref(), &kept_source, &alone, &hints, asked, interrupt) {
+            Ok(profiled) => kept_profile.put(&profiled),
+            Err(error) => {
+                tracing::warn!(model = %job.name, version = %job.version, %error, "the operators could not be timed");
+            }
+        }
+    }
     Ok(LoadedModel {
         name: job.name.clone(),
         version: job.version,
@@ -249,6 +263,7 @@ pub(super) fn load(
         caches: Caches::new(&job.settings.cache),
         handle,
         memory,
+        kept_profile,
         loaded_at: SystemTime::now(),
         load_time: started.elapsed(),
     })

@@ -10,11 +10,12 @@ use super::install::Claimed;
 use super::lifecycle::{self, Command, Fingerprint};
 use super::loader::{self, Job};
 use super::memory::LoadMeter;
+use super::profile;
 use super::registry::{Busy, Entry, Found};
 use super::repository::{FolderError, ModelFolder, Repository, read_folder};
 use super::state::StatePlace;
 use super::{LoadError, LoadOverrides, LoadedModel, ModelError, ModelName, ModelSettings, ModelState, ModelStatus};
-use super::{StoreSettings, Tried, Version, VersionPolicy, overrides, swap};
+use super::{Profiled, StoreSettings, Tried, Version, VersionPolicy, overrides, swap};
 use crate::hub::Provenance;
 use crate::pipelines::PipelineLimits;
 use crate::runtime::{Interrupt, ProviderStatus, Runtime, Session, SessionSettings};
@@ -37,6 +38,8 @@ const DRAIN_MAX: Duration = Duration::from_secs(30);
 const WARMUP_MAX: Duration = Duration::from_secs(120);
 /// The same of a version that is tried out.
 const TRIAL_MAX: Duration = Duration::from_secs(30);
+/// The same of a profile, its session's load included.
+const PROFILE_MAX: Duration = Duration::from_secs(60);
 /// Largest configuration of a load call, in bytes.
 const CONFIG_BYTES_MAX: usize = 1 << 20;
 
@@ -339,15 +342,38 @@ impl ModelManager {
             source.folder = file.parent().unwrap_or(Path::new(".")).to_owned();
             source.file = file;
         }
-        let settings = SessionSettings {
-            device: model.settings.device.clone(),
-            optimization_level: model.settings.optimization_level,
-            intra_threads: model.intra_threads,
-            memory: model.settings.memory(),
-        };
+        let settings = bare_settings(model);
         let session = self.blocking(move || runtime.load(&source, &settings)).await;
         let session = session.ok_or(LoadError::Panicked).and_then(|session| session.map_err(LoadError::Runtime));
         session.map_err(|source| ModelError::Load { model: model.name.clone(), version: model.version, source })
+    }
+
+    /// Times the operators of a version over some runs, in a session beside those that serve it, and keeps the outcome with it. It
+    /// waits for its turn among the loads.
+    ///
+    /// # Errors
+    /// As the load of a version, and where the graph refuses made-up input.
+    pub async fn profile(
+        &self,
+        model: &LoadedModel,
+        iterations: usize,
+        batch_size: Option<usize>,
+    ) -> Result<Profiled, ModelError> {
+        let failed = |source| ModelError::Load { model: model.name.clone(), version: model.version, source };
+        let needs = super::memory::resident_estimate(model.facts.size_bytes);
+        if let Some(room) = crate::telemetry::process::available_bytes().filter(|room| *room < needs) {
+            return Err(failed(LoadError::NoMemory { needs, room, limit: super::error::MemoryLimit::Machine }));
+        }
+        let (runtime, source, hints) = (model.runtime.clone(), model.source.clone(), model.hints);
+        let settings = bare_settings(model);
+        let work = move |_: &Inner, interrupt: &Interrupt, warming: &mut dyn FnMut()| {
+            warming();
+            let asked = (iterations, batch_size);
+            profile::run(runtime.as_ref(), &source, &settings, &hints, asked, interrupt).map_err(LoadError::Runtime)
+        };
+        let profiled = self.take_turn(PROFILE_MAX, work).await.map_err(failed)?;
+        model.kept_profile.put(&profiled);
+        Ok(profiled)
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, BTreeMap<ModelName, Entry>> {
@@ -1027,6 +1053,16 @@ impl Inner {
                 Some(_) | None => Provenance::read(&found.folder).map(Arc::new),
             };
         }
+    }
+}
+
+/// How a session beside those of a model is built.
+fn bare_settings(model: &LoadedModel) -> SessionSettings {
+    SessionSettings {
+        device: model.settings.device.clone(),
+        optimization_level: model.settings.optimization_level,
+        intra_threads: model.intra_threads,
+        memory: model.settings.memory(),
     }
 }
 

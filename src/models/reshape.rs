@@ -136,12 +136,25 @@ struct Reshaping {
     reshapes: Reshapes,
 }
 
-impl Runtime for Reshaping {
-    fn load(&self, source: &GraphSource, settings: &SessionSettings) -> Result<Box<dyn Session>, RuntimeError> {
-        let session = self.runtime.load(source, settings)?;
+impl Reshaping {
+    fn reshaped(&self, session: Box<dyn Session>) -> Result<Box<dyn Session>, RuntimeError> {
         let (inputs, to_graph) = declared("input", session.inputs(), &self.reshapes.inputs)?;
         let (outputs, from_graph) = declared("output", session.outputs(), &self.reshapes.outputs)?;
         Ok(Box::new(ReshapingSession { session, inputs, outputs, to_graph, from_graph }))
+    }
+}
+
+impl Runtime for Reshaping {
+    fn load(&self, source: &GraphSource, settings: &SessionSettings) -> Result<Box<dyn Session>, RuntimeError> {
+        self.reshaped(self.runtime.load(source, settings)?)
+    }
+
+    fn load_profiled(
+        &self,
+        source: &GraphSource,
+        settings: &SessionSettings,
+    ) -> Result<Box<dyn Session>, RuntimeError> {
+        self.reshaped(self.runtime.load_profiled(source, settings)?)
     }
 
     fn size_bytes(&self, source: &GraphSource) -> Result<u64, RuntimeError> {
@@ -222,6 +235,10 @@ impl Session for ReshapingSession {
                 .ok_or_else(|| failed("output", &self.outputs, index))
         });
         outside.collect()
+    }
+
+    fn end_profile(&mut self) -> Result<Vec<String>, RuntimeError> {
+        self.session.end_profile()
     }
 
     fn share(&self) -> Option<Box<dyn Session>> {

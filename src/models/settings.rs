@@ -49,6 +49,8 @@ pub struct ModelSettings {
     pub max_batch_tokens_is_set: bool,
     /// Runs with made-up input before a version is ready.
     pub warmup_iterations: usize,
+    /// Whether the operators are timed at load.
+    pub enable_profiling: bool,
     pub tuning: TuningSettings,
     /// What is kept of the model's work.
     pub cache: CacheSettings,
@@ -100,6 +102,7 @@ impl Default for ModelSettings {
             max_batch_size_is_set: false,
             max_batch_tokens_is_set: false,
             warmup_iterations: 1,
+            enable_profiling: false,
             tuning: TuningSettings::default(),
             cache: CacheSettings::default(),
         }
@@ -165,6 +168,7 @@ pub struct BatchOverrides {
 #[serde(deny_unknown_fields, default)]
 pub struct PerformanceOverrides {
     pub warmup_iterations: Option<usize>,
+    pub enable_profiling: Option<bool>,
     pub tune: Option<bool>,
     /// 0 = none.
     pub target_p99_ms: Option<u64>,
@@ -262,6 +266,7 @@ impl ModelOverrides {
             max_batch_size_is_set: self.batch.max_batch_size.is_some() || base.max_batch_size_is_set,
             max_batch_tokens_is_set: self.batch.max_batch_tokens.is_some() || base.max_batch_tokens_is_set,
             warmup_iterations: self.performance.warmup_iterations.unwrap_or(base.warmup_iterations),
+            enable_profiling: self.performance.enable_profiling.unwrap_or(base.enable_profiling),
             tuning: self
                 .performance
                 .tuning(&base.tuning)

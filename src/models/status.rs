@@ -1,7 +1,7 @@
 //! What the room tells its neighbours: a loaded model, and the states of all models.
 
 use super::made_up::{self, InputHints, Size};
-use super::{Manifest, ModelMemory, ModelName, ModelSettings, Optimization, Tuned, Version};
+use super::{Manifest, ModelMemory, ModelName, ModelSettings, Optimization, Profiled, Tuned, Version};
 use crate::batching;
 use crate::cache::Caches;
 use crate::hub::Provenance;
@@ -12,7 +12,7 @@ use crate::tensor::Spec;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 /// One version, ready to run. When the last reference is dropped, what was accepted is finished and its memory freed.
@@ -52,9 +52,26 @@ pub struct LoadedModel {
     pub caches: Caches,
     pub handle: batching::Handle,
     pub memory: ModelMemory,
+    /// Where its time went when that was last looked at.
+    pub kept_profile: KeptProfile,
     pub loaded_at: SystemTime,
     /// From the first byte read to the end of the warm-up.
     pub load_time: Duration,
+}
+
+/// The last profile of a model, without its traces.
+#[derive(Debug, Default)]
+pub struct KeptProfile(Mutex<Option<Arc<Profiled>>>);
+
+impl KeptProfile {
+    pub(super) fn put(&self, profiled: &Profiled) {
+        let kept = Profiled { traces: Vec::new(), ..profiled.clone() };
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(kept));
+    }
+
+    pub fn get(&self) -> Option<Arc<Profiled>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
 }
 
 impl fmt::Debug for LoadedModel {

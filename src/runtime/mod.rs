@@ -8,6 +8,7 @@ pub mod execution;
 mod interrupt;
 mod memory;
 mod pair;
+pub mod profile;
 mod spec;
 mod written;
 
@@ -18,6 +19,7 @@ pub use error::RuntimeError;
 pub use execution::{Execution, MissingProvider, ProviderStatus};
 pub use interrupt::Interrupt;
 pub use memory::{SessionMemory, WorkingMemories, WorkingMemory};
+pub use profile::{NodeTime, OperatorTime, Profile};
 pub use spec::{
     CompileMode, DeviceSettings, DeviceType, Fraction, GraphFacts, GraphSource, MemorySettings, OptimizationLevel,
     SessionSettings, TensorrtPrecision, TensorrtSettings,
@@ -50,6 +52,18 @@ pub trait Runtime: Send + Sync {
             Ok(std::fs::metadata(file).map_err(io)?.len())
         };
         source.text_tower.iter().try_fold(size(&source.file)?, |sum, file| Ok(sum.saturating_add(size(file)?)))
+    }
+
+    /// As [`Runtime::load`]; every node of every run is timed, and [`Session::end_profile`] gives what came of it.
+    ///
+    /// # Errors
+    /// As [`Runtime::load`], and where the runtime keeps no times.
+    fn load_profiled(
+        &self,
+        _source: &GraphSource,
+        _settings: &SessionSettings,
+    ) -> Result<Box<dyn Session>, RuntimeError> {
+        Err(RuntimeError::Library("this runtime does not time its operators".to_owned()))
     }
 
     /// The execution providers that this server can use, and whether they work here. The first call may take seconds and load
@@ -117,6 +131,14 @@ pub trait Session: Send {
     /// memory is freed with the last of them. `None` where the device does not allow that.
     fn share(&self) -> Option<Box<dyn Session>> {
         None
+    }
+
+    /// Ends the timing of a session that was made for it, and gives a trace in Chrome's format for each of its graphs.
+    ///
+    /// # Errors
+    /// Where the traces are too large or cannot be read.
+    fn end_profile(&mut self) -> Result<Vec<String>, RuntimeError> {
+        Ok(Vec::new())
     }
 
     /// The session's working memory, for those who do not own the session; `None` where it cannot be measured. Sessions

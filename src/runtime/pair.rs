@@ -96,6 +96,12 @@ impl Session for Pair {
         values.ok_or_else(|| RuntimeError::Run("a tower gave fewer outputs than were asked for".to_owned()))
     }
 
+    fn end_profile(&mut self) -> Result<Vec<String>, RuntimeError> {
+        let mut traces = self.image.end_profile()?;
+        traces.extend(self.text.end_profile()?);
+        Ok(traces)
+    }
+
     fn share(&self) -> Option<Box<dyn Session>> {
         Some(Box::new(Pair {
             image: self.image.share()?,

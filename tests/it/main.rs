@@ -43,6 +43,8 @@ mod lifecycle;
 mod memory;
 /// `/v1/models/{name}/predict`: every request and response form.
 mod predict;
+/// Where the time of runs goes, by operator.
+mod profile;
 /// Statistics and metrics.
 mod stats;
 /// Versions, policies, loading, swapping, failing.

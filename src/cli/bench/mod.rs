@@ -9,6 +9,7 @@
 mod inputs;
 mod measure;
 mod plot;
+mod profile;
 mod report;
 mod tune;
 
@@ -33,6 +34,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub(super) fn bench(args: BenchArgs) -> Result<String, CliError> {
     if args.tune {
         return tune::tune(args);
+    }
+    if args.profile {
+        return profile::profile(args);
     }
     check_plot(args.plot.as_deref())?;
     let mut config = offline_config(args.store.clone())?;

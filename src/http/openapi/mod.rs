@@ -61,6 +61,8 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
         v1::models::roll_back,
         v1::models::memory,
         v1::warmup::warm_up,
+        v1::profile::profile,
+        v1::profile::show,
         v1::models::cleanup,
         v1::models::cleanup_all,
         v1::system::system,

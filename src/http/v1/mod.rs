@@ -8,6 +8,7 @@ pub(super) mod models;
 mod optimization;
 mod parse;
 pub mod predict;
+pub(super) mod profile;
 pub(super) mod stats;
 pub(super) mod system;
 pub(super) mod warmup;

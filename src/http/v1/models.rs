@@ -849,6 +849,7 @@ fn config_of(model: &LoadedModel) -> Value {
         },
         "performance": {
             "warmup_iterations": settings.warmup_iterations,
+            "enable_profiling": settings.enable_profiling,
             "tune": settings.tuning.tune,
             "target_p99_ms": settings.tuning.target_p99.map_or(0, |target| target.as_millis()),
         },

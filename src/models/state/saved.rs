@@ -171,6 +171,14 @@ impl Runtime for SavedRuntime {
         }
     }
 
+    fn load_profiled(
+        &self,
+        source: &GraphSource,
+        settings: &SessionSettings,
+    ) -> Result<Box<dyn Session>, RuntimeError> {
+        self.runtime.load_profiled(source, settings)
+    }
+
     fn size_bytes(&self, source: &GraphSource) -> Result<u64, RuntimeError> {
         self.runtime.size_bytes(source)
     }

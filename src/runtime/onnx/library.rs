@@ -85,6 +85,19 @@ impl OnnxRuntime {
         OPENED.get_or_init(|| open(&find_library()?)).clone()
     }
 
+    fn open_session(
+        &self,
+        source: &GraphSource,
+        settings: &SessionSettings,
+        is_profiled: bool,
+    ) -> Result<Box<dyn Session>, RuntimeError> {
+        let image = session::load(&self.environment, source, settings, is_profiled)?;
+        let Some(file) = &source.text_tower else { return Ok(image) };
+        let source = GraphSource { file: file.clone(), text_tower: None, ..source.clone() };
+        let text = session::load(&self.environment, &source, settings, is_profiled)?;
+        Ok(Box::new(Pair::new(image, text)?))
+    }
+
     pub(super) fn environment(&self) -> &ort::environment::Environment {
         &self.environment
     }
@@ -115,11 +128,15 @@ fn version_from_build_info(info: &str) -> Option<String> {
 
 impl Runtime for OnnxRuntime {
     fn load(&self, source: &GraphSource, settings: &SessionSettings) -> Result<Box<dyn Session>, RuntimeError> {
-        let image = session::load(&self.environment, source, settings)?;
-        let Some(file) = &source.text_tower else { return Ok(image) };
-        let source = GraphSource { file: file.clone(), text_tower: None, ..source.clone() };
-        let text = session::load(&self.environment, &source, settings)?;
-        Ok(Box::new(Pair::new(image, text)?))
+        self.open_session(source, settings, false)
+    }
+
+    fn load_profiled(
+        &self,
+        source: &GraphSource,
+        settings: &SessionSettings,
+    ) -> Result<Box<dyn Session>, RuntimeError> {
+        self.open_session(source, settings, true)
     }
 
     fn size_bytes(&self, source: &GraphSource) -> Result<u64, RuntimeError> {

@@ -25,6 +25,8 @@ pub(super) struct Machine {
     pub(super) profile: Option<Profile>,
     /// Where engines are kept for this graph, TensorRT and GPU.
     pub(super) engines: Option<PathBuf>,
+    /// Where the times of all nodes are written, where they are taken.
+    pub(super) trace: Option<PathBuf>,
 }
 
 /// Shapes that an engine is built for, as TensorRT's options have them: `x:1x3x224x224,y:1x8`.
@@ -169,6 +171,7 @@ mod tests {
             convolves: true,
             profile: Some(profile),
             engines: Some("/store/engines".into()),
+            trace: None,
         }
     }
 

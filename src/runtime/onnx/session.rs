@@ -21,23 +21,32 @@ use std::ffi::{CStr, CString};
 use std::path::Path;
 use std::sync::Arc;
 
+/// Largest trace that is read, in bytes.
+const TRACE_BYTES_MAX: u64 = 64 << 20;
+
 /// Reads, checks and builds; tries the devices of the settings in their order.
 pub(super) fn load(
     environment: &Environment,
     source: &GraphSource,
     settings: &SessionSettings,
+    is_profiled: bool,
 ) -> Result<Box<dyn Session>, RuntimeError> {
-    load_graph(environment, &source.file, &graph::read(source)?, settings, None)
+    load_graph(environment, &source.file, &graph::read(source)?, settings, None, is_profiled)
 }
 
-/// The same of a graph that was read; also writes what ONNX Runtime made of it where `written` says so.
+/// The same of a graph that was read; also writes what ONNX Runtime made of it where `written` says so, or times
+/// every node.
 pub(super) fn load_graph(
     environment: &Environment,
     file: &Path,
     graph: &graph::Graph,
     settings: &SessionSettings,
     written: Option<&Written>,
+    is_profiled: bool,
 ) -> Result<Box<dyn Session>, RuntimeError> {
+    let trace = is_profiled.then(tempfile::tempdir).transpose();
+    let trace = trace.map_err(|error| RuntimeError::Io { path: std::env::temp_dir(), source: error })?;
+    let prefix = trace.as_ref().map(|folder| folder.path().join("trace"));
     let candidates = provider::candidates(&settings.device);
     let device = &settings.device;
     let limits = device.memory_fraction.is_some() && device.device_type != DeviceType::Cpu;
@@ -61,7 +70,7 @@ pub(super) fn load_graph(
             note(&mut missing, absent.not_in_build());
             continue;
         }
-        let machine = machine(graph, settings);
+        let machine = Machine { trace: prefix.clone(), ..machine(graph, settings) };
         match built(environment, file, settings, &candidate, machine, written) {
             Ok((session, recorded)) => {
                 if is_fallback {
@@ -77,6 +86,7 @@ pub(super) fn load_graph(
                 });
                 let execution = Execution { asked, registered, nodes, missing, is_fallback };
                 return OnnxSession::new(session, recorded, graph, candidate.device, execution)
+                    .map(|session| OnnxSession { trace, ..session })
                     .map(|session| Box::new(session) as Box<dyn Session>);
             }
             Err((provider, error)) => {
@@ -114,6 +124,7 @@ fn machine(graph: &graph::Graph, settings: &SessionSettings) -> Machine {
         convolves: graph.convolves,
         profile: device.tensorrt.rows.and_then(|(usual, most)| Profile::of(&graph.shapes, usual, most)),
         engines: device.tensorrt.engines.clone(),
+        trace: None,
     }
 }
 
@@ -160,6 +171,10 @@ fn build(
     if let Some(written) = written {
         builder = written.ask_for(builder).map_err(|error| (candidate.providers.first().copied(), error))?;
     }
+    if let Some(prefix) = &machine.trace {
+        let profiled = builder.with_profiling(prefix).map_err(|error| (None, error.into()))?;
+        builder = profiled;
+    }
     // One by one, so that it is known which of them does not work.
     for &provider in &candidate.providers {
         let dispatch = provider.dispatch(&options::of(provider, &settings.device, machine));
@@ -199,6 +214,8 @@ struct OnnxSession {
     /// Before the session, which it is made of. Only where runs are recorded.
     recorded: Option<Recorded>,
     shared: Arc<Shared>,
+    /// The folder of the trace, where runs are timed.
+    trace: Option<tempfile::TempDir>,
     inputs: Vec<Spec>,
     outputs: Vec<Spec>,
     facts: GraphFacts,
@@ -244,7 +261,7 @@ impl OnnxSession {
         let arena = if facts.device == "cpu" { Arena::of(&session).map(Arc::new) } else { None };
         let shared =
             Shared { session: Some(session), input_names: c_names(&inputs)?, output_names: c_names(&outputs)?, arena };
-        Ok(OnnxSession { recorded, shared: Arc::new(shared), inputs, outputs, facts })
+        Ok(OnnxSession { recorded, shared: Arc::new(shared), trace: None, inputs, outputs, facts })
     }
 }
 
@@ -334,10 +351,28 @@ impl Session for OnnxSession {
         Some(Box::new(OnnxSession {
             recorded: None,
             shared: self.shared.clone(),
+            trace: None,
             inputs: self.inputs.clone(),
             outputs: self.outputs.clone(),
             facts: self.facts.clone(),
         }))
+    }
+
+    fn end_profile(&mut self) -> Result<Vec<String>, RuntimeError> {
+        // Its folder goes at the end.
+        let Some(_folder) = self.trace.take() else { return Ok(Vec::new()) };
+        let session = Arc::get_mut(&mut self.shared).and_then(|shared| shared.session.as_mut());
+        let Some(session) = session else { return Ok(Vec::new()) };
+        let failed = |error: ort::Error| RuntimeError::Run(message::clean(&error.to_string()));
+        let file = std::path::PathBuf::from(session.end_profiling().map_err(failed)?);
+        let io = |error| RuntimeError::Io { path: file.clone(), source: error };
+        let bytes = std::fs::metadata(&file).map_err(io)?.len();
+        if bytes > TRACE_BYTES_MAX {
+            return Err(RuntimeError::Run(format!(
+                "the profile has {bytes} bytes, more than {TRACE_BYTES_MAX}; ask for fewer iterations"
+            )));
+        }
+        Ok(vec![std::fs::read_to_string(&file).map_err(io)?])
     }
 
     fn working_memory(&self) -> Option<Arc<dyn WorkingMemory>> {

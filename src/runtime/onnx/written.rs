@@ -69,7 +69,7 @@ pub(super) fn load_writing(
             return Err(RuntimeError::Graph("the model file is ONNX Runtime's own form already".to_owned()));
         }
         let written = Written::new(folder, names);
-        sessions.push(session::load_graph(environment, file, &graph, settings, Some(&written))?);
+        sessions.push(session::load_graph(environment, file, &graph, settings, Some(&written), false)?);
         let operators = read(folder, names.0)?.facts.operators;
         graphs.push(WrittenGraph { facts: graph.facts, operators });
     }
@@ -89,7 +89,7 @@ pub(super) fn load_written(
         let mut graph = read(folder, file)?;
         graph.unshaped = written.facts.unshaped.iter().cloned().collect();
         graph.facts = GraphFacts { format: "onnx", ..written.facts.clone() };
-        sessions.push(session::load_graph(environment, &folder.join(file), &graph, &settings, None)?);
+        sessions.push(session::load_graph(environment, &folder.join(file), &graph, &settings, None, false)?);
     }
     joined(sessions)
 }
