@@ -12,6 +12,7 @@ pub mod hub;
 pub mod jobs;
 pub mod load;
 pub mod models;
+pub mod optimize;
 pub mod pipelines;
 pub mod rewrite;
 pub mod runtime;

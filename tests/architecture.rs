@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const GROUND: [&str; 3] = ["tensor", "tasks", "telemetry"];
 
 /// Each room and the rooms it may import, besides the ground floor.
-const BORDERS: [(&str, &[&str]); 19] = [
+const BORDERS: [(&str, &[&str]); 20] = [
     ("tensor", &[]),
     ("tasks", &[]),
     ("telemetry", &[]),
@@ -25,10 +25,11 @@ const BORDERS: [(&str, &[&str]); 19] = [
     ("rewrite", &["runtime"]),
     ("hub", &[]),
     ("downloads", &["hub", "models"]),
-    ("http", &["downloads", "engine", "hub", "jobs"]),
+    ("optimize", &["downloads", "engine", "hub", "rewrite", "runtime"]),
+    ("http", &["downloads", "engine", "hub", "jobs", "optimize"]),
     // The settings structs of the rooms.
     ("config", &["batching", "http", "hub", "jobs", "models", "pipelines", "runtime"]),
-    ("cli", &["app", "config", "downloads", "engine", "http", "hub", "load", "rewrite"]),
+    ("cli", &["app", "config", "downloads", "engine", "http", "hub", "load", "optimize"]),
     (
         "app",
         &[
@@ -39,6 +40,7 @@ const BORDERS: [(&str, &[&str]); 19] = [
             "jobs",
             "engine",
             "models",
+            "optimize",
             "cache",
             "pipelines",
             "batching",

@@ -5,10 +5,11 @@
 use crate::config::Config;
 use crate::downloads::Downloads;
 use crate::engine::InferenceEngine;
-use crate::http::Server;
+use crate::http::{Server, Services};
 use crate::hub::{Hub, HubError};
 use crate::jobs::Jobs;
 use crate::models::{ModelManager, StoreError, StoreLock};
+use crate::optimize::Optimizer;
 use crate::pipelines::Pool;
 use crate::runtime::onnx::{LibraryError, OnnxRuntime, set_up_allocator};
 use crate::tasks::{Tasks, cores};
@@ -50,6 +51,7 @@ pub fn serve(config: Config) -> Result<(), AppError> {
 pub struct Offline {
     pub engine: InferenceEngine,
     pub downloads: Downloads,
+    pub optimizer: Optimizer,
     pub runtime: tokio::runtime::Runtime,
 }
 
@@ -62,8 +64,8 @@ pub fn open_store(config: &Config) -> Result<Offline, AppError> {
     // Whoever has the command line may name any file.
     let mut config = config.clone();
     config.hub.allowed_paths.clear();
-    let Rooms { engine, downloads, .. } = runtime.block_on(open_rooms(&config))?;
-    Ok(Offline { engine, downloads, runtime })
+    let Rooms { engine, downloads, optimizer, .. } = runtime.block_on(open_rooms(&config))?;
+    Ok(Offline { engine, downloads, optimizer, runtime })
 }
 
 /// An engine with its REST door on a loopback port that the system chose, for measurements in one process.
@@ -86,7 +88,7 @@ pub fn open_loopback(config: &Config) -> Result<Loopback, AppError> {
         let rooms = open_rooms(config).await?;
         // Nothing is read or written before a first job, and nobody sends one.
         let jobs = Jobs::new(config.jobs.clone(), &config.store.models_dir, rooms.tasks.clone());
-        let server = Server::bind(settings, rooms.engine.clone(), jobs, rooms.downloads.clone(), rooms.tasks.clone())
+        let server = Server::bind(settings, rooms.services(jobs), rooms.tasks.clone())
             .map_err(|source| AppError::Listen { address: SocketAddr::from(([127, 0, 0, 1], 0)), source })?;
         let address = server.local_addr();
         rooms.tasks.spawn("serve", server.serve());
@@ -118,6 +120,7 @@ struct Rooms {
     models: ModelManager,
     engine: InferenceEngine,
     downloads: Downloads,
+    optimizer: Optimizer,
     tasks: Tasks,
 }
 
@@ -135,7 +138,14 @@ impl Rooms {
         let engine = InferenceEngine::new(models.clone(), Pool::new(tasks.clone(), cores()), tasks.clone());
         let hub = Hub::new(config.hub.clone(), tasks.clone())?;
         let downloads = Downloads::new(hub, models.clone(), &config.store.models_dir, tasks.clone());
-        Ok(Rooms { models, engine, downloads, tasks })
+        let models_dir = &config.store.models_dir;
+        let optimizer = Optimizer::new(engine.clone(), downloads.clone(), models_dir, tasks.clone());
+        Ok(Rooms { models, engine, downloads, optimizer, tasks })
+    }
+
+    fn services(&self, jobs: Jobs) -> Services {
+        let (engine, downloads, optimizer) = (self.engine.clone(), self.downloads.clone(), self.optimizer.clone());
+        Services { engine, jobs, downloads, optimizer }
     }
 }
 
@@ -147,7 +157,7 @@ async fn run(config: Config) -> Result<(), AppError> {
     let (tasks, grace) = (rooms.tasks.clone(), config.http.shutdown_grace);
     let address = config.http.listen;
     let jobs = Jobs::new(config.jobs, &config.store.models_dir, tasks.clone());
-    let server = Server::bind(config.http, rooms.engine, jobs, rooms.downloads, tasks.clone())
+    let server = Server::bind(config.http, rooms.services(jobs), tasks.clone())
         .map_err(|source| AppError::Listen { address, source })?;
     announce(server.local_addr());
     let models = rooms.models.clone();

@@ -1,6 +1,6 @@
 //! The caches of one loaded model.
 
-use super::{Answer, CacheSettings, Key, KeyMaker, Store, Usage, answer};
+use super::{Answer, CacheSettings, Key, KeyMaker, Recorder, Store, Usage, answer};
 use crate::pipelines::Prepared;
 use std::sync::Arc;
 
@@ -12,6 +12,8 @@ pub struct Caches {
     pub responses: Option<Store<Arc<Answer>>>,
     /// An item as the graph takes it, by [`KeyMaker::item`].
     pub prepared: Option<Store<Arc<Prepared>>>,
+    /// A sample of what was asked.
+    pub recorder: Recorder,
 }
 
 /// How full a model's caches are; `None` for one that is off.
@@ -30,6 +32,7 @@ impl Caches {
             keys: KeyMaker::new(),
             responses: (response > 0).then(|| Store::new(response, settings.response_ttl)),
             prepared: (preprocess > 0).then(|| Store::new(preprocess, None)),
+            recorder: Recorder::new(settings.record_requests),
         }
     }
 
@@ -63,6 +66,7 @@ impl Caches {
 
     /// Drops all that is kept and gives its bytes. Runs in flight go on, and their answers are kept as before.
     pub fn clear(&self) -> u64 {
-        self.responses.as_ref().map_or(0, Store::clear) + self.prepared.as_ref().map_or(0, Store::clear)
+        let stores = self.responses.as_ref().map_or(0, Store::clear) + self.prepared.as_ref().map_or(0, Store::clear);
+        stores + self.recorder.clear()
     }
 }

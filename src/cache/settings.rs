@@ -11,4 +11,6 @@ pub struct CacheSettings {
     pub response_bytes: u64,
     /// How long an answer is given again after its run; `None` = until it is displaced or its model is unloaded.
     pub response_ttl: Option<Duration>,
+    /// Requests whose inputs are kept as a sample, for measuring; 0 = none.
+    pub record_requests: usize,
 }

@@ -1,6 +1,6 @@
 //! Commands, arguments and help texts.
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
 /// Inference server for ONNX models.
@@ -50,12 +50,13 @@ pub(super) enum Command {
         The bare loop, the engine and a server on a free loopback port run in this process, by turns, with the settings \
         that `ortus serve` would use. Printed are medians of the rounds, and beside them the share of the bare loop's best batch.")]
     Bench(BenchArgs),
-    /// Make a smaller variant of a model, measure its speed and drift beside the original, and say which is better
-    #[command(after_help = "Examples: ortus optimize encoder --int8\n          \
+    /// Make variants of a model, measure their speed and drift beside the original, and say which is better
+    #[command(after_help = "Examples: ortus optimize encoder\n          \
         ortus optimize encoder --int8 --input texts.npz --adopt\n          \
-        ortus optimize ./downloads/model.onnx --int8 --output ./model-int8\n\n\
+        ortus optimize ./downloads/model.onnx --int8 --output ./variants\n\n\
+        Where no variant is named, all that suit the device are tried.\n\
         Drift is 1 less the cosine of the variant's outputs with the original's, on made-up inputs where none are given.\n\
-        With --adopt a variant that is faster and within --max-drift becomes the next version of the model.\n\
+        With --adopt the best variant that is faster and within --max-drift becomes the model's next version.\n\
         A rollback goes back to the original.")]
     Optimize(OptimizeArgs),
     /// Print the OpenAPI document of the server
@@ -68,6 +69,14 @@ pub(super) enum Command {
         disable_help_subcommand = true
     )]
     Config(ConfigCommand),
+}
+
+/// What a variant is to make better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum ObjectiveArg {
+    Both,
+    Latency,
+    Throughput,
 }
 
 #[derive(Debug, Args)]
@@ -247,24 +256,30 @@ pub(super) struct OptimizeArgs {
     #[arg(value_name = "NAME|FILE")]
     pub(super) model: String,
     /// Products of 8-bit numbers: weights by column, activations as they come
-    #[arg(long, required = true)]
+    #[arg(long)]
     pub(super) int8: bool,
     /// Most drift of a variant that counts as better
     #[arg(long, value_name = "D", default_value = "0.01", value_parser = drift)]
     pub(super) max_drift: f64,
-    /// Make a better variant the model's next version
+    /// How many times as fast a variant has to be, to count as better
+    #[arg(long, value_name = "X", default_value = "1.05", value_parser = times)]
+    pub(super) min_speed: f64,
+    /// What counts: runs of all sizes, the smallest, or the most rows a second
+    #[arg(long, value_enum, default_value = "both", value_name = "O")]
+    pub(super) objective: ObjectiveArg,
+    /// Make the best of those that are better the model's next version
     #[arg(long)]
     pub(super) adopt: bool,
-    /// Folder for the variant with the files beside it, which must not be there yet
+    /// Folder in which each variant is left, in a folder of its name that must not be there yet
     #[arg(long, value_name = "DIR")]
     pub(super) output: Option<PathBuf>,
-    /// Tensors to run on: .npy, .npz, .safetensors or .json [default: made up from what the graph declares]
+    /// What to run on, as `ortus predict` takes it [default: the model's samples, or made up from what the graph declares]
     #[arg(long, value_name = "FILE")]
     pub(super) input: Option<PathBuf>,
-    /// How long each of the two runs in a round
-    #[arg(long, value_name = "S", default_value = "0.5", value_parser = seconds)]
+    /// How long the original and a variant are timed together
+    #[arg(long, value_name = "S", default_value = "10", value_parser = seconds)]
     pub(super) seconds: f64,
-    /// How often the two take turns
+    /// How often the two take turns with each size
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u16).range(1..=100))]
     pub(super) rounds: u16,
     /// Version of the model [default: its default version]
@@ -279,6 +294,10 @@ pub(super) struct OptimizeArgs {
 
 fn drift(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|drift| (0.0..=2.0).contains(drift)).ok_or_else(|| "expected 0 to 2".to_owned())
+}
+
+fn times(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|times| (0.0..=1000.0).contains(times)).ok_or_else(|| "expected 0 to 1000".to_owned())
 }
 
 fn seconds(text: &str) -> Result<f64, String> {

@@ -5,7 +5,7 @@ use crate::config::ConfigError;
 use crate::downloads::DownloadError;
 use crate::engine::EngineError;
 use crate::load::LoadError;
-use crate::rewrite::RewriteError;
+use crate::optimize::OptimizeError;
 use crate::telemetry::{LogError, printable};
 use std::error::Error;
 use std::path::PathBuf;
@@ -41,8 +41,9 @@ pub(super) enum CliError {
     /// Why a model cannot be measured as asked.
     #[error("{0}")]
     Bench(&'static str),
-    #[error(transparent)]
-    Optimize(#[from] RewriteError),
+    /// Why nothing was optimised.
+    #[error("{0}")]
+    Optimize(String),
     #[error(transparent)]
     Load(#[from] LoadError),
     #[error("the server answered the first request with {status}: {text}; --input names a file with other tensors")]
@@ -56,6 +57,16 @@ pub(super) enum CliError {
 impl From<DownloadError> for CliError {
     fn from(error: DownloadError) -> CliError {
         CliError::Download(one_line(&error))
+    }
+}
+
+impl From<OptimizeError> for CliError {
+    fn from(error: OptimizeError) -> CliError {
+        match error {
+            OptimizeError::Engine(error) => error.into(),
+            OptimizeError::Internal { detail } => CliError::Optimize(detail),
+            error => CliError::Optimize(one_line(&error)),
+        }
     }
 }
 

@@ -45,7 +45,7 @@ pub(super) fn pull(args: PullArgs) -> Result<String, CliError> {
     let config = offline_config(args.store)?;
     std::fs::create_dir_all(&config.store.models_dir)
         .map_err(|source| CliError::File { path: config.store.models_dir.clone(), source })?;
-    let Offline { engine, downloads, runtime } = app::open_store(&config)?;
+    let Offline { engine, downloads, runtime, .. } = app::open_store(&config)?;
     runtime.block_on(async {
         if args.check {
             return listed(&downloads, &request, args.json).await;

@@ -500,6 +500,17 @@ pub(super) const KEYS: &[Key] = &[
         },
     },
     Key {
+        section: "optimization",
+        name: "record_requests",
+        doc: "Requests whose inputs a model keeps in memory as a sample, for optimising on what is really asked; 0 = none.",
+        kind: Kind::Integer {
+            min: 0,
+            max: 10_000,
+            get: |config| config.overrides.optimization.record_requests.unwrap_or(0) as u64,
+            set: |config, value| config.overrides.optimization.record_requests = Some(size(value)),
+        },
+    },
+    Key {
         section: "batch",
         name: "dynamic_batching",
         doc: "Let requests that wait share a run, where the model's rows do not see each other.",

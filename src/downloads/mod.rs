@@ -2,8 +2,10 @@
 //!
 //! `table` is what is known of each (pure: bounds, order, forgetting), `handle` what doors call, `run` takes one from its
 //! source into service: fetch → try out → install → load. A version is in the store only when it is complete and was
-//! tried out; what was fetched of one that failed stays for the next try. Knows no protocol.
+//! tried out; what was fetched of one that failed stays for the next try. `upload` and `adopt` take what was not fetched the
+//! same way. Knows no protocol.
 
+mod adopt;
 mod error;
 mod handle;
 mod run;
@@ -13,6 +15,7 @@ mod upload;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use adopt::Adoption;
 pub use error::DownloadError;
 pub use handle::{Downloads, Order, Place};
 pub use table::{Download, Report, State};

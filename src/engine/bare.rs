@@ -3,7 +3,6 @@
 use super::{EngineError, InferenceEngine, LoadedModel};
 use crate::batching::BatchError;
 use crate::runtime::{Input, Interrupt, Session};
-use crate::tensor::Value;
 use std::path::PathBuf;
 
 /// One more loaded copy of a model, for one thread. It serves nobody.
@@ -37,20 +36,18 @@ impl InferenceEngine {
 }
 
 impl BareSession {
+    /// For those who run it beside others.
+    pub fn session(&mut self) -> &mut dyn Session {
+        self.session.as_mut()
+    }
+
     /// Runs the graph once and drops its outputs. Blocks.
     ///
     /// # Errors
     /// Where the graph fails on these inputs.
     pub fn run(&mut self, inputs: &[Input]) -> Result<(), EngineError> {
-        std::hint::black_box(self.outputs(inputs)?);
+        let outputs = self.session.run(inputs, &self.outputs, &Interrupt::new()).map_err(BatchError::Runtime)?;
+        std::hint::black_box(outputs);
         Ok(())
-    }
-
-    /// Runs the graph once and gives its outputs, in the graph's order. Blocks.
-    ///
-    /// # Errors
-    /// Where the graph fails on these inputs.
-    pub fn outputs(&mut self, inputs: &[Input]) -> Result<Vec<Value>, EngineError> {
-        Ok(self.session.run(inputs, &self.outputs, &Interrupt::new()).map_err(BatchError::Runtime)?)
     }
 }

@@ -14,6 +14,7 @@ mod infer;
 mod predict;
 mod profile;
 mod request;
+mod samples;
 #[cfg(test)]
 pub(crate) mod testing;
 mod warmup;
@@ -31,6 +32,9 @@ pub use crate::models::{
     Deleted, LoadOverrides, LoadedModel, Measured, MemoryTotals, ModelName, ModelState, ModelStatus, NameError,
     Optimization, OptimizationState, Profiled, Tuned, Version, VersionStatus,
 };
+/// One input of a run: its place among the graph's inputs, and its value.
+pub use crate::runtime::Input as RunInput;
+
 pub use crate::pipelines::{ClassScore, Item, Parameters, Prediction, TokenEmbeddings};
 pub use crate::runtime::{Execution, MissingProvider, ProviderStatus};
 

@@ -357,7 +357,7 @@ fn joined(mut runs: Vec<Outputs>) -> Result<Outputs, EngineError> {
     Ok(outputs)
 }
 
-fn pipeline_of(model: &LoadedModel) -> Result<Arc<dyn Pipeline>, EngineError> {
+pub(super) fn pipeline_of(model: &LoadedModel) -> Result<Arc<dyn Pipeline>, EngineError> {
     model.pipeline.clone().ok_or_else(|| EngineError::TakesTensors {
         model: model.name.to_string(),
         got: "images, text or audio",

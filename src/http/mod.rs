@@ -2,7 +2,7 @@
 //!
 //! `server` accepts and drains, `door` is the way of a request to its handler, `router` is the route table, `middleware` what surrounds every route, `error` the error
 //! table. `v1` is the native API, `v2` the Open Inference Protocol, `dialects` routes of other servers, `codec` the body formats, `openapi` the description of
-//! it all. Knows the engine and nothing below it.
+//! it all. Knows the engine and what stands beside it, and nothing below.
 
 mod body;
 pub mod codec;
@@ -28,13 +28,24 @@ mod tests;
 pub use openapi::{document_json, document_yaml};
 pub use server::Server;
 pub use settings::{HttpLimits, HttpSettings};
+pub use v1::optimize::{inputs_offline, optimization_json};
 pub use v1::predict::{predict_offline, tensors_offline};
 
 use crate::downloads::Downloads;
 use crate::engine::InferenceEngine;
 use crate::jobs::Jobs;
+use crate::optimize::Optimizer;
 use crate::tasks::Tasks;
 use std::sync::Arc;
+
+/// What the server does, for the door.
+#[derive(Clone)]
+pub struct Services {
+    pub engine: InferenceEngine,
+    pub jobs: Jobs,
+    pub downloads: Downloads,
+    pub optimizer: Optimizer,
+}
 
 /// What every handler has.
 #[derive(Clone)]
@@ -42,6 +53,7 @@ pub struct HttpState {
     pub engine: InferenceEngine,
     pub jobs: Jobs,
     pub downloads: Downloads,
+    pub optimizer: Optimizer,
     pub settings: Arc<HttpSettings>,
     pub tasks: Tasks,
 }

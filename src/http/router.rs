@@ -30,6 +30,7 @@ pub(super) fn router(state: HttpState, around: Arc<Around>) -> Router {
         .route("/v1/models/{name}/memory", get(v1::models::memory))
         .route("/v1/models/{name}/profile", get(v1::profile::show).post(v1::profile::profile))
         .route("/v1/models/{name}/warmup", post(v1::warmup::warm_up))
+        .route("/v1/models/{name}/optimize", post(v1::optimize::optimize))
         .route("/v1/models/{name}/cleanup", post(v1::models::cleanup))
         .route("/v1/cleanup", post(v1::models::cleanup_all))
         .route("/v1/models/{name}/predict", post(v1::predict::predict))

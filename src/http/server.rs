@@ -6,10 +6,7 @@
 
 use super::door::Door;
 use super::v1::job_runner::JobRunner;
-use super::{HttpSettings, HttpState};
-use crate::downloads::Downloads;
-use crate::engine::InferenceEngine;
-use crate::jobs::Jobs;
+use super::{HttpSettings, HttpState, Services};
 use crate::tasks::{Lanes, Tasks, cores};
 use axum::body::Body;
 use axum::extract::Request;
@@ -68,13 +65,7 @@ impl Server {
     ///
     /// # Errors
     /// Where the address cannot be bound.
-    pub fn bind(
-        settings: HttpSettings,
-        engine: InferenceEngine,
-        jobs: Jobs,
-        downloads: Downloads,
-        tasks: Tasks,
-    ) -> io::Result<Server> {
+    pub fn bind(settings: HttpSettings, services: Services, tasks: Tasks) -> io::Result<Server> {
         let socket = if settings.listen.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         // A restarted server takes its port again though old connections linger.
         socket.set_reuseaddr(true)?;
@@ -82,7 +73,8 @@ impl Server {
         let listener = socket.listen(BACKLOG)?;
         let address = listener.local_addr()?;
         let settings = Arc::new(settings);
-        let state = HttpState { engine, jobs, downloads, settings: settings.clone(), tasks: tasks.clone() };
+        let Services { engine, jobs, downloads, optimizer } = services;
+        let state = HttpState { engine, jobs, downloads, optimizer, settings: settings.clone(), tasks: tasks.clone() };
         let door = Door::new(state.clone(), address.ip());
         let lanes = Lanes::start(&tasks, cores().min(MAX_LANES))?;
         Ok(Server { listener, address, lanes, door, state, settings, tasks })
@@ -97,6 +89,7 @@ impl Server {
     /// then), finishes the requests it has, and cuts what is left `shutdown_grace` after the signal.
     pub async fn serve(self) {
         self.state.downloads.start();
+        self.state.optimizer.start();
         self.state.jobs.start(Arc::new(JobRunner(self.state.clone())));
         let stopping = self.tasks.stopping().clone();
         let permits = Arc::new(Semaphore::new(self.settings.max_connections.clamp(1, Semaphore::MAX_PERMITS)));

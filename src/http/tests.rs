@@ -5,6 +5,7 @@ use super::middleware::Around;
 use super::{HttpSettings, HttpState, Server};
 use crate::engine::testing;
 use crate::jobs::{JobSettings, Jobs};
+use crate::optimize::Optimizer;
 use crate::tasks::Tasks;
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
@@ -31,7 +32,10 @@ fn settings() -> HttpSettings {
 fn state(settings: HttpSettings, tasks: Tasks) -> HttpState {
     let jobs = Jobs::new(JobSettings::default(), std::path::Path::new("/nonexistent"), tasks.clone());
     let downloads = crate::downloads::testing::none(&tasks);
-    HttpState { engine: testing::engine(&tasks), jobs, downloads, settings: Arc::new(settings), tasks }
+    let engine = testing::engine(&tasks);
+    let optimizer =
+        Optimizer::new(engine.clone(), downloads.clone(), std::path::Path::new("/nonexistent"), tasks.clone());
+    HttpState { engine, jobs, downloads, optimizer, settings: Arc::new(settings), tasks }
 }
 
 fn door(settings: HttpSettings) -> Door {
@@ -276,10 +280,9 @@ async fn boom() -> &'static str {
 /// A server on a free port; the handle ends with the drain.
 fn start(settings: HttpSettings) -> (SocketAddr, Tasks, JoinHandle<()>) {
     let tasks = Tasks::new();
-    let jobs = Jobs::new(JobSettings::default(), std::path::Path::new("/nonexistent"), tasks.clone());
-    let server =
-        Server::bind(settings, testing::engine(&tasks), jobs, crate::downloads::testing::none(&tasks), tasks.clone())
-            .unwrap();
+    let HttpState { engine, jobs, downloads, optimizer, .. } = state(HttpSettings::default(), tasks.clone());
+    let services = super::Services { engine, jobs, downloads, optimizer };
+    let server = Server::bind(settings, services, tasks.clone()).unwrap();
     let address = server.local_addr();
     let served = tasks.spawn("server", server.serve());
     (address, tasks, served)

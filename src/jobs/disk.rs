@@ -420,11 +420,12 @@ impl From<io::Error> for DiskError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::jobs::job::JobRequest;
+    use crate::jobs::job::{JobRequest, Kind};
     use crate::jobs::{Failure, Output};
 
     fn request() -> JobRequest {
         JobRequest {
+            kind: Kind::Predict,
             model: "m".into(),
             version: None,
             request_id: "r".into(),

@@ -8,9 +8,29 @@ use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// A request to predict, as it came, without its body.
+/// What a job does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    #[default]
+    Predict,
+    /// One at a time: it measures, and another would be measured along.
+    Optimize,
+}
+
+impl Kind {
+    /// Whether no two jobs of the kind run at once.
+    pub fn is_exclusive(self) -> bool {
+        matches!(self, Kind::Optimize)
+    }
+}
+
+/// A request as it came, without its body.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct JobRequest {
+    /// Records of before there were kinds are of predictions.
+    #[serde(default)]
+    pub kind: Kind,
     pub model: String,
     /// As the client named it; `None` = the default version when the job runs.
     pub version: Option<String>,
@@ -175,6 +195,7 @@ mod tests {
     #[test]
     fn a_record_is_the_same_after_the_disk() {
         let request = JobRequest {
+            kind: Kind::Optimize,
             model: "m".into(),
             version: Some("2".into()),
             request_id: "r".into(),
@@ -192,5 +213,12 @@ mod tests {
             assert_eq!(serde_json::from_slice::<Record>(&text).unwrap(), record);
             assert!((text.len() as u64) < record.disk_bytes());
         }
+    }
+
+    #[test]
+    fn a_record_of_before_there_were_kinds_is_a_prediction() {
+        let text =
+            r#"{"model": "m", "version": null, "request_id": "r", "content_type": null, "accept": [], "query": []}"#;
+        assert_eq!(serde_json::from_str::<JobRequest>(text).unwrap().kind, Kind::Predict);
     }
 }

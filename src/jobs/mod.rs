@@ -1,4 +1,4 @@
-//! Predictions that are answered later: accepted jobs, kept on disk until their results have been fetched or expire.
+//! What is answered later: accepted jobs, kept on disk until their results have been fetched or expire.
 //!
 //! `job` is what is kept of a job, `table` all jobs in memory (pure: bounds, order, expiry), `disk` the same on disk,
 //! `handle` what doors call ([`Jobs`]), `scheduler` what runs jobs. Knows no protocol and no model: a request is opaque
@@ -16,7 +16,7 @@ mod tests;
 
 pub use error::JobError;
 pub use handle::{Deleted, Jobs};
-pub use job::{Failure, Job, JobRequest, Output, State, Status};
+pub use job::{Failure, Job, JobRequest, Kind, Output, State, Status};
 pub use scheduler::{Executor, Outcome, Work};
 pub use settings::JobSettings;
 pub use table::{Filter, Page};

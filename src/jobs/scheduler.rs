@@ -91,6 +91,17 @@ async fn next(jobs: &Jobs) -> Option<Claimed> {
 }
 
 async fn run_one(jobs: Jobs, executor: Arc<dyn Executor>, claimed: Claimed, slot: OwnedSemaphorePermit) {
+    let is_exclusive = claimed.record.request.kind.is_exclusive();
+    run_claimed(&jobs, executor, claimed).await;
+    if is_exclusive {
+        // Another of its kind may wait for its end, with a slot free.
+        jobs.wake().notify_one();
+    }
+    // The slot is free only now: looking for the next job sees this one's end.
+    drop(slot);
+}
+
+async fn run_claimed(jobs: &Jobs, executor: Arc<dyn Executor>, claimed: Claimed) {
     let (id, request) = (claimed.id, claimed.request());
     let fail = |error: JobError| executor.failure(id, &request, &error);
     let body = match jobs.begin(&claimed).await {
@@ -121,8 +132,6 @@ async fn run_one(jobs: Jobs, executor: Arc<dyn Executor>, claimed: Claimed, slot
         Ok(Ok(Outcome::Busy)) | Err(_) => jobs.fail(id, fail(JobError::TimedOut)).await,
         Ok(Err(_)) => jobs.fail(id, fail(JobError::Internal { detail: "the run panicked".into() })).await,
     }
-    // The slot is free only now: looking for the next job sees this one's end.
-    drop(slot);
 }
 
 /// Removes finished jobs when their time is over.

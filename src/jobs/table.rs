@@ -1,9 +1,9 @@
 //! All jobs in memory: how many there may be, whose turn it is, which have expired. Pure: the clock is an argument.
 //!
 //! Invariants: jobs start in the order of their acceptance, except that one whose model is busy lets others pass until
-//! its pause is over; a finished job never changes again; the byte count is that of all records held.
+//! its pause is over, and one of an exclusive kind while another of that kind runs; a finished job never changes again; the byte count is that of all records held.
 
-use super::job::{Job, JobRequest, Record, State, Status, now_ms};
+use super::job::{Job, JobRequest, Kind, Record, State, Status, now_ms};
 use super::{JobError, JobSettings};
 use crate::tasks::Progress;
 use std::collections::{BTreeMap, HashMap};
@@ -74,6 +74,7 @@ pub(super) enum Next {
 /// Which jobs to list.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
+    pub kind: Option<Kind>,
     pub model: Option<String>,
     pub status: Option<Status>,
     /// Only jobs older than the one at this cursor.
@@ -188,7 +189,8 @@ impl Table {
     pub(super) fn list(&self, filter: &Filter) -> Page {
         let older = self.jobs.range(..filter.after.unwrap_or(u64::MAX)).rev().map(|(_, entry)| entry);
         let mut wanted = older.filter(|entry| {
-            filter.model.as_ref().is_none_or(|model| entry.record.request.model == *model)
+            filter.kind.is_none_or(|kind| entry.record.request.kind == kind)
+                && filter.model.as_ref().is_none_or(|model| entry.record.request.model == *model)
                 && filter.status.is_none_or(|status| entry.record.state.status() == status)
         });
         let page: Vec<&Entry> = wanted.by_ref().take(filter.limit).collect();
@@ -200,7 +202,10 @@ impl Table {
     /// Takes the job whose turn it is; from then on it is running.
     pub(super) fn next(&mut self, now: Instant, settings: &JobSettings) -> Next {
         let mut earliest: Option<Instant> = None;
-        for entry in self.jobs.values_mut().filter(|entry| entry.record.state == State::Queued) {
+        let is_exclusive = |entry: &Entry| entry.record.request.kind.is_exclusive();
+        let excludes = self.jobs.values().any(|entry| entry.record.state == State::Running && is_exclusive(entry));
+        let may_run = |entry: &&mut Entry| entry.record.state == State::Queued && !(excludes && is_exclusive(entry));
+        for entry in self.jobs.values_mut().filter(may_run) {
             if let Some(until) = entry.paused_until.filter(|until| *until > now) {
                 earliest = Some(earliest.map_or(until, |earliest| earliest.min(until)));
                 continue;
@@ -329,6 +334,7 @@ mod tests {
 
     fn request(model: &str) -> JobRequest {
         JobRequest {
+            kind: Kind::Predict,
             model: model.into(),
             version: None,
             request_id: "r".into(),
@@ -358,6 +364,24 @@ mod tests {
     fn end(table: &mut Table, id: Uuid, state: State, now: Instant) {
         let record = table.ended(id, state).unwrap();
         table.end(id, record, &settings(), now);
+    }
+
+    #[test]
+    fn one_of_an_exclusive_kind_runs_at_a_time_and_lets_others_pass() {
+        let (mut table, now) = (Table::default(), Instant::now());
+        let mut add_kind = |kind| {
+            let request = JobRequest { kind, ..request("a") };
+            let (id, record) = (Uuid::new_v4(), table.record(request, 10));
+            table.insert(id, record);
+            id
+        };
+        let ids = [Kind::Optimize, Kind::Optimize, Kind::Predict].map(&mut add_kind);
+        assert_eq!((run(&mut table, now), run(&mut table, now)), (Some(ids[0]), Some(ids[2])));
+        assert_eq!(run(&mut table, now), None, "one measures already");
+        let filter = Filter { kind: Some(Kind::Optimize), limit: 9, ..Filter::default() };
+        assert_eq!(table.list(&filter).jobs.iter().map(|job| job.id).collect::<Vec<_>>(), [ids[1], ids[0]]);
+        end(&mut table, ids[0], State::Cancelled, now);
+        assert_eq!(run(&mut table, now), Some(ids[1]));
     }
 
     #[test]
@@ -474,7 +498,7 @@ mod tests {
         assert!(seen.iter().eq(ids.iter().rev()));
         run(&mut table, Instant::now());
         let count = |model: Option<&str>, status| {
-            let filter = Filter { model: model.map(str::to_owned), status, after: None, limit: 100 };
+            let filter = Filter { kind: None, model: model.map(str::to_owned), status, after: None, limit: 100 };
             table.list(&filter).jobs.len()
         };
         assert_eq!(count(Some("even"), None), 4);

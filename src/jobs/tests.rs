@@ -70,6 +70,7 @@ impl House {
 
     async fn try_submit(&self, body: impl Into<Bytes>) -> Result<Job, JobError> {
         let request = JobRequest {
+            kind: Kind::Predict,
             model: "m".into(),
             version: None,
             request_id: "r".into(),
@@ -226,6 +227,7 @@ async fn a_job_that_ends_the_process_again_and_again_is_given_up() {
     let mut disk = disk::Disk::new(store.path());
     disk.open().unwrap();
     let request = JobRequest {
+        kind: Kind::Predict,
         model: "m".into(),
         version: None,
         request_id: "r".into(),

@@ -121,6 +121,28 @@ impl ModelManager {
         Ok(admission.reserve(need, size_bytes))
     }
 
+    /// Whether a graph of `size_bytes` may be loaded once more beside the store, to be measured: nobody goes for it.
+    ///
+    /// # Errors
+    /// [`LoadError::NoMemory`] where it goes over the budget or over what the machine has.
+    pub(super) async fn check_copy(&self, size_bytes: u64) -> Result<(), LoadError> {
+        let (resident, peak) = (resident_estimate(size_bytes), peak_estimate(size_bytes));
+        let MemoryTotals { models_bytes, budget_bytes } = self.memory_totals();
+        if let Some(room) =
+            budget_bytes.map(|budget| budget.saturating_sub(models_bytes)).filter(|room| resident > *room)
+        {
+            return Err(LoadError::NoMemory { needs: resident, room, limit: MemoryLimit::Budget });
+        }
+        let others = self.admission().reserved().iter().map(|need| need.peak).fold(0, u64::saturating_add);
+        match self.blocking(process::available_bytes).await {
+            Some(Some(available)) if peak.saturating_add(others) > available => {
+                let room = available.saturating_sub(others);
+                Err(LoadError::NoMemory { needs: peak, room, limit: MemoryLimit::Machine })
+            }
+            _ => Ok(()),
+        }
+    }
+
     async fn need(&self, job: &Job) -> Result<(Need, u64), LoadError> {
         let measured = self.measured(&job.name, job.version, job.folder.fingerprint);
         let (manager, source) = (self.clone(), loader::source(job)?);

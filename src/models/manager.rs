@@ -328,7 +328,7 @@ impl ModelManager {
     }
 
     /// Loads one more session of a version, or of the graph `file` in its place, with the settings of those that serve it.
-    /// It stands beside the store: for measurements.
+    /// It stands beside the store, for measurements, and nobody goes for it.
     ///
     /// # Errors
     /// As the load of a version.
@@ -343,8 +343,11 @@ impl ModelManager {
             source.file = file;
         }
         let settings = bare_settings(model);
-        let session = self.blocking(move || runtime.load(&source, &settings)).await;
-        let session = session.ok_or(LoadError::Panicked).and_then(|session| session.map_err(LoadError::Runtime));
+        let session = match self.check_copy(model.facts.size_bytes).await {
+            Ok(()) => self.blocking(move || runtime.load(&source, &settings)).await.ok_or(LoadError::Panicked),
+            Err(error) => Err(error),
+        };
+        let session = session.and_then(|session| session.map_err(LoadError::Runtime));
         session.map_err(|source| ModelError::Load { model: model.name.clone(), version: model.version, source })
     }
 

@@ -317,12 +317,17 @@ fn in_own_folder(path: PathBuf) -> PathBuf {
 
 /// `file` in the version's folder, else in the model's; canonical and inside the bounds.
 pub(super) fn companion(version: &VersionFolder, file: &str) -> Option<PathBuf> {
+    companion_in(&version.folder, &version.model_folder, &version.bounds, file)
+}
+
+/// The same where the folders are known, all of them canonical; no link leads out of `bounds`.
+pub(super) fn companion_in(folder: &Path, model_folder: &Path, bounds: &Path, file: &str) -> Option<PathBuf> {
     if !super::manifest::is_contained(file) {
         return None;
     }
-    [&version.folder, &version.model_folder].into_iter().find_map(|folder| {
+    [folder, model_folder].into_iter().find_map(|folder| {
         let path = folder.join(file).canonicalize().ok()?;
-        (path.is_file() && path.starts_with(&version.bounds)).then_some(path)
+        (path.is_file() && path.starts_with(bounds)).then_some(path)
     })
 }
 

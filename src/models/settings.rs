@@ -143,6 +143,8 @@ pub struct OptimizationOverrides {
     pub enable_tensorrt: Option<bool>,
     pub memory_arena: Option<bool>,
     pub memory_pattern: Option<bool>,
+    /// 0 = none.
+    pub record_requests: Option<usize>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -218,6 +220,7 @@ impl CacheOverrides {
                 (None, _) => base.response_bytes,
             },
             response_ttl: self.response_ttl_ms.map_or(base.response_ttl, lifetime),
+            record_requests: base.record_requests,
         }
     }
 }
@@ -271,7 +274,10 @@ impl ModelOverrides {
                 .performance
                 .tuning(&base.tuning)
                 .with_mode(self.device.compile_mode.unwrap_or(base.device.compile_mode)),
-            cache: self.cache.apply(&base.cache),
+            cache: CacheSettings {
+                record_requests: self.optimization.record_requests.unwrap_or(base.cache.record_requests),
+                ..self.cache.apply(&base.cache)
+            },
         }
     }
 }

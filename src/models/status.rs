@@ -85,8 +85,13 @@ impl LoadedModel {
     /// where that is free; sizes and token ids as the model's files have them. The same ones each time; `None` where one
     /// would be too large. Takes long where they are large.
     pub fn made_up_inputs(&self, rows: Option<usize>) -> Option<Vec<Input>> {
+        self.made_up_sample(rows, 1)
+    }
+
+    /// The same with other values for each `seed`.
+    pub fn made_up_sample(&self, rows: Option<usize>, seed: u64) -> Option<Vec<Input>> {
         let size = Size { rows, ..Size::default() };
-        made_up::inputs(&self.inputs, &size, 1, &self.hints)
+        made_up::inputs(&self.inputs, &size, seed, &self.hints)
     }
 }
 

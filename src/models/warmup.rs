@@ -4,12 +4,12 @@
 
 use super::config_pbtxt::{WarmupData, WarmupInput};
 use super::made_up::{self, INPUT_BYTES_MAX, InputHints, Size};
-use super::repository::{VersionFolder, companion, read_bounded};
-use super::{LoadError, Manifest};
+use super::repository::{VersionFolder, companion, companion_in, read_bounded};
+use super::{LoadError, LoadedModel, Manifest};
 use crate::pipelines::{Item, Outputs, Parameters, Pipeline};
 use crate::runtime::{Input, Interrupt, Session};
 use crate::tensor::{Spec, Tensor, Value};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Runs every session `iterations` times with made-up input.
 pub(super) fn made_up(sessions: &mut [Box<dyn Session>], hints: &InputHints, iterations: usize, interrupt: &Interrupt) {
@@ -50,13 +50,7 @@ pub(super) fn samples(
                 "the model has no task, so a file cannot be made into tensors; remove [[warmup]]".into(),
             ));
         };
-        let bytes = read(version, &sample.file).map_err(failed)?;
-        let item = match Path::new(&sample.file).extension() {
-            Some(extension) if extension == "txt" => {
-                Item::Text(String::from_utf8(bytes).map_err(|_| failed("expected UTF-8 text".into()))?)
-            }
-            _ => Item::Bytes(bytes.into()),
-        };
+        let item = item(&sample.file, read(version, &sample.file).map_err(failed)?).map_err(failed)?;
         let parameters = Parameters::new();
         let prepared = pipeline.preprocess(&item, &parameters).map_err(|error| failed(error.to_string()))?;
         for session in sessions.iter_mut() {
@@ -73,6 +67,31 @@ pub(super) fn samples(
         }
     }
     Ok(())
+}
+
+impl LoadedModel {
+    /// The samples of the manifest's `[[warmup]]`, without those that cannot be read any more. Blocks.
+    pub fn sample_items(&self, manifest: &Manifest) -> Vec<Item> {
+        let folder = self.source.folder.clone();
+        // A version's folder lies in its model's; a bare model's is both.
+        let is_version = folder.file_name().is_some_and(|name| *name == *self.version.to_string());
+        let model_folder = folder.parent().filter(|_| is_version).unwrap_or(&folder).to_owned();
+        let read = |file: &String| {
+            let bytes = read_in(companion_in(&folder, &model_folder, &model_folder, file), file);
+            bytes.and_then(|bytes| item(file, bytes)).ok()
+        };
+        manifest.warmup.iter().filter_map(|sample| read(&sample.file)).collect()
+    }
+}
+
+/// A sample as the task takes it.
+fn item(file: &str, bytes: Vec<u8>) -> Result<Item, String> {
+    Ok(match Path::new(file).extension() {
+        Some(extension) if extension == "txt" => {
+            Item::Text(String::from_utf8(bytes).map_err(|_| "expected UTF-8 text".to_owned())?)
+        }
+        _ => Item::Bytes(bytes.into()),
+    })
 }
 
 /// Runs a sample of the model configuration on every session.
@@ -141,7 +160,11 @@ fn configured_input(input: &WarmupInput, version: &VersionFolder) -> Result<Tens
 }
 
 fn read(version: &VersionFolder, file: &str) -> Result<Vec<u8>, String> {
-    let path = companion(version, file).ok_or_else(|| format!("there is no file {file} in the model's folder"))?;
+    read_in(companion(version, file), file)
+}
+
+fn read_in(path: Option<PathBuf>, file: &str) -> Result<Vec<u8>, String> {
+    let path = path.ok_or_else(|| format!("there is no file {file} in the model's folder"))?;
     match read_bounded(&path, INPUT_BYTES_MAX as u64) {
         Ok(Some(bytes)) => Ok(bytes),
         Ok(None) => Err(format!("the file is larger than {INPUT_BYTES_MAX} bytes")),

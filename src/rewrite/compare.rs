@@ -259,13 +259,28 @@ pub fn rows_per_second(timed: &[Timed]) -> Option<f64> {
     timed.iter().map(|timed| timed.rows.max(1) as f64 / timed.run.as_secs_f64().max(1e-9)).max_by(f64::total_cmp)
 }
 
+/// What a variant must keep to be better.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Bounds {
+    /// Most drift ([`Drift::distance`]), 0 to 2.
+    pub max_drift: f64,
+    /// It must be more than so many times as fast, from 0.
+    pub min_speed: f64,
+}
+
+impl Default for Bounds {
+    fn default() -> Bounds {
+        Bounds { max_drift: 0.01, min_speed: WIN_MIN }
+    }
+}
+
 /// What a variant's figures mean.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Verdict {
     /// So many times as fast, and near enough.
     Better { speed: f64 },
-    /// Not faster by more than the measurement may be wrong by.
-    NotFaster { speed: f64 },
+    /// Not faster by more than `min`, which the measurement may be wrong by.
+    NotFaster { speed: f64, min: f64 },
     /// Its answers are too far from the original's, however fast.
     Drifts { drift: f64, max: f64 },
     /// Its answers are of another shape or kind, or nothing was compared.
@@ -275,11 +290,17 @@ pub enum Verdict {
 /// Whether a variant is better than its original: `speed` times as fast, with a `drift` of at most `max_drift`
 /// ([`Drift::distance`], 0 to 2).
 pub fn decide(speed: f64, drift: Option<&Drift>, max_drift: f64) -> Verdict {
+    decide_within(speed, drift, &Bounds { max_drift, ..Bounds::default() })
+}
+
+/// The same within other bounds.
+pub fn decide_within(speed: f64, drift: Option<&Drift>, bounds: &Bounds) -> Verdict {
+    let Bounds { max_drift, min_speed } = *bounds;
     // Figures that are no numbers are above no bound and below none.
     match drift.map(Drift::distance) {
         None => Verdict::Incomparable,
-        Some(drift) if drift <= max_drift && speed > WIN_MIN => Verdict::Better { speed },
-        Some(drift) if drift <= max_drift => Verdict::NotFaster { speed },
+        Some(drift) if drift <= max_drift && speed > min_speed => Verdict::Better { speed },
+        Some(drift) if drift <= max_drift => Verdict::NotFaster { speed, min: min_speed },
         Some(drift) => Verdict::Drifts { drift, max: max_drift },
     }
 }
@@ -304,8 +325,8 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Verdict::Better { speed } => write!(f, "{speed:.2} times as fast within the drift"),
-            Verdict::NotFaster { speed } => {
-                write!(f, "{speed:.2} times as fast, and {WIN_MIN} is the least that counts")
+            Verdict::NotFaster { speed, min } => {
+                write!(f, "{speed:.2} times as fast, and more than {min} is what counts")
             }
             Verdict::Drifts { drift, max } => write!(f, "drifts by {drift:.2e}, more than the {max} that may be"),
             Verdict::Incomparable => write!(f, "its outputs cannot be compared with the original's"),
@@ -437,5 +458,7 @@ mod tests {
         check(9.0, Some(drift(f64::NAN)), "drifts");
         check(9.0, Some(Drift { max_abs: f64::INFINITY, ..drift(1.0) }), "drifts");
         check(9.0, None, "incomparable");
+        let any = Bounds { min_speed: 0.0, ..Bounds::default() };
+        assert!(decide_within(0.5, Some(&drift(1.0)), &any).is_better());
     }
 }

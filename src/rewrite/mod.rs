@@ -23,7 +23,8 @@ mod tests;
 
 pub use calibration::{CalibrationError, Ranges, calibrate, observable_file};
 pub use compare::{
-    Compared, Objective, Outcome, Sample, Timed, Trial, Verdict, WIN_MIN, compare, decide, rows_per_second, speed,
+    Bounds, Compared, Objective, Outcome, Sample, Timed, Trial, Verdict, WIN_MIN, compare, decide, decide_within,
+    rows_per_second, speed,
 };
 pub use drift::{Drift, drift};
 

@@ -213,32 +213,36 @@ fn an_interrupted_bench_says_so_and_ends() {
 }
 
 #[test]
-fn optimize_makes_a_variant_and_compares_it() {
+fn optimize_makes_variants_and_compares_them() {
     let store = store_of(&["mlp", "echo"]);
     let models = store.path().to_str().unwrap();
     let output = tempfile::tempdir().unwrap();
-    let variant = output.path().join("int8");
-    let quick = ["--int8", "--seconds", "0.02", "--rounds", "1", "--models", models];
-    let arguments = ["optimize", "mlp", "--json", "--output", variant.to_str().unwrap()];
+    let variants = output.path().join("variants");
+    let quick = ["--int8", "--seconds", "0.1", "--rounds", "1", "--models", models];
+    let arguments = ["optimize", "mlp", "--json", "--output", variants.to_str().unwrap()];
     let report: Value = serde_json::from_str(&stdout(&run(&[&arguments[..], &quick].concat()))).unwrap();
     let number = |value: &Value| value.as_f64().unwrap();
-    assert!(number(&report["bytes"]["variant"]) < number(&report["bytes"]["original"]), "{report}");
-    assert!(number(&report["drift"]["cosine"]) > 0.999 && number(&report["drift"]["max_abs"]) > 0.0, "{report}");
-    assert!(report["replaced"].as_object().unwrap().values().any(|replaced| replaced.as_u64() > Some(1)), "{report}");
-    let times = report["times"].as_array().unwrap();
+    let int8 = &report["variants"][0];
+    assert_eq!(int8["precision"], "int8");
+    assert!(number(&int8["bytes"]["variant"]) < number(&int8["bytes"]["original"]), "{report}");
+    assert!(number(&int8["drift"]["cosine"]) > 0.999 && number(&int8["drift"]["max_abs"]) > 0.0, "{report}");
+    assert!(int8["replaced"].as_object().unwrap().values().any(|replaced| replaced.as_u64() > Some(1)), "{report}");
+    let times = int8["times"].as_array().unwrap();
     assert!(times.iter().all(|time| number(&time["original_ms"]) > 0.0 && number(&time["variant_ms"]) > 0.0));
-    assert_eq!(report["adopted_version"], Value::Null);
+    assert_eq!(times.iter().map(|time| time["rows"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 4, 16]);
+    assert_eq!((&report["inputs"]["source"], &report["adopted"]), (&"made_up".into(), &Value::Null));
     // Nothing is adopted that is not better, and nothing is overwritten.
     let arguments = ["optimize", "mlp", "--adopt", "--max-drift", "0"];
     let text = stdout(&run(&[&arguments[..], &quick].concat()));
-    assert!(text.contains("more than --max-drift 0: not better"), "{text}");
+    assert!(text.contains("more than the 0 that may be") && text.contains("nothing was adopted"), "{text}");
     assert!(!store.path().join("mlp/2").exists());
-    let again = ["optimize", "mlp", "--output", variant.to_str().unwrap()];
+    let again = ["optimize", "mlp", "--output", variants.to_str().unwrap()];
     assert_fails(&run(&[&again[..], &quick].concat()), "already exists");
     let file = fixture("store/mlp/1/model.onnx");
     let lone = ["optimize", file.to_str().unwrap(), "--adopt"];
     assert_fails(&run(&[&lone[..], &quick].concat()), "a lone file has no next version");
     assert_fails(&run(&[&["optimize", "echo"][..], &quick].concat()), "no product of the graph can be quantised");
+    assert!(!store.path().join(".ortus/optimizing").exists(), "the folder of work is gone");
     // The variant is a model like any other, and answers nearly as the original does.
     let answer = || -> Vec<f64> {
         let body = format!("{{\"inputs\": [{:?}]}}", vec![0.5; 32]);
@@ -248,8 +252,61 @@ fn optimize_makes_a_variant_and_compares_it() {
         outputs[0].as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
     };
     let original = answer();
-    stdout(&run(&["pull", variant.to_str().unwrap(), "--name", "mlp", "--models", models]));
+    stdout(&run(&["pull", variants.join("int8").to_str().unwrap(), "--name", "mlp", "--models", models]));
     let largest = original.iter().fold(0.0f64, |most, number| most.max(number.abs()));
     let apart = original.iter().zip(answer()).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
     assert!(apart > 0.0 && apart < largest / 20.0, "{apart} of {largest}");
+}
+
+#[test]
+fn optimize_adopts_what_is_better_and_takes_input_from_a_file() {
+    let store = store_of(&["mlp"]);
+    let models = store.path().to_str().unwrap();
+    let input = store.path().join("x.json");
+    std::fs::write(&input, serde_json::json!({ "inputs": { "x": [vec![0.5; 32], vec![0.25; 32]] } }).to_string())
+        .unwrap();
+    let quick = ["optimize", "mlp", "--seconds", "0.1", "--rounds", "1", "--models", models, "--json"];
+    // Any speed counts: whichever is faster on this machine, the variant is adopted.
+    let adopt = ["--adopt", "--min-speed", "0", "--int8", "--input", input.to_str().unwrap()];
+    let report: Value = serde_json::from_str(&stdout(&run(&[&quick[..], &adopt].concat()))).unwrap();
+    assert_eq!(
+        (&report["inputs"]["source"], &report["adopted"]["version"]),
+        (&"given".into(), &"2".into()),
+        "{report}"
+    );
+    assert_eq!(report["variants"][0]["times"][0]["rows"], 2);
+    assert_eq!(report["adopted"]["roll_back"], "POST /v1/models/mlp/rollback");
+    let provenance = std::fs::read_to_string(store.path().join("mlp/2/ortus-provenance.json")).unwrap();
+    assert!(provenance.contains("\"optimize\"") && provenance.contains("version 1 as int8"), "{provenance}");
+    // The original is where it was, and the variant of the variant has nothing left to replace.
+    assert_fails(&run(&[&quick[..], &["--int8"]].concat()), "no product of the graph can be quantised");
+    std::fs::write(&input, r#"{"inputs": {"x": [[1]]}}"#).unwrap();
+    assert_fails(&run(&[&quick[..], &adopt].concat()), "expected shape [N, 32]");
+    assert!(!store.path().join(".ortus/optimizing").exists());
+}
+
+#[test]
+fn an_interrupted_optimisation_leaves_nothing() {
+    let store = store_of(&["mlp"]);
+    let models = store.path().to_str().unwrap();
+    let mut child = crate::server::command()
+        .args(["optimize", "mlp", "--int8", "--seconds", "600", "--models", models])
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let work = store.path().join(".ortus/optimizing");
+    let deadline = std::time::Instant::now() + crate::server::PATIENCE;
+    // The variant is there: it is being measured.
+    let is_there = || {
+        let folders = std::fs::read_dir(&work).into_iter().flatten().flatten();
+        folders.into_iter().any(|folder| folder.path().join("parts/int8/model.onnx").exists())
+    };
+    while !is_there() {
+        assert!(child.try_wait().unwrap().is_none() && std::time::Instant::now() < deadline, "it did not begin");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    assert!(std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert_fails(&child.wait_with_output().unwrap(), "interrupted");
+    assert!(!work.exists() && !store.path().join("mlp/2").exists());
 }

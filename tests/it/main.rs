@@ -41,6 +41,8 @@ mod kept_state;
 mod lifecycle;
 /// What models take and give back, the budget, cleaning up.
 mod memory;
+/// Variants: made, measured, adopted, refused, cancelled.
+mod optimize;
 /// `/v1/models/{name}/predict`: every request and response form.
 mod predict;
 /// Where the time of runs goes, by operator.

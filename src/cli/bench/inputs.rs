@@ -3,7 +3,8 @@
 use crate::cli::error::CliError;
 use crate::engine::LoadedModel;
 use crate::load::Request;
-use crate::tensor::{DType, Data, Dim, Spec, Tensor, Value};
+use crate::optimize::{is_free, repeat};
+use crate::tensor::{DType, Data, Spec, Tensor, Value};
 use serde_json::json;
 
 /// Batch sizes that the bare loop tries where dimension 0 is free.
@@ -99,34 +100,11 @@ impl Inputs {
     }
 }
 
-/// Whether dimension 0 of every input that must be given is free, so that rows can be put together.
-fn is_free(specs: &[Spec]) -> bool {
-    let mut needed = specs.iter().filter(|spec| !spec.optional).peekable();
-    needed.peek().is_some() && needed.all(|spec| matches!(spec.ty.shape(), Some([Dim::Dynamic(_), ..])))
-}
-
 fn only_tensors(values: Values) -> Result<Values, CliError> {
     if values.iter().any(|(_, value)| value.as_tensor().is_none()) {
         return Err(CliError::Bench("the model takes sequences, maps or optional values; only tensors are measured"));
     }
     Ok(values)
-}
-
-/// A tensor's rows, `times` over; `None` where they are packed below a byte.
-fn repeat(tensor: &Tensor, times: usize) -> Option<Tensor> {
-    let mut shape = tensor.shape().to_vec();
-    let rows = shape.first_mut()?;
-    *rows = rows.checked_mul(times)?;
-    match tensor.data() {
-        Data::Bytes(bytes) => {
-            tensor.dtype().size()?;
-            Tensor::from_bytes(tensor.dtype(), shape, bytes.repeat(times)).ok()
-        }
-        Data::Strings(strings) => {
-            let all = strings.iter().cycle().take(strings.len().checked_mul(times)?);
-            Tensor::from_strings(shape, all.cloned().collect()).ok()
-        }
-    }
 }
 
 fn append(tail: &mut Vec<u8>, tensor: &Tensor) {
@@ -145,34 +123,6 @@ fn append(tail: &mut Vec<u8>, tensor: &Tensor) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tensor::ValueType;
-
-    fn spec(shape: Vec<Dim>) -> Spec {
-        let ty = ValueType::Tensor { dtype: DType::Fp32, shape: Some(shape) };
-        Spec { name: "x".to_owned(), ty, optional: false }
-    }
-
-    #[test]
-    fn rows_are_put_together_only_where_every_input_leaves_them_free() {
-        let free = spec(vec![Dim::Dynamic(None), Dim::Fixed(3)]);
-        let fixed = spec(vec![Dim::Fixed(1), Dim::Fixed(3)]);
-        assert!(is_free(&[free.clone(), free.clone()]));
-        assert!(!is_free(&[free.clone(), fixed.clone()]));
-        assert!(!is_free(&[spec(vec![])]) && !is_free(&[]));
-        assert!(is_free(&[free, Spec { optional: true, ..fixed }]));
-    }
-
-    #[test]
-    fn rows_are_repeated_whole() {
-        let tensor = Tensor::from_vec(DType::Fp32, vec![2, 1], vec![1f32, 2.0]).unwrap();
-        let thrice = repeat(&tensor, 3).unwrap();
-        assert_eq!(thrice.shape(), [6, 1]);
-        assert_eq!(thrice.elements::<f32>().unwrap().as_ref(), &[1.0, 2.0, 1.0, 2.0, 1.0, 2.0]);
-        let strings = Tensor::from_strings(vec![1], vec!["a".to_owned()]).unwrap();
-        assert_eq!(repeat(&strings, 2).unwrap().strings(), ["a", "a"]);
-        assert!(repeat(&Tensor::from_bytes(DType::Int4, vec![3], vec![0, 0]).unwrap(), 2).is_none());
-        assert!(repeat(&Tensor::from_vec(DType::Fp32, vec![], vec![1f32]).unwrap(), 2).is_none());
-    }
 
     #[test]
     fn strings_have_their_length_before_them() {

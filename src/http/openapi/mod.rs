@@ -34,7 +34,7 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
     servers((url = "/", description = "This server")),
     tags(
         (name = "predict", description = "Predictions."),
-        (name = "jobs", description = "Predictions that are answered later."),
+        (name = "jobs", description = "What is answered later."),
         (name = "models", description = "Models and their states."),
         (name = "health", description = "For balancers."),
         (name = "system", description = "The server itself."),
@@ -63,6 +63,7 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
         v1::warmup::warm_up,
         v1::profile::profile,
         v1::profile::show,
+        v1::optimize::optimize,
         v1::models::cleanup,
         v1::models::cleanup_all,
         v1::system::system,

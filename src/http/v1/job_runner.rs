@@ -1,14 +1,15 @@
-//! Runs a stored request as `predict` would have answered it.
+//! Runs a stored request: a prediction as `predict` would have answered it, or an optimisation.
 //!
 //! Knows nothing of how jobs are kept: see `crate::jobs`.
 
+use super::optimize;
 use super::parse::BodyKind;
 use super::predict::{self, Ask};
 use crate::engine::{ModelName, Version};
 use crate::http::HttpState;
 use crate::http::error::{ApiError, render};
 use crate::http::extract::ModelPath;
-use crate::jobs::{Executor, Failure, JobError, JobRequest, Outcome, Output, Work};
+use crate::jobs::{Executor, Failure, JobError, JobRequest, Kind, Outcome, Output, Work};
 use axum::http::StatusCode;
 use axum::http::header::{self, HeaderMap, HeaderValue};
 use bytes::Bytes;
@@ -25,7 +26,11 @@ impl Executor for JobRunner {
         Box::pin(async move {
             let _counted = state.engine.stats().panic_guard();
             let (id, request) = (work.id, work.request.clone());
-            match run(&state, work).await {
+            let ran = match request.kind {
+                Kind::Predict => run(&state, work).await,
+                Kind::Optimize => optimize::run(&state, work).await,
+            };
+            match ran {
                 Ok((output, bytes)) => Outcome::Done(output, bytes),
                 Err(error) if is_busy(&error) => Outcome::Busy,
                 Err(error) => Outcome::Failed(failure(id, &request, &error)),

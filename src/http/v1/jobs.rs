@@ -1,15 +1,16 @@
-//! Predictions that are answered later: `POST /v1/models/{name}/jobs` takes what predict takes, `/v1/jobs` shows what has
+//! What is answered later: `POST /v1/models/{name}/jobs` takes what predict takes, `/v1/jobs` shows what has
 //! become of it.
 //!
 //! Knows neither how jobs are kept nor how they are run: `crate::jobs` does the one, `job_runner` the other.
 
+use super::optimize::ReportBody;
 use super::predict::{Ask, PredictRequestBody, PredictResponseBody};
 use crate::engine::{EngineError, ErrorKind, ModelState};
 use crate::http::error::{ApiError, ProblemBody};
 use crate::http::extract::{ApiQuery, JobPath, ModelPath, RequestId, invalid_query};
 use crate::http::tally::Tally;
 use crate::http::{HttpState, body};
-use crate::jobs::{Deleted, Filter, Job, JobError, JobRequest, Jobs, State as JobState, Status};
+use crate::jobs::{Deleted, Filter, Job, JobError, JobRequest, Jobs, Kind, State as JobState, Status};
 use crate::telemetry::rfc3339;
 use axum::Json;
 use axum::body::Body;
@@ -42,12 +43,13 @@ const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
 /// How often a stream that has nothing to say shows that it is alive.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
-/// A prediction that is answered later.
+/// What is answered later.
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = Job)]
 pub(in crate::http) struct JobInfo {
     #[schema(example = "0b8e6c5e-3f0e-4c39-9f0b-2a8f2f1f4c11")]
     id: String,
+    kind: KindName,
     status: StatusName,
     #[schema(example = "resnet50")]
     model: String,
@@ -72,11 +74,12 @@ pub(in crate::http) struct JobInfo {
     /// Length of the result.
     #[serde(skip_serializing_if = "Option::is_none")]
     result_bytes: Option<u64>,
-    /// What predict would have answered, where that is JSON; other results are at `/v1/jobs/{id}/result`. Not in lists and events.
+    /// What predict would have answered, where that is JSON; other results are at `/v1/jobs/{id}/result`. Of an
+    /// optimisation its report. Not in lists and events.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<PredictResponseBody>)]
+    #[schema(value_type = Option<JobResult>)]
     result: Option<Box<RawValue>>,
-    /// What predict would have answered, where it failed.
+    /// What the request would have been answered, where it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<ProblemBody<'static>>)]
     error: Option<Box<RawValue>>,
@@ -89,6 +92,24 @@ pub(in crate::http) struct JobProgress {
     done: u64,
     #[schema(example = 64)]
     total: u64,
+}
+
+/// The result of a job whose result is JSON.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "described for the document; results are kept as they were written")]
+pub(in crate::http) enum JobResult {
+    Prediction(PredictResponseBody),
+    Optimization(ReportBody),
+}
+
+/// What a job does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[schema(as = JobKind)]
+pub(in crate::http) enum KindName {
+    Predict,
+    Optimize,
 }
 
 /// Where a job is in its life.
@@ -117,6 +138,7 @@ pub(in crate::http) struct JobList {
 pub(in crate::http) struct ListQuery {
     limit: Option<usize>,
     after: Option<u64>,
+    kind: Option<KindName>,
     model: Option<String>,
     status: Option<StatusName>,
 }
@@ -162,6 +184,7 @@ pub(in crate::http) async fn create(
     check(&state, &path, &ask, &head.headers, &body).await?;
     let texts = |name| head.headers.get_all(name).iter().filter_map(|value| Some(value.to_str().ok()?.to_owned()));
     let request = JobRequest {
+        kind: Kind::Predict,
         model: path.name.to_string(),
         version: ask.version().map(|version| version.to_string()),
         request_id: request_id.to_string(),
@@ -169,9 +192,13 @@ pub(in crate::http) async fn create(
         accept: texts(header::ACCEPT).collect(),
         query,
     };
-    let job = state.jobs.submit(request, body).await?;
+    Ok(accepted(state.jobs.submit(request, body).await?))
+}
+
+/// The answer to who brought a job.
+pub(super) fn accepted(job: Job) -> Response {
     let location = format!("/v1/jobs/{}", job.id);
-    Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(JobInfo::from(job))).into_response())
+    (StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(JobInfo::from(job))).into_response()
 }
 
 /// Refuses at once what would fail later: an unknown model, a media type that does not suit it, a small body that cannot
@@ -206,6 +233,7 @@ fn is_loading(state: &HttpState, path: &ModelPath, error: &EngineError) -> bool 
     params(
         ("limit" = Option<usize>, Query, description = "Jobs of a page, 1 to 200; 50 where absent."),
         ("after" = Option<String>, Query, description = "`next` of the page before."),
+        ("kind" = Option<KindName>, Query, description = "Only jobs that do this."),
         ("model" = Option<String>, Query, description = "Only jobs of this model."),
         ("status" = Option<StatusName>, Query, description = "Only jobs in this state."),
     ),
@@ -218,7 +246,8 @@ pub(in crate::http) async fn list(
     if !(1..=PAGE_MAX).contains(&limit) {
         return Err(invalid_query(format!("limit must be from 1 to {PAGE_MAX}")));
     }
-    let filter = Filter { model: query.model, status: query.status.map(Status::from), after: query.after, limit };
+    let (kind, status) = (query.kind.map(Kind::from), query.status.map(Status::from));
+    let filter = Filter { kind, model: query.model, status, after: query.after, limit };
     let page = state.jobs.list(&filter).await;
     let jobs = page.jobs.into_iter().map(JobInfo::from).collect();
     Ok(Json(JobList { jobs, next: page.next.map(|next| next.to_string()) }))
@@ -393,6 +422,7 @@ impl From<Job> for JobInfo {
         let status = job.state.status();
         let mut info = JobInfo {
             id: job.id.to_string(),
+            kind: job.request.kind.into(),
             status: status.into(),
             model: job.request.model.clone(),
             version: job.request.version.clone(),
@@ -417,6 +447,24 @@ impl From<Job> for JobInfo {
             JobState::Queued | JobState::Running | JobState::Cancelled => {}
         }
         info
+    }
+}
+
+impl From<Kind> for KindName {
+    fn from(kind: Kind) -> KindName {
+        match kind {
+            Kind::Predict => KindName::Predict,
+            Kind::Optimize => KindName::Optimize,
+        }
+    }
+}
+
+impl From<KindName> for Kind {
+    fn from(name: KindName) -> Kind {
+        match name {
+            KindName::Predict => Kind::Predict,
+            KindName::Optimize => Kind::Optimize,
+        }
     }
 }
 

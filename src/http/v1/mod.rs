@@ -6,6 +6,7 @@ pub(super) mod job_runner;
 pub(super) mod jobs;
 pub(super) mod models;
 mod optimization;
+pub mod optimize;
 mod parse;
 pub mod predict;
 pub(super) mod profile;

@@ -676,7 +676,10 @@ mod tests {
         let engine = crate::engine::testing::engine(&tasks);
         let jobs = crate::jobs::Jobs::new(Default::default(), std::path::Path::new("/nonexistent"), tasks.clone());
         let downloads = crate::downloads::testing::none(&tasks);
-        let state = HttpState { engine, jobs, downloads, settings: Arc::new(HttpSettings::default()), tasks };
+        let folder = std::path::Path::new("/nonexistent");
+        let optimizer = crate::optimize::Optimizer::new(engine.clone(), downloads.clone(), folder, tasks.clone());
+        let settings = Arc::new(HttpSettings::default());
+        let state = HttpState { engine, jobs, downloads, optimizer, settings, tasks };
         let request = Request::builder().header("content-type", media_type).header("accept", accept);
         let headers = request.body(axum::body::Body::empty()).unwrap().into_parts().0.headers;
         let body = Bytes::copy_from_slice(body);

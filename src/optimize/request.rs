@@ -1,0 +1,69 @@
+//! What may be asked for.
+
+use crate::engine::Version;
+use crate::rewrite::{Bounds, Objective};
+use crate::runtime::Input;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A form of a graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Precision {
+    /// Products of bytes: weights by column, activations as they come.
+    Int8,
+}
+
+impl Precision {
+    pub const ALL: [Precision; 1] = [Precision::Int8];
+
+    /// The word for it in requests and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Precision::Int8 => "int8",
+        }
+    }
+
+    pub fn parse(name: &str) -> Option<Precision> {
+        Precision::ALL.into_iter().find(|precision| precision.name() == name)
+    }
+}
+
+/// What is to be tried.
+#[derive(Debug, Clone)]
+pub struct OptimizeRequest {
+    /// The default version where `None`.
+    pub version: Option<Version>,
+    /// Empty = all that suit the device.
+    pub precisions: Vec<Precision>,
+    pub objective: Objective,
+    pub bounds: Bounds,
+    /// What the forms are run on; empty = what was recorded, the model's samples, or what can be made up.
+    pub inputs: Vec<Vec<Input>>,
+    /// Whether the best of those that are better becomes the model's next version.
+    pub adopt: bool,
+    /// Whether what is adopted is loaded, to take over where the version policy says so.
+    pub load: bool,
+    /// How long the original and one variant are timed together.
+    pub time: Duration,
+    /// How often the two take turns with each size, from 1.
+    pub rounds: usize,
+    /// Each variant is left below this folder, by its name, too.
+    pub output: Option<PathBuf>,
+}
+
+impl Default for OptimizeRequest {
+    fn default() -> OptimizeRequest {
+        OptimizeRequest {
+            version: None,
+            precisions: Vec::new(),
+            objective: Objective::default(),
+            bounds: Bounds::default(),
+            inputs: Vec::new(),
+            adopt: true,
+            load: true,
+            time: Duration::from_secs(10),
+            rounds: 5,
+            output: None,
+        }
+    }
+}
