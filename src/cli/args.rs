@@ -255,9 +255,18 @@ pub(super) struct OptimizeArgs {
     /// A model of the store, a model file (.onnx) or a model's folder
     #[arg(value_name = "NAME|FILE")]
     pub(super) model: String,
+    /// Numbers of 16 bits
+    #[arg(long)]
+    pub(super) fp16: bool,
     /// Products of 8-bit numbers: weights by column, activations as they come
     #[arg(long)]
     pub(super) int8: bool,
+    /// Products and convolutions of 8-bit numbers, with scales that are calibrated on --input or the model's samples
+    #[arg(long)]
+    pub(super) int8_static: bool,
+    /// Weights of products in 4 bits
+    #[arg(long)]
+    pub(super) int4: bool,
     /// Most drift of a variant that counts as better
     #[arg(long, value_name = "D", default_value = "0.01", value_parser = drift)]
     pub(super) max_drift: f64,

@@ -56,10 +56,9 @@ async fn run(
             http::inputs_offline(engine, &model, files).await.map_err(CliError::Predict)?
         }
     };
-    let precisions = precisions(args);
     let request = OptimizeRequest {
         version,
-        precisions: precisions.clone(),
+        precisions: precisions(args),
         objective: match args.objective {
             ObjectiveArg::Both => Objective::Both,
             ObjectiveArg::Latency => Objective::Latency,
@@ -74,8 +73,7 @@ async fn run(
         rounds: args.rounds.into(),
         output: args.output.clone(),
     };
-    let tried = if precisions.is_empty() { Precision::ALL.len() } else { precisions.len() };
-    note(&format!("measuring for about {:.0} s", args.seconds * tried as f64));
+    note(&format!("measuring each variant for about {:.0} s", args.seconds));
     let (progress, cancel) = (Progress::new(), CancellationToken::new());
     let mut work = std::pin::pin!(optimizer.optimise(name, request, &progress, &cancel));
     let result = tokio::select! {
@@ -91,7 +89,12 @@ async fn run(
 }
 
 fn precisions(args: &OptimizeArgs) -> Vec<Precision> {
-    let flags = [(args.int8, Precision::Int8)];
+    let flags = [
+        (args.fp16, Precision::Fp16),
+        (args.int8, Precision::Int8),
+        (args.int8_static, Precision::StaticInt8),
+        (args.int4, Precision::Int4),
+    ];
     flags.into_iter().filter(|(is_asked, _)| *is_asked).map(|(_, precision)| precision).collect()
 }
 
@@ -172,6 +175,16 @@ fn replaced(figures: &Figures) -> String {
     let mut text = format!("replaced {}", counts(&figures.rewritten.replaced, ""));
     if !figures.rewritten.left.is_empty() {
         text.push_str(&format!("; left {}", counts(&figures.rewritten.left, "because ")));
+    }
+    if figures.rewritten.clamped > 0 {
+        text.push_str(&format!("; {} weights beyond 16 bits became the nearest number", figures.rewritten.clamped));
+    }
+    match figures.calibrated_on {
+        Some(Origin::MadeUp) => {
+            text.push_str("; CALIBRATED ON MADE-UP INPUTS, which real ones may go beyond (--input)")
+        }
+        Some(origin) => text.push_str(&format!("; calibrated on what the drift is measured on ({})", origin.name())),
+        None => {}
     }
     if figures.reduce_range {
         text.push_str("; weights have 7 bits, since this processor has no VNNI");

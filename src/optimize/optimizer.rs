@@ -3,11 +3,14 @@
 use super::inputs::{self, Inputs};
 use super::report::{Adopted, Figures, InputsUsed, Report, Time, VariantReport};
 use super::variant::{self, NotMade, Scratch, internal};
-use super::{OptimizeError, OptimizeRequest, Precision};
+use super::{OptimizeError, OptimizeRequest, Origin, Precision};
 use crate::downloads::{Adoption, Downloads};
 use crate::engine::{BareSession, InferenceEngine, LoadedModel, ModelName, Version};
 use crate::hub::WorkFolder;
-use crate::rewrite::{Compared, QuantizeOptions, Rewritten, Trial, compare, decide_within, rows_per_second, speed};
+use crate::rewrite::{
+    CalibrationError, Compared, QuantizeOptions, Ranges, Rewritten, Trial, calibrate, compare, decide_within,
+    rows_per_second, speed,
+};
 use crate::runtime::{Interrupt, RuntimeError};
 use crate::tasks::{Progress, Tasks};
 use std::io::ErrorKind;
@@ -103,13 +106,13 @@ struct Work<'a> {
 
 impl Work<'_> {
     async fn carry_out(mut self) -> Result<Report, OptimizeError> {
+        let given = std::mem::take(&mut self.request.inputs);
+        let inputs = Arc::new(inputs::gather(&self.inner.engine, &self.model, given).await?);
         let precisions = match self.request.precisions.as_slice() {
-            [] => Precision::ALL.to_vec(),
+            [] => Precision::suiting(&self.model.facts.device, inputs.origin != Origin::MadeUp),
             asked => asked.to_vec(),
         };
         self.progress.add_total(precisions.len() as u64 * STEPS + 1);
-        let given = std::mem::take(&mut self.request.inputs);
-        let inputs = Arc::new(inputs::gather(&self.inner.engine, &self.model, given).await?);
         let mut original = Some(self.inner.engine.bare_session(&self.model).await?);
         let mut variants = Vec::new();
         for precision in precisions {
@@ -154,7 +157,18 @@ impl Work<'_> {
         inputs: &Arc<Inputs>,
         original: &mut Option<BareSession>,
     ) -> Result<Result<Figures, String>, OptimizeError> {
-        let (graph, rewritten) = match self.make(precision).await? {
+        let ranges = match precision {
+            Precision::StaticInt8 => match self.calibrate(inputs).await? {
+                Ok(ranges) => Some(ranges),
+                Err(problem) => {
+                    self.progress.add_done(STEPS);
+                    return Ok(Err(problem));
+                }
+            },
+            Precision::Fp16 | Precision::Int8 | Precision::Int4 => None,
+        };
+        let calibrated_on = ranges.as_ref().map(|_| inputs.origin);
+        let (graph, rewritten) = match self.make(precision, ranges).await? {
             Ok(made) => made,
             Err(problem) => {
                 self.progress.add_done(STEPS);
@@ -185,7 +199,9 @@ impl Work<'_> {
         let bounds = &self.request.bounds;
         Ok(Ok(Figures {
             rewritten,
-            reduce_range: QuantizeOptions::here().reduce_range,
+            calibrated_on,
+            reduce_range: matches!(precision, Precision::Int8 | Precision::StaticInt8)
+                && QuantizeOptions::here().reduce_range,
             times,
             rows_per_second: (
                 rows_per_second(&original).unwrap_or_default(),
@@ -197,11 +213,35 @@ impl Work<'_> {
         }))
     }
 
-    async fn make(&self, precision: Precision) -> Result<Result<(PathBuf, Rewritten), String>, OptimizeError> {
+    /// What the tensors take that a static variant has to know the ranges of.
+    async fn calibrate(&self, inputs: &Arc<Inputs>) -> Result<Result<Ranges, String>, OptimizeError> {
+        let (model, scratch) = (self.model.clone(), self.scratch.clone());
+        let made = self.inner.tasks.spawn_blocking(move || variant::make_observable(&model, &scratch.observed()));
+        let (graph, names) = match made.await.map_err(internal)? {
+            Ok(made) => made,
+            Err(problem) => return refused(problem),
+        };
+        let mut session = match self.inner.engine.bare_variant(&self.model, graph).await {
+            Ok(session) => session,
+            Err(error) => return Ok(Err(format!("it cannot be calibrated: {error}"))),
+        };
+        let inputs = inputs.clone();
+        let run = move |interrupt: &Interrupt| calibrate(session.session(), &inputs.compared, &names, interrupt);
+        match self.interruptible(run).await? {
+            Err(CalibrationError::Run(RuntimeError::Interrupted)) => Err(OptimizeError::Cancelled),
+            calibrated => Ok(calibrated.map_err(|error| format!("it cannot be calibrated: {error}"))),
+        }
+    }
+
+    async fn make(
+        &self,
+        precision: Precision,
+        ranges: Option<Ranges>,
+    ) -> Result<Result<(PathBuf, Rewritten), String>, OptimizeError> {
         let (model, scratch, output) = (self.model.clone(), self.scratch.clone(), self.request.output.clone());
         let made = self.inner.tasks.spawn_blocking(move || {
             let folder = scratch.folder(precision);
-            let made = variant::make(&model, &folder, precision)?;
+            let made = variant::make(&model, &folder, precision, ranges)?;
             if let Some(output) = output {
                 variant::leave(&folder, &output.join(precision.name())).map_err(NotMade::Disk)?;
             }
@@ -209,11 +249,7 @@ impl Work<'_> {
         });
         match made.await.map_err(internal)? {
             Ok(made) => Ok(Ok(made)),
-            Err(NotMade::Refused(problem)) => Ok(Err(problem)),
-            Err(NotMade::Disk(error)) => Err(match error.kind() {
-                ErrorKind::StorageFull | ErrorKind::QuotaExceeded => OptimizeError::DiskFull,
-                kind => OptimizeError::Disk(kind.to_string()),
-            }),
+            Err(problem) => refused(problem),
         }
     }
 
@@ -226,14 +262,28 @@ impl Work<'_> {
     ) -> Result<Compared, OptimizeError> {
         let lost = || OptimizeError::Internal { detail: "the original's session is gone".to_owned() };
         let mut session = original.take().ok_or_else(lost)?;
+        let (inputs, time, rounds) = (inputs.clone(), self.request.time, self.request.rounds);
+        let run = move |interrupt: &Interrupt| {
+            let trial = Trial { timed: &inputs.timed, compared: &inputs.compared, time, rounds };
+            let compared = compare(&mut [session.session(), variant.session()], &trial, interrupt);
+            (compared, session)
+        };
+        let (compared, session) = self.interruptible(run).await?;
+        *original = Some(session);
+        match compared {
+            Err(RuntimeError::Interrupted) => Err(OptimizeError::Cancelled),
+            compared => Ok(compared?),
+        }
+    }
+
+    /// Runs blocking work whose runs are stopped where nobody wants them any more.
+    async fn interruptible<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Interrupt) -> T + Send + 'static,
+    ) -> Result<T, OptimizeError> {
         let interrupt = Interrupt::new();
         let stop = FireOnDrop(interrupt.clone());
-        let (inputs, time, rounds) = (inputs.clone(), self.request.time, self.request.rounds);
-        let run = self.inner.tasks.spawn_blocking(move || {
-            let trial = Trial { timed: &inputs.timed, compared: &inputs.compared, time, rounds };
-            let compared = compare(&mut [session.session(), variant.session()], &trial, &interrupt);
-            (compared, session)
-        });
+        let run = self.inner.tasks.spawn_blocking(move || work(&interrupt));
         let mut run = std::pin::pin!(run);
         let stopping = self.inner.tasks.stopping();
         let ended = tokio::select! {
@@ -244,12 +294,7 @@ impl Work<'_> {
                 run.await
             }
         };
-        let (compared, session) = ended.map_err(internal)?;
-        *original = Some(session);
-        match compared {
-            Err(RuntimeError::Interrupted) => Err(OptimizeError::Cancelled),
-            compared => Ok(compared?),
-        }
+        ended.map_err(internal)
     }
 }
 
@@ -266,6 +311,7 @@ async fn conclude(
     };
     let (precision, reason) = (best.precision, best.reason());
     let word = precision.name();
+    let blind = best.figures().is_some_and(|figures| figures.calibrated_on == Some(Origin::MadeUp));
     if !request.adopt {
         report.why = format!("nothing was adopted, as asked for; {word} is the best: {reason}");
         return Ok(());
@@ -280,6 +326,9 @@ async fn conclude(
     let serving = serving(inner, &report.model);
     report.adopted = Some(Adopted { precision, version, serving });
     report.why = format!("{word} was adopted as version {version}: {reason}");
+    if blind {
+        report.why.push_str("; it was calibrated on made-up inputs, and real ones may go beyond its scales");
+    }
     if request.load && serving != Some(version) {
         report.why.push_str("; another version serves, as the version policy or a rollback says");
     }
@@ -291,6 +340,17 @@ fn serving(inner: &Inner, name: &ModelName) -> Option<Version> {
     let status = inner.engine.status(name).ok()?;
     let loaded = status.versions.iter().filter(|version| version.loaded.is_some());
     loaded.map(|version| version.version).max()
+}
+
+/// A variant that the graph does not allow is no failure of the others; a disk that fails is.
+fn refused<T>(problem: NotMade) -> Result<Result<T, String>, OptimizeError> {
+    match problem {
+        NotMade::Refused(problem) => Ok(Err(problem)),
+        NotMade::Disk(error) => Err(match error.kind() {
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => OptimizeError::DiskFull,
+            kind => OptimizeError::Disk(kind.to_string()),
+        }),
+    }
 }
 
 /// Stops a run whose result nobody waits for.

@@ -42,6 +42,8 @@ pub struct VariantReport {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Figures {
     pub rewritten: Rewritten,
+    /// What the scales of its activations were calibrated on, where they are the same in every run.
+    pub calibrated_on: Option<Origin>,
     /// Weights have seven bits, since the processor's products of bytes would overflow.
     pub reduce_range: bool,
     /// By the rows of a run, the smallest first.

@@ -9,22 +9,35 @@ use std::time::Duration;
 /// A form of a graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Precision {
+    /// Numbers of 16 bits; inputs and outputs stay as they are.
+    Fp16,
     /// Products of bytes: weights by column, activations as they come.
     Int8,
+    /// Products and convolutions of bytes, with scales of activations that were calibrated and are the same in every run.
+    StaticInt8,
+    /// Weights of products in four bits.
+    Int4,
 }
 
 impl Precision {
-    pub const ALL: [Precision; 1] = [Precision::Int8];
+    /// What is tried on a device where nothing is named. A CPU computes with 16 bits by widening them. Without samples a static
+    /// variant would be calibrated on what nobody sends.
+    pub fn suiting(device: &str, has_samples: bool) -> Vec<Precision> {
+        match (device.starts_with("cpu"), has_samples) {
+            (true, true) => vec![Precision::Int8, Precision::StaticInt8, Precision::Int4],
+            (true, false) => vec![Precision::Int8, Precision::Int4],
+            (false, _) => vec![Precision::Fp16, Precision::Int4],
+        }
+    }
 
     /// The word for it in requests and reports.
     pub fn name(self) -> &'static str {
         match self {
+            Precision::Fp16 => "fp16",
             Precision::Int8 => "int8",
+            Precision::StaticInt8 => "int8_static",
+            Precision::Int4 => "int4",
         }
-    }
-
-    pub fn parse(name: &str) -> Option<Precision> {
-        Precision::ALL.into_iter().find(|precision| precision.name() == name)
     }
 }
 

@@ -3,7 +3,10 @@
 use super::{OptimizeError, Precision};
 use crate::engine::LoadedModel;
 use crate::hub::{HubError, PROVENANCE, WorkFolder};
-use crate::rewrite::{QuantizeOptions, RewriteError, Rewriting, Rewritten, rewrite_file};
+use crate::rewrite::{
+    Fp16Options, Int4Options, QuantizeOptions, Ranges, RewriteError, Rewriting, Rewritten, StaticOptions,
+    observable_file, rewrite_file,
+};
 use crate::tasks::Tasks;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -40,6 +43,11 @@ impl Scratch {
     pub(super) fn folder(&self, precision: Precision) -> PathBuf {
         // The work is there until it is dropped.
         self.0.work.as_ref().map(|work| work.parts().join(precision.name())).unwrap_or_default()
+    }
+
+    /// Where the graph lies that gives what is to be calibrated.
+    pub(super) fn observed(&self) -> PathBuf {
+        self.folder(Precision::StaticInt8).with_extension("observed")
     }
 
     /// Removes the folder and waits for it, where nobody else holds it.
@@ -92,15 +100,36 @@ impl From<RewriteError> for NotMade {
     }
 }
 
+/// Writes a graph into `folder` that also gives what static quantisation has to know. Gives its path and the names of those
+/// outputs. Blocks.
+pub(super) fn make_observable(model: &LoadedModel, folder: &Path) -> Result<(PathBuf, Vec<String>), NotMade> {
+    std::fs::create_dir_all(folder).map_err(NotMade::Disk)?;
+    let graph = folder.join("model.onnx");
+    let names = observable_file(&model.source.file, &graph)?;
+    Ok((graph, names))
+}
+
+/// How the original becomes the variant. `ranges` are what was calibrated, for the one that needs it.
+fn rewriting(precision: Precision, ranges: Option<Ranges>) -> Rewriting {
+    match precision {
+        Precision::Fp16 => Rewriting::Fp16(Fp16Options::default()),
+        Precision::Int8 => Rewriting::Int8(QuantizeOptions::here()),
+        Precision::StaticInt8 => Rewriting::StaticInt8(StaticOptions::here(ranges.unwrap_or_default())),
+        Precision::Int4 => Rewriting::Int4(Int4Options::default()),
+    }
+}
+
 /// Writes the variant into `folder`, with what lies beside the original. Gives the path of its graph. Blocks.
-pub(super) fn make(model: &LoadedModel, folder: &Path, precision: Precision) -> Result<(PathBuf, Rewritten), NotMade> {
+pub(super) fn make(
+    model: &LoadedModel,
+    folder: &Path,
+    precision: Precision,
+    ranges: Option<Ranges>,
+) -> Result<(PathBuf, Rewritten), NotMade> {
     let (from, source) = (&model.source.folder, &model.source.file);
     let graph = folder.join(source.strip_prefix(from).unwrap_or(Path::new("model.onnx")));
     std::fs::create_dir_all(graph.parent().unwrap_or(folder)).map_err(NotMade::Disk)?;
-    let how = match precision {
-        Precision::Int8 => Rewriting::Int8(QuantizeOptions::here()),
-    };
-    let rewritten = rewrite_file(source, &graph, &how)?;
+    let rewritten = rewrite_file(source, &graph, &rewriting(precision, ranges))?;
     let beside = source.parent().unwrap_or(from);
     let mut left_out = vec![source.clone()];
     left_out.extend(rewritten.data_files.iter().map(|name| beside.join(name)));

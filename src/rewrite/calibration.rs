@@ -50,11 +50,12 @@ pub fn observable_file(from: &Path, to: &Path) -> Result<Vec<String>, RewriteErr
 /// Runs a graph that [`observable_file`] wrote over `samples`, and gives what `names` took. Blocks for all the runs.
 ///
 /// # Errors
-/// Where a run fails, or the session lacks a name.
+/// Where a run fails or `interrupt` fires, or the session lacks a name.
 pub fn calibrate(
     session: &mut dyn Session,
     samples: &[Vec<Input>],
     names: &[String],
+    interrupt: &Interrupt,
 ) -> Result<Ranges, CalibrationError> {
     let at = |name: &String| session.outputs().iter().position(|output| output.name == *name);
     // An input that is observed is no output, and known all the same.
@@ -77,7 +78,7 @@ pub fn calibrate(
         if indices.is_empty() {
             continue;
         }
-        let values = session.run(sample, &indices, &Interrupt::new())?;
+        let values = session.run(sample, &indices, interrupt)?;
         for ((_, name), value) in outputs.iter().zip(&values) {
             ranges.observe(name, value);
         }

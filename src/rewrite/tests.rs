@@ -193,7 +193,7 @@ fn rewritten(original: &ModelProto, how: impl Fn(Ranges) -> Rewriting) -> (Model
     let mut how = how(Ranges::default());
     if let Rewriting::StaticInt8(options) = &mut how {
         let names = observable_file(&from, &observable).unwrap();
-        options.ranges = calibrate(&mut *load(observable), &samples, &names).unwrap();
+        options.ranges = calibrate(&mut *load(observable), &samples, &names, &Interrupt::new()).unwrap();
         assert_eq!(options.ranges.len(), names.len());
     }
     let done = rewrite_file(&from, &to, &how).unwrap();

@@ -219,3 +219,39 @@ fn recorded_requests_are_measured_on_and_forgotten_by_a_cleanup() {
     mlp_version(&server);
     assert_eq!(used(&server)["source"], "made_up");
 }
+
+#[test]
+fn every_variant_is_tried_and_told() {
+    let server = Server::with(&["mlp"]);
+    let inputs = json!({"x": [vec![0.5; 32], vec![-0.25; 32], vec![1.0; 32]]});
+    let all = json!(["fp16", "int8", "int8_static", "int4"]);
+    let body = json!({"precisions": all, "seconds": 0.1, "inputs": inputs, "adopt": false, "max_drift": 0.05});
+    let report = wait(&server, &submit(&server, "mlp", &body), "succeeded")["result"].clone();
+    let variants = report["variants"].as_array().unwrap();
+    let names: Vec<&Value> = variants.iter().map(|variant| &variant["precision"]).collect();
+    assert_eq!(json!(names), all);
+    for variant in variants {
+        let verdict = variant["verdict"].as_str().unwrap();
+        assert!(!variant["reason"].as_str().unwrap().is_empty());
+        match verdict {
+            "impossible" => assert!(variant.get("speed").is_none(), "{variant}"),
+            "better" | "not_faster" => assert!(variant["drift"]["cosine"].as_f64() > Some(0.95), "{variant}"),
+            other => panic!("{other}: {variant}"),
+        }
+        let is_static = variant["precision"] == "int8_static" && verdict != "impossible";
+        assert_eq!(variant.get("calibrated_on"), is_static.then_some(&json!("given")), "{variant}");
+    }
+    for made in &variants[..3] {
+        assert!(made["bytes"]["variant"].as_u64() < made["bytes"]["original"].as_u64(), "{made}");
+    }
+    // Without samples nothing is calibrated unless asked for, and then the report says on what.
+    let id = submit(&server, "mlp", &json!({"seconds": 0.1, "adopt": false}));
+    let tried = wait(&server, &id, "succeeded")["result"]["variants"].clone();
+    let names: Vec<&Value> = tried.as_array().unwrap().iter().map(|variant| &variant["precision"]).collect();
+    assert_eq!(json!(names), json!(["int8", "int4"]));
+    let body = json!({"precision": "int8_static", "seconds": 0.1, "min_speed": 0, "max_drift": 2});
+    let report = wait(&server, &submit(&server, "mlp", &body), "succeeded")["result"].clone();
+    assert_eq!(report["variants"][0]["calibrated_on"], "made_up", "{report}");
+    assert!(report["why"].as_str().unwrap().contains("calibrated on made-up inputs"), "{report}");
+    assert!(work_is_gone(&server));
+}

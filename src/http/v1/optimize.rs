@@ -8,7 +8,9 @@ use crate::http::error::ApiError;
 use crate::http::extract::{ApiQuery, ModelPath, RequestId, content_type};
 use crate::http::{HttpSettings, HttpState, body};
 use crate::jobs::{JobError, JobRequest, Kind, Output, Work};
-use crate::optimize::{Bounds, Figures, Objective, OptimizeError, OptimizeRequest, Precision, Report, VariantReport};
+use crate::optimize::{
+    Bounds, Figures, Objective, OptimizeError, OptimizeRequest, Origin, Precision, Report, VariantReport,
+};
 use crate::telemetry::printable;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
@@ -68,7 +70,10 @@ pub(in crate::http) struct OptimizeBody {
 #[serde(rename_all = "snake_case")]
 #[schema(as = OptimizationPrecision)]
 pub(in crate::http) enum PrecisionName {
+    Fp16,
     Int8,
+    Int8Static,
+    Int4,
 }
 
 /// Optimises a model.
@@ -252,7 +257,10 @@ impl OptimizeBody {
 impl From<PrecisionName> for Precision {
     fn from(name: PrecisionName) -> Precision {
         match name {
+            PrecisionName::Fp16 => Precision::Fp16,
             PrecisionName::Int8 => Precision::Int8,
+            PrecisionName::Int8Static => Precision::StaticInt8,
+            PrecisionName::Int4 => Precision::Int4,
         }
     }
 }
@@ -354,6 +362,12 @@ pub(in crate::http) struct FiguresBody {
     replaced: BTreeMap<String, usize>,
     /// Operators that could have been, and why they were not: the reason and their number.
     left: BTreeMap<String, usize>,
+    /// Weights that a number of 16 bits cannot hold, and that became the nearest one.
+    clamped: usize,
+    /// What the scales of `int8_static` were calibrated on, as `inputs.source`: real inputs may go beyond `made_up` ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(example = "recorded")]
+    calibrated_on: Option<&'static str>,
     /// Weights have seven bits, since the processor's products of bytes would overflow.
     reduce_range: bool,
 }
@@ -463,6 +477,8 @@ impl From<&Figures> for FiguresBody {
             }),
             replaced: figures.rewritten.replaced.clone(),
             left: figures.rewritten.left.clone(),
+            clamped: figures.rewritten.clamped,
+            calibrated_on: figures.calibrated_on.map(Origin::name),
             reduce_range: figures.reduce_range,
         }
     }
