@@ -476,6 +476,16 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         section: "optimization",
+        name: "enable_quantization",
+        doc: "Try at load a graph with products of eight bits beside the model's own, on the CPU, and serve it where it is faster \
+              by 5 % and its answers have a cosine of 0.99 with the original's; takes seconds, once for each version.",
+        kind: Kind::Boolean {
+            get: |config| config.overrides.optimization.enable_quantization.unwrap_or(false),
+            set: |config, value| config.overrides.optimization.enable_quantization = Some(value),
+        },
+    },
+    Key {
+        section: "optimization",
         name: "cache_dir",
         doc: "Folder in which optimised graphs and measurements are kept for the next start, one for each store; empty = \
               .ortus/optimized in the store. The server's alone, not a model's.",

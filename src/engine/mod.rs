@@ -30,7 +30,7 @@ pub use crate::batching::{Joining, Levels, WaitingPolicy, WaitingSettings};
 pub use crate::cache::{CachesUsage, Usage as CacheUsage};
 pub use crate::models::{
     Deleted, LoadOverrides, LoadedModel, Measured, MemoryTotals, ModelName, ModelState, ModelStatus, NameError,
-    Optimization, OptimizationState, Profiled, Tuned, Version, VersionStatus,
+    Optimization, OptimizationState, Profiled, Quantization, Tuned, Version, VersionStatus,
 };
 /// One input of a run: its place among the graph's inputs, and its value.
 pub use crate::runtime::Input as RunInput;

@@ -9,7 +9,7 @@ use super::made_up::{self, InputHints, Size};
 use super::memory::{Measuring, resident_estimate};
 use super::profile;
 use super::repository::{GraphFiles, VersionFolder, companion, graph_files, read_bounded};
-use super::state::{Keeper, StatePlace, circumstances};
+use super::state::{Keeper, Samples, StatePlace, circumstances};
 use super::tune::{self, Means, Space, Tuned};
 use super::{
     KeptProfile, LoadError, LoadedModel, Manifest, ModelMemory, ModelName, ModelSettings, Version, VersionPolicy,
@@ -21,7 +21,7 @@ use crate::batching::{
 use crate::cache::Caches;
 use crate::hub::{PROVENANCE, Provenance};
 use crate::pipelines::{LabelsSource, Pipeline, PipelineLimits, text};
-use crate::rewrite::{Drift, drift};
+use crate::rewrite::{Drift, Sample, drift};
 use crate::runtime::{
     DeviceSettings, DeviceType, GraphFacts, GraphSource, Input, Interrupt, Runtime, RuntimeError, Session,
     SessionSettings, WorkingMemories,
@@ -122,8 +122,7 @@ pub(super) fn load(
     let source = source(job)?;
     verify(job, tasks)?;
     let place = job.state.as_ref();
-    let level = job.settings.optimization_level;
-    let mut keeper = Keeper::open((&job.name, job.version), place, runtime, &source, &job.settings.device, level);
+    let mut keeper = Keeper::open((&job.name, job.version), place, runtime, &source, &job.settings);
     let runtime = &reshapes.seen_through(keeper.runtime());
     let graph_name = source
         .file
@@ -132,7 +131,8 @@ pub(super) fn load(
     let build = |layout: Layout| sessions(job, runtime.as_ref(), tasks, &source, layout);
     let (mut layout, mut sessions) = first_sessions(job, &build)?;
     let Some(first) = sessions.first() else { return Err(LoadError::Panicked) };
-    let (mut inputs, mut outputs, facts) = (first.inputs().to_vec(), first.outputs().to_vec(), first.facts().clone());
+    let (mut inputs, mut outputs, mut facts) =
+        (first.inputs().to_vec(), first.outputs().to_vec(), first.facts().clone());
     if let Some(config) = config {
         config.check_graph(&inputs, &outputs)?;
     }
@@ -141,6 +141,14 @@ pub(super) fn load(
 
     warming();
     let hints = InputHints::read(task_folder(job));
+    if keeper.may_quantize()
+        && let Some(first) = sessions.first_mut()
+        && quantize(job, &mut keeper, first.as_mut(), runtime.as_ref(), layout, &hints, interrupt)
+    {
+        sessions.clear();
+        sessions = build(layout)?;
+        facts = sessions.first().map_or(facts, |first| first.facts().clone());
+    }
     let mut settings = job.settings.clone();
     let (mut tuned, mut plan) = (None, None);
     if settings.tuning.is_asked() {
@@ -267,6 +275,38 @@ pub(super) fn load(
         loaded_at: SystemTime::now(),
         load_time: started.elapsed(),
     })
+}
+
+/// Whether the graph is from here on one with products of eight bits: tried beside its own with made-up input.
+fn quantize(
+    job: &Job,
+    keeper: &mut Keeper,
+    session: &mut dyn Session,
+    runtime: &dyn Runtime,
+    layout: Layout,
+    hints: &InputHints,
+    interrupt: &Interrupt,
+) -> bool {
+    let specs = session.inputs().to_vec();
+    let all: Vec<usize> = (0..session.outputs().len()).collect();
+    let make = |rows, length, seed| made_up::inputs(&specs, &Size { rows, length }, seed, hints);
+    let mut runs =
+        |length: &usize| make(None, *length, 1).is_some_and(|inputs| session.run(&inputs, &all, interrupt).is_ok());
+    let length = [TUNING_LENGTH, Size::default().length].into_iter().find(|length| runs(length));
+    let sample = |rows: Option<usize>, length| Some(Sample { rows: rows.unwrap_or(1), inputs: make(rows, length, 1)? });
+    let samples = Samples {
+        timed: length
+            .into_iter()
+            .flat_map(|length| [None, Some(8)].map(|rows| sample(rows, length)))
+            .flatten()
+            .collect(),
+        compared: length
+            .into_iter()
+            .flat_map(|length| (1..=4).filter_map(move |seed| make(None, length, seed)))
+            .collect(),
+    };
+    let settings = session_settings(job, layout);
+    keeper.quantize(session, &samples, &|source| runtime.load(source, &settings), interrupt)
 }
 
 /// Measurements that are kept from one load to the next, by name.

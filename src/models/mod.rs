@@ -51,7 +51,7 @@ pub use overrides::{StoreError, StoreLock};
 pub use profile::Profiled;
 pub use repository::FolderError;
 pub use settings::{ModelOverrides, ModelSettings, StoreSettings, TuningSettings};
-pub use state::{Optimization, OptimizationState};
+pub use state::{Optimization, OptimizationState, Quantization};
 pub use status::{KeptProfile, LoadOverrides, LoadedModel, ModelState, ModelStatus, VersionStatus};
 pub use tune::{Measured, Tuned};
 pub use versions::Deleted;

@@ -32,6 +32,8 @@ pub struct StoreSettings {
 pub struct ModelSettings {
     pub device: DeviceSettings,
     pub optimization_level: OptimizationLevel,
+    /// Whether a graph with products of eight bits is tried at load, and served where it is better. On the CPU alone.
+    pub enable_quantization: bool,
     /// Whether `optimization_level` is somebody's wish, which no measurement changes.
     pub optimization_level_is_set: bool,
     /// See [`MemorySettings::arena`]; `None` = on, or what tuning finds.
@@ -93,6 +95,7 @@ impl Default for ModelSettings {
         ModelSettings {
             device: DeviceSettings::default(),
             optimization_level: OptimizationLevel::Aggressive,
+            enable_quantization: false,
             optimization_level_is_set: false,
             memory_arena: None,
             memory_pattern: None,
@@ -140,6 +143,7 @@ pub struct OptimizationOverrides {
     /// `false` is the same as the level `none`.
     pub enable_optimization: Option<bool>,
     pub optimization_level: Option<OptimizationLevel>,
+    pub enable_quantization: Option<bool>,
     pub enable_tensorrt: Option<bool>,
     pub memory_arena: Option<bool>,
     pub memory_pattern: Option<bool>,
@@ -245,6 +249,7 @@ impl ModelOverrides {
             } else {
                 level
             },
+            enable_quantization: self.optimization.enable_quantization.unwrap_or(base.enable_quantization),
             optimization_level_is_set: self.optimization.optimization_level.is_some()
                 || self.optimization.enable_optimization == Some(false)
                 || base.optimization_level_is_set,

@@ -253,3 +253,39 @@ fn a_process_that_is_killed_while_it_saves_leaves_a_whole_state_or_none() {
     }
     assert!(killed >= 1);
 }
+
+fn numbers(outputs: &Value) -> Vec<f64> {
+    outputs["y"][0].as_array().unwrap().iter().map(|number| number.as_f64().unwrap()).collect()
+}
+
+fn cosine(one: &[f64], other: &[f64]) -> f64 {
+    let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
+    dot(one, other) / (dot(one, one) * dot(other, other)).sqrt()
+}
+
+#[test]
+fn products_of_eight_bits_are_tried_once_and_serve_only_where_they_are_better() {
+    let store = tempfile::tempdir().unwrap();
+    write_wide_model(&store.path().join("wide"), WIDE);
+    let asked = [("ORTUS_OPTIMIZATION__ENABLE_QUANTIZATION", "true")];
+    let server = Server::on(store, &asked);
+    let (first, answers) = (info(&server), answer(&server));
+    let found = &first["quantization"];
+    let (speed, near) = (found["speed"].as_f64().unwrap(), found["cosine"].as_f64().unwrap());
+    assert_eq!(found["adopted"].as_bool().unwrap(), speed > 1.05 && near >= 0.99, "{first}");
+    assert!(found["quantized_bytes"].as_u64() < found["original_bytes"].as_u64(), "{first}");
+    let store = stop(server);
+    let server = Server::on(store, &asked);
+    let second = info(&server);
+    assert_eq!((&second["state"], &second["quantization"]), (&json!("reused"), found), "{second}");
+    assert_eq!(answer(&server), answers);
+    let store = stop(server);
+    // Without it the model's own graph serves again.
+    let server = Server::on(store, &[]);
+    let third = info(&server);
+    assert_eq!((&third["state"], third.get("quantization")), (&json!("fresh"), None), "{third}");
+    assert!(third["reason"].as_str().unwrap().contains("enable_quantization"), "{third}");
+    let (own, quantized) = (numbers(&answer(&server)), numbers(&answers));
+    assert!(cosine(&own, &quantized) > 0.98, "{own:?} {quantized:?}");
+    assert!(found["adopted"] == true || own == quantized);
+}

@@ -834,6 +834,7 @@ fn config_of(model: &LoadedModel) -> Value {
         "optimization": {
             "optimization_level": settings.optimization_level,
             "enable_tensorrt": settings.device.enable_tensorrt,
+            "enable_quantization": settings.enable_quantization,
             "memory_arena": settings.memory().arena,
             "memory_pattern": settings.memory().pattern,
         },

@@ -4,11 +4,13 @@
 //! there is none or the whole; every file of the written graph is held to its digest before it is used, so what a power cut
 //! left of one is found; what is not in its place begins with a dot, which no model's name does. All of it blocks.
 
+use super::quantized::Quantization;
 use crate::models::repository::read_bounded;
 use crate::models::swap::{remove as remove_folder, sync_folder};
 use crate::models::{ModelName, Version, steps};
 use crate::runtime::{FormKey, GraphFacts, OptimizationLevel, WrittenGraph};
 use serde::{Deserialize, Serialize};
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
@@ -44,6 +46,8 @@ pub(super) struct State {
     pub(super) warm_load_ms: Option<f64>,
     /// Why the graph is not written, where it is not.
     pub(super) not_written: Option<String>,
+    /// What came of trying the graph with products of eight bits, where that was asked for; where it serves, it is what is written.
+    pub(super) quantization: Option<Quantization>,
     /// What was measured at a load, by its name.
     pub(super) measured: std::collections::BTreeMap<String, Kept>,
 }
@@ -230,6 +234,10 @@ pub(super) fn put(
     let place = beside.join(version.to_string());
     discard(root, &place);
     steps::reached("old state gone")?;
+    if fs::symlink_metadata(&place).is_ok() {
+        // A rename would take the place of an empty folder without a word.
+        return Err(io::ErrorKind::AlreadyExists.into());
+    }
     fs::rename(begun, &place)?;
     steps::reached("state in its place")?;
     sync_folder(&beside)?;
@@ -248,9 +256,21 @@ pub(super) fn update(folder: &Path, state: &State, report: &serde_json::Value) -
     sync_folder(folder)
 }
 
+/// Whether a folder is a state, whatever became of it. The root may be a folder that somebody has named, with other things in
+/// it: nothing else is ever removed from it.
+fn is_state(folder: &Path) -> bool {
+    [STATE, REPORT].iter().any(|file| folder.join(file).is_file())
+}
+
+/// Whether it is named as what [`begin`] makes.
+fn is_begun(name: &OsStr) -> bool {
+    let hex = name.to_str().and_then(|name| name.strip_prefix('.'));
+    hex.is_some_and(|hex| hex.len() == 32 && hex.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
 /// Removes a state; it is gone in one step.
 pub(super) fn discard(root: &Path, place: &Path) {
-    if fs::symlink_metadata(place).is_err() {
+    if !is_state(place) {
         return;
     }
     let away = root.join(format!(".{}", uuid::Uuid::new_v4().simple()));
@@ -265,23 +285,24 @@ pub(super) fn forget(root: &Path, model: &ModelName, version: Option<Version>) {
     let folder = root.join(model.as_str());
     match version {
         Some(version) => discard(root, &folder.join(version.to_string())),
-        None => discard(root, &folder),
+        None => entries(&folder).iter().for_each(|version| discard(root, &version.path())),
     }
+    // Only an empty folder goes.
+    let _ = fs::remove_dir(folder);
 }
 
 /// Removes what was cut off, and the states of what is gone.
 pub(super) fn clean(root: &Path, is_there: impl Fn(&ModelName, Option<Version>) -> bool) {
-    let entries = |folder: &Path| fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok).collect::<Vec<_>>();
     for entry in entries(root) {
-        let name = entry.file_name();
-        let model = name.to_str().and_then(|name| ModelName::parse(name).ok());
-        let Some(model) = model.filter(|model| is_there(model, None)) else {
-            // Nothing else is removed from a folder that somebody has named.
-            if name.as_encoded_bytes().starts_with(b".") || holds_states(&entry.path()) {
-                remove_folder(&entry.path());
-            }
+        if is_begun(&entry.file_name()) {
+            remove_folder(&entry.path());
             continue;
-        };
+        }
+        let Some(model) = entry.file_name().to_str().and_then(|name| ModelName::parse(name).ok()) else { continue };
+        if !is_there(&model, None) {
+            forget(root, &model, None);
+            continue;
+        }
         for version in entries(&entry.path()) {
             let number = version.file_name().to_str().and_then(Version::parse);
             if number.is_some_and(|number| !is_there(&model, Some(number))) {
@@ -291,13 +312,8 @@ pub(super) fn clean(root: &Path, is_there: impl Fn(&ModelName, Option<Version>) 
     }
 }
 
-/// Whether all in a folder are versions' states.
-fn holds_states(folder: &Path) -> bool {
-    let mut entries = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
-    entries.all(|entry| {
-        let is_number = entry.file_name().to_str().is_some_and(|name| Version::parse(name).is_some());
-        is_number && entry.path().join(STATE).is_file()
-    })
+fn entries(folder: &Path) -> Vec<fs::DirEntry> {
+    fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok).collect()
 }
 
 #[cfg(test)]
@@ -316,6 +332,7 @@ mod tests {
             cold_load_ms: 12.5,
             warm_load_ms: Some(1.5),
             not_written: None,
+            quantization: None,
             measured: Default::default(),
         }
     }
@@ -341,11 +358,16 @@ mod tests {
         update(&place, &renewed, &serde_json::json!({"a": 2})).unwrap();
         assert_eq!(read(&place).unwrap().unwrap(), renewed);
         assert!(fs::read_to_string(place.join("report.json")).unwrap().contains('2'));
+        // Its folder goes with the last of them.
         forget(root.path(), &model, Some(version));
         assert_eq!(read(&place), Ok(None));
-        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
-        forget(root.path(), &model, None);
         assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+        // What is no state keeps its place.
+        fs::create_dir_all(&place).unwrap();
+        let begun = begin(root.path()).unwrap();
+        assert!(super::put(root.path(), (&model, version), &begun, &state(), &serde_json::json!({})).is_err());
+        forget(root.path(), &model, None);
+        assert!(place.is_dir());
     }
 
     #[test]
@@ -389,13 +411,16 @@ mod tests {
             fs::create_dir_all(root.path().join(path)).unwrap();
             fs::write(root.path().join(path).join(STATE), "{}").unwrap();
         };
-        for path in ["here/1", "here/2", "gone/1", ".cut-off", "photos/2024/x"] {
+        let begun = begin(root.path()).unwrap();
+        for path in ["here/1", "here/2", "gone/1", ".config", "photos/2024/x"] {
             make(path);
         }
+        fs::create_dir_all(root.path().join("here/3")).unwrap();
         clean(root.path(), |model, version| model.as_str() == "here" && version.is_none_or(|version| version.0 == 2));
         let mut left: Vec<_> = fs::read_dir(root.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
-        assert_eq!(left, ["here", "photos"]);
-        assert!(root.path().join("here/2").is_dir() && !root.path().join("here/1").exists());
+        assert_eq!(left, [".config", "here", "photos"]);
+        assert!(root.path().join("here/2").is_dir() && !root.path().join("here/1").exists() && !begun.exists());
+        assert!(root.path().join("here/3").is_dir() && root.path().join("photos/2024/x").is_dir());
     }
 }

@@ -6,13 +6,19 @@
 //! with a line in the log, and the model is loaded from its own files; a load never fails because of a state. Blocks.
 
 mod disk;
+mod quantized;
 mod report;
 mod saved;
 
+pub use quantized::Quantization;
 pub use report::{Optimization, OptimizationState};
 
-use super::{Layout, ModelName, StoreSettings, Version, swap};
-use crate::runtime::{DeviceSettings, GraphSource, OptimizationLevel, Runtime};
+pub(super) use quantized::Samples;
+
+use super::{Layout, ModelName, ModelSettings, StoreSettings, Version, swap};
+use crate::runtime::{
+    DeviceSettings, GraphSource, Interrupt, OptimizationLevel, Runtime, RuntimeError, Session, WrittenGraph,
+};
 use disk::{FORMAT, Kept, OriginalFile, State};
 use saved::{Form, SavedRuntime};
 use serde::Serialize;
@@ -109,6 +115,11 @@ pub(super) struct Keeper {
     /// Why there is no state, or none any more.
     reason: Option<String>,
     off: Option<&'static str>,
+    /// Whether the graph is to be tried with products of eight bits.
+    quantizes: bool,
+    quantization: Option<Quantization>,
+    /// The model's files, where another graph is loaded in their place.
+    originals: Option<Vec<PathBuf>>,
 }
 
 impl Keeper {
@@ -118,9 +129,9 @@ impl Keeper {
         place: Option<&StatePlace>,
         runtime: &Arc<dyn Runtime>,
         source: &GraphSource,
-        device: &DeviceSettings,
-        level: OptimizationLevel,
+        settings: &ModelSettings,
     ) -> Keeper {
+        let (device, level) = (&settings.device, settings.optimization_level);
         let begun = SystemTime::now();
         let key = runtime.form_key(device);
         let is_onnx = |file: &PathBuf| file.extension().is_none_or(|extension| extension != "ort");
@@ -145,6 +156,9 @@ impl Keeper {
             reused: None,
             reason: None,
             off,
+            quantizes: settings.enable_quantization && source.text_tower.is_none() && off.is_none(),
+            quantization: None,
+            originals: None,
         };
         let Some(place) = keeper.place.clone() else { return keeper };
         let (folder, started) = (place.folder(model, version), Instant::now());
@@ -156,6 +170,7 @@ impl Keeper {
                 }
                 keeper.reason.clone_from(&state.not_written);
                 keeper.measured.clone_from(&state.measured);
+                keeper.quantization.clone_from(&state.quantization);
                 keeper.reused = Some(state);
             }
             Ok(None) => {}
@@ -201,6 +216,9 @@ impl Keeper {
         if state.level != self.level {
             return Err("the optimisation level is another".to_owned());
         }
+        if self.quantizes != state.quantization.is_some() {
+            return Err("enable_quantization has changed".to_owned());
+        }
         let graphs = 1 + usize::from(self.source.text_tower.is_some());
         if !(state.graphs.is_empty() || state.graphs.len() == graphs) || !state.is_of(&self.source) {
             return Err("it is of another graph".to_owned());
@@ -217,6 +235,7 @@ impl Keeper {
         self.reason = Some(reason.to_owned());
         self.reused = None;
         self.measured.clear();
+        self.quantization = None;
         if let Some(place) = self.place.as_ref().filter(|place| place.writes) {
             disk::discard(&place.root, &place.folder(&self.model, self.version));
         }
@@ -238,6 +257,62 @@ impl Keeper {
         if let Ok(found) = serde_json::to_value(found) {
             self.found.insert(name.to_owned(), Kept { under: under.to_owned(), found });
         }
+    }
+
+    /// Whether [`Keeper::quantize`] has something to find out.
+    pub(super) fn may_quantize(&self) -> bool {
+        self.quantizes && self.quantization.is_none() && self.place.as_ref().is_some_and(|place| place.writes)
+    }
+
+    /// Tries the graph with products of eight bits beside `original`, a session of it. Where that is better, all sessions that
+    /// [`Keeper::runtime`] loads from here on are of it: those that there are have to be loaded again.
+    pub(super) fn quantize(
+        &mut self,
+        original: &mut dyn Session,
+        samples: &Samples,
+        load: &dyn Fn(&GraphSource) -> Result<Box<dyn Session>, RuntimeError>,
+        interrupt: &Interrupt,
+    ) -> bool {
+        let Some(place) = self.place.clone() else { return false };
+        let folder = match place.made().and_then(disk::begin) {
+            Ok(folder) => folder,
+            Err(error) => {
+                self.cannot_write(&error);
+                return false;
+            }
+        };
+        let mut found = quantized::try_beside(original, &self.source, &folder, samples, load, interrupt);
+        if interrupt.is_fired() {
+            found.adopted = false;
+        }
+        tracing::info!(
+            model = %self.model, version = %self.version, adopted = found.adopted, speed = found.speed,
+            cosine = found.cosine, reason = found.reason, "the graph was tried with products of eight bits"
+        );
+        let begun = if found.adopted { place.made().and_then(disk::begin).ok() } else { None };
+        let Some(begun) = begun else {
+            found.adopted = false;
+            // One that was stopped says nothing of the next.
+            self.quantization = (!interrupt.is_fired()).then_some(found);
+            swap::remove(&folder);
+            return false;
+        };
+        if let Some(built) = self.runtime.replace(folder.join(quantized::FILE), begun) {
+            self.originals = self.originals_of(&built.graphs);
+            swap::remove(&built.folder);
+        }
+        self.quantization = Some(found);
+        true
+    }
+
+    /// The model's files, relative to its folder.
+    fn originals_of(&self, graphs: &[WrittenGraph]) -> Option<Vec<PathBuf>> {
+        let sources = std::iter::once(&self.source.file).chain(&self.source.text_tower).map(PathBuf::as_path);
+        // What a graph keeps outside is not known where none was read, so nothing would tell when that changes.
+        if graphs.is_empty() {
+            return None;
+        }
+        disk::originals(&self.source.folder, sources.zip(graphs.iter().map(|graph| &graph.facts)))
     }
 
     /// Saves what there is to save, and says what became of it. `again` loads one more session by [`Keeper::runtime`], says how
@@ -270,6 +345,9 @@ impl Keeper {
             // Nothing where it has come to its place.
             swap::remove(&begun);
         }
+        if let Some(folder) = self.runtime.restore().as_deref().and_then(Path::parent) {
+            swap::remove(folder);
+        }
         let state = self.reused.as_ref().or(fresh.as_ref());
         self.summary(state, outcome.warm, outcome.cold)
     }
@@ -284,7 +362,8 @@ impl Keeper {
         let folder = built.folder.clone();
         let mut not_written = built.problem.clone();
         let (mut written, mut warm, mut graphs) = (Vec::new(), None, built.graphs.clone());
-        if not_written.is_none() && built.cold < WORTH_SAVING {
+        let is_quantized = self.quantization.as_ref().is_some_and(|found| found.adopted);
+        if not_written.is_none() && built.cold < WORTH_SAVING && !is_quantized {
             not_written = Some("it is optimised and built in no time".to_owned());
         }
         if not_written.is_none() {
@@ -304,19 +383,13 @@ impl Keeper {
             warm = time.as_ref().ok().copied();
             not_written = match (self.runtime.take().problem, time) {
                 (Some(problem), _) | (None, Err(problem)) => Some(problem),
-                (None, Ok(time)) if time.as_secs_f64() > built.cold.as_secs_f64() * QUICKER => {
+                (None, Ok(time)) if !is_quantized && time.as_secs_f64() > built.cold.as_secs_f64() * QUICKER => {
                     Some("loading it from a saved graph would not be quicker".to_owned())
                 }
                 (None, Ok(_)) => None,
             };
         }
-        let facts = graphs.iter().map(|graph| &graph.facts);
-        let sources = std::iter::once(&self.source.file).chain(&self.source.text_tower).map(PathBuf::as_path);
-        let paths = match graphs.is_empty() {
-            false => disk::originals(&self.source.folder, sources.zip(facts)),
-            // What it keeps outside is not known, so nothing would tell when that changes.
-            true => None,
-        };
+        let paths = self.originals.take().or_else(|| self.originals_of(&graphs));
         if not_written.is_some() {
             for file in written.drain(..) {
                 std::fs::remove_file(folder.join(file.name))?;
@@ -328,7 +401,9 @@ impl Keeper {
         }
         self.reason = not_written.clone().or(self.reason.take());
         let Some(paths) = paths else { return Ok(None) };
-        if graphs.is_empty() && self.found.is_empty() {
+        let is_empty = graphs.is_empty() && self.found.is_empty() && self.quantization.is_none();
+        // A graph that serves and is not saved is made and tried again.
+        if is_empty || (graphs.is_empty() && is_quantized) {
             return Ok(None);
         }
         let Some(form) = self.runtime.form_key(&self.device) else { return Ok(None) };
@@ -349,6 +424,7 @@ impl Keeper {
             cold_load_ms: report::milliseconds(built.cold),
             warm_load_ms: warm.map(report::milliseconds),
             not_written,
+            quantization: self.quantization.clone(),
             measured: std::mem::take(&mut self.found),
         };
         let report = report::report(&self.model, self.version, &state);
@@ -387,6 +463,7 @@ impl Keeper {
                 )
             }),
             saved_bytes: state.map(|state| state.written.iter().map(|file| file.bytes).sum()),
+            quantization: self.quantization.clone(),
             measurements: self.reused.iter().flat_map(|state| state.measured.keys().cloned()).collect(),
         }
     }

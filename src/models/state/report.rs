@@ -1,6 +1,7 @@
 //! What is told of a saved state: `report.json` beside it, and the summary of a loaded model.
 
 use super::disk::State;
+use super::quantized::Quantization;
 use crate::models::{ModelName, Version};
 use crate::runtime::OptimizationLevel;
 use crate::telemetry::{now_ms, rfc3339};
@@ -49,6 +50,8 @@ pub struct Optimization {
     pub saved_bytes: Option<u64>,
     /// Measurements that were not made again.
     pub measurements: Vec<String>,
+    /// What came of trying the graph with products of eight bits, where that was asked for.
+    pub quantization: Option<Quantization>,
 }
 
 impl Default for Optimization {
@@ -63,6 +66,7 @@ impl Default for Optimization {
             nodes: None,
             saved_bytes: None,
             measurements: Vec::new(),
+            quantization: None,
         }
     }
 }
@@ -98,6 +102,7 @@ pub(super) fn report(model: &ModelName, version: Version, state: &State) -> Valu
         "saved_bytes": sum(&mut state.written.iter().map(|file| file.bytes)),
         "nodes_before": nodes(&before),
         "nodes_after": nodes(&after),
+        "quantization": state.quantization,
         "measured": state.measured,
     })
 }

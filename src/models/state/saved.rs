@@ -44,12 +44,13 @@ pub(super) struct Outcome {
     pub(super) cold: Option<Duration>,
 }
 
+/// The third of `state` is the graph that is loaded in place of the model's own.
 pub(super) struct SavedRuntime {
     runtime: Arc<dyn Runtime>,
     source: GraphSource,
     level: OptimizationLevel,
     /// A std mutex: held for a look, never across a load.
-    state: Mutex<(Form, Outcome)>,
+    state: Mutex<(Form, Outcome, Option<PathBuf>)>,
 }
 
 impl SavedRuntime {
@@ -57,17 +58,43 @@ impl SavedRuntime {
         SavedRuntime { runtime, source, level, state: Mutex::default() }
     }
 
-    fn with<T>(&self, act: impl FnOnce(&mut (Form, Outcome)) -> T) -> T {
+    fn with<T>(&self, act: impl FnOnce(&mut (Form, Outcome, Option<PathBuf>)) -> T) -> T {
         act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(super) fn set(&self, form: Form) {
-        self.with(|(now, _)| *now = form);
+        self.with(|(now, ..)| *now = form);
+    }
+
+    /// From here on `file` is loaded in place of the model's own graph, and what the runtime makes of it is written into
+    /// `folder`. Gives what was written of the other.
+    pub(super) fn replace(&self, file: PathBuf, folder: PathBuf) -> Option<Built> {
+        self.with(|(form, outcome, instead)| {
+            *instead = Some(file);
+            *form = Form::Wanted { folder };
+            outcome.built.take()
+        })
+    }
+
+    /// The model's own graph is loaded again where the saved form does not load; gives what was loaded in its place.
+    pub(super) fn restore(&self) -> Option<PathBuf> {
+        self.with(|(.., instead)| instead.take())
+    }
+
+    /// Where the graph is that is loaded for the model's own.
+    fn present(&self, source: &GraphSource) -> GraphSource {
+        match self.with(|(.., instead)| instead.clone()) {
+            Some(file) => {
+                let folder = file.parent().unwrap_or(&source.folder).to_owned();
+                GraphSource { file, folder, ..source.clone() }
+            }
+            None => source.clone(),
+        }
     }
 
     /// What came of the load so far. Nothing is written from here on.
     pub(super) fn take(&self) -> Outcome {
-        self.with(|(form, outcome)| {
+        self.with(|(form, outcome, _)| {
             if let Form::Wanted { folder } = form {
                 // Nothing was loaded that could be written.
                 crate::models::swap::remove(folder);
@@ -103,7 +130,7 @@ impl SavedRuntime {
                 (session, Built { folder, graphs: Vec::new(), cold: again.elapsed(), problem })
             }
         };
-        self.with(|(_, outcome)| {
+        self.with(|(_, outcome, _)| {
             outcome.cold = Some(built.cold);
             outcome.built = Some(built);
         });
@@ -127,6 +154,9 @@ impl Drop for SavedRuntime {
         if let Some(built) = self.take().built {
             crate::models::swap::remove(&built.folder);
         }
+        if let Some(folder) = self.restore().as_deref().and_then(Path::parent) {
+            crate::models::swap::remove(folder);
+        }
     }
 }
 
@@ -135,7 +165,7 @@ impl Runtime for SavedRuntime {
         if !self.is_own(source, settings) {
             return self.runtime.load(source, settings);
         }
-        let saved = self.with(|(form, _)| match form {
+        let saved = self.with(|(form, ..)| match form {
             Form::Saved { folder, graphs, checking } => Some((folder.clone(), graphs.clone(), *checking)),
             Form::Original | Form::Wanted { .. } => None,
         });
@@ -143,29 +173,30 @@ impl Runtime for SavedRuntime {
             let started = Instant::now();
             match self.runtime.load_written(&folder, &graphs, settings) {
                 Ok(session) => {
-                    self.with(|(_, outcome)| outcome.warm.get_or_insert(checking + started.elapsed()).to_owned());
+                    self.with(|(_, outcome, _)| outcome.warm.get_or_insert(checking + started.elapsed()).to_owned());
                     return Ok(session);
                 }
-                Err(error) => self.with(|(form, outcome)| {
+                Err(error) => self.with(|(form, outcome, _)| {
                     *form = Form::Original;
                     outcome.warm = None;
                     outcome.problem = Some(format!("its graph cannot be loaded: {error}"));
                 }),
             }
         }
-        let wanted = self.with(|(form, _)| match std::mem::take(form) {
+        let wanted = self.with(|(form, ..)| match std::mem::take(form) {
             Form::Wanted { folder } => Some(folder),
             other => {
                 *form = other;
                 None
             }
         });
+        let source = &self.present(source);
         match wanted {
             Some(folder) => self.load_and_write(source, settings, folder),
             None => {
                 let started = Instant::now();
                 let session = self.runtime.load(source, settings)?;
-                self.with(|(_, outcome)| outcome.cold.get_or_insert(started.elapsed()).to_owned());
+                self.with(|(_, outcome, _)| outcome.cold.get_or_insert(started.elapsed()).to_owned());
                 Ok(session)
             }
         }
