@@ -1,5 +1,6 @@
 //! Commands, arguments and help texts.
 
+use crate::engine::Objective;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -225,10 +226,14 @@ pub(super) struct BenchArgs {
     /// Rows of each request that is made up [default: 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub(super) batch: Option<u32>,
-    /// Measure instead which instances, intra_threads and max_batch_size suit the model, as `[performance] tune` does at load
+    /// Measure instead which instances, intra_threads, max_batch_size, graph level and memory settings suit the model, as
+    /// `[performance] tune` does at load
     #[arg(long, conflicts_with_all = ["concurrency", "seconds", "rounds", "input", "batch", "plot"])]
     pub(super) tune: bool,
-    /// Take the highest throughput whose requests take at most this, all but one in a hundred
+    /// What the best is: the most rows a second, or the least time of a request at full load [default: as the model has it]
+    #[arg(long, value_name = "WHAT", requires = "tune", value_enum)]
+    pub(super) objective: Option<TuneObjectiveArg>,
+    /// Take the best of those whose requests take at most this, all but one in a hundred
     #[arg(long, value_name = "MS", requires = "tune", value_parser = clap::value_parser!(u64).range(1..=86_400_000))]
     pub(super) target_p99_ms: Option<u64>,
     /// Show instead where the time of a run goes, by operator
@@ -339,4 +344,20 @@ pub(super) struct ConfigArgs {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
+}
+
+/// What tuning is after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum TuneObjectiveArg {
+    Throughput,
+    Latency,
+}
+
+impl From<TuneObjectiveArg> for Objective {
+    fn from(given: TuneObjectiveArg) -> Objective {
+        match given {
+            TuneObjectiveArg::Throughput => Objective::Throughput,
+            TuneObjectiveArg::Latency => Objective::Latency,
+        }
+    }
 }

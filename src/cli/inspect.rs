@@ -265,6 +265,7 @@ mod tests {
             intra_threads: 2,
             tuned: None,
             optimization: Optimization::default(),
+            untuned: None,
             output_labels: BTreeMap::new(),
             max_batch_size: 0,
             runtime: Arc::new(crate::runtime::fake::FakeRuntime::new(vec![], vec![], |_, _, _| Ok(vec![]))),

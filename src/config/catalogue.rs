@@ -628,8 +628,17 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         section: "performance",
+        name: "log_memory_usage",
+        doc: "Log what memory each load, unload and warm-up of a model took.",
+        kind: Kind::Boolean {
+            get: |config| config.overrides.performance.log_memory_usage.unwrap_or(false),
+            set: |config, value| config.overrides.performance.log_memory_usage = Some(value),
+        },
+    },
+    Key {
+        section: "performance",
         name: "tune",
-        doc: "Measure at load, for a few seconds, which instances, intra_threads and largest batch give the most rows a second; what is set stays.",
+        doc: "Measure at load, for seconds, at most 45 and not while the model has traffic, which instances, intra_threads, largest batch, graph level and memory settings serve best; what is set stays.",
         kind: Kind::Boolean {
             get: |config| config.overrides.performance.tune.unwrap_or(false),
             set: |config, value| config.overrides.performance.tune = Some(value),
@@ -637,8 +646,18 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         section: "performance",
+        name: "objective",
+        doc: "What tuning is after: throughput, the most rows a second, or latency, the least time of a request at full load.",
+        kind: Kind::Text {
+            expected: "\"throughput\" or \"latency\"",
+            get: |config| spelling(&config.overrides.performance.objective.unwrap_or_default()),
+            set: |config, text| word(text).map(|value| config.overrides.performance.objective = Some(value)),
+        },
+    },
+    Key {
+        section: "performance",
         name: "target_p99_ms",
-        doc: "The same among those whose requests take at most this at full load, all but one in a hundred; 0 = no such target.",
+        doc: "The same among what answers requests within this at full load, all but one in a hundred; 0 = no such target.",
         kind: Kind::Integer {
             min: 0,
             max: DAY_MS,

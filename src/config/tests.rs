@@ -124,6 +124,7 @@ fn every_key_works_from_file_and_environment() {
             (_, "memory_arena" | "memory_pattern") => ("false", "false", Setting::Boolean(false)),
             (_, "compile_mode") => ("\"max-autotune\"", "max-autotune", Setting::Text("max-autotune".into())),
             (_, "memory_fraction") => ("0.25", "0.25", Setting::Fraction(0.25)),
+            (_, "objective") => ("\"latency\"", "latency", Setting::Text("latency".into())),
             (_, "optimization_level") => ("\"basic\"", "basic", Setting::Text("basic".into())),
             (_, "log_format") => ("\"json\"", "json", Setting::Text("json".into())),
             (_, "log_level") => ("\"warn,a=debug\"", "warn,a=debug", Setting::Text("warn,a=debug".into())),

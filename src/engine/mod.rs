@@ -30,13 +30,13 @@ pub use crate::batching::{Joining, Levels, WaitingPolicy, WaitingSettings};
 pub use crate::cache::{CachesUsage, Usage as CacheUsage};
 pub use crate::models::{
     Deleted, LoadOverrides, LoadedModel, Measured, MemoryTotals, ModelName, ModelState, ModelStatus, NameError,
-    Optimization, OptimizationState, Profiled, Quantization, Tuned, Version, VersionStatus,
+    Objective, Optimization, OptimizationState, Profiled, Quantization, TuneRequest, Tuned, Version, VersionStatus,
 };
 /// One input of a run: its place among the graph's inputs, and its value.
 pub use crate::runtime::Input as RunInput;
 
 pub use crate::pipelines::{ClassScore, Item, Parameters, Prediction, TokenEmbeddings};
-pub use crate::runtime::{Execution, MissingProvider, ProviderStatus};
+pub use crate::runtime::{Execution, MissingProvider, OptimizationLevel, ProviderStatus};
 
 use crate::models::{ModelError, ModelManager};
 use crate::pipelines::{Pool, PoolError};
@@ -120,6 +120,24 @@ impl InferenceEngine {
     pub async fn load(&self, name: &ModelName, overrides: LoadOverrides) -> Result<ModelStatus, EngineError> {
         self.0.models.load(name, overrides).await?;
         self.status(name)
+    }
+
+    /// Measures what serves a loaded version best, the default version where none is named, and lets that serve. Returns when it
+    /// does; what served before serves until then.
+    ///
+    /// # Errors
+    /// `NotFound`, or `NotReady` where it does not serve; `Conflict` while it has traffic, unless that is forced; as
+    /// [`InferenceEngine::load`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not stop the load.
+    pub async fn tune(
+        &self,
+        name: &ModelName,
+        version: Option<Version>,
+        request: TuneRequest,
+    ) -> Result<Arc<LoadedModel>, EngineError> {
+        Ok(self.0.models.tune(name, version, request).await?)
     }
 
     /// Unloads all versions; returns when their runs have ended and their memory is free.

@@ -82,6 +82,7 @@ pub(crate) fn caching_model(
         intra_threads: 1,
         tuned: None,
         optimization: Default::default(),
+        untuned: None,
         output_labels: BTreeMap::new(),
         max_batch_size: 0,
         config_json: serde_json::Value::Null,

@@ -62,13 +62,16 @@ impl InferenceEngine {
                 .map_err(|problem| refused(&format!("batch_sizes[{place}]"), problem))?;
         }
         if batch_sizes.is_empty() {
-            return Ok(vec![self.warm_up_size(model, None, "batch_sizes", iterations, deadline).await?]);
+            let warmed = self.warm_up_size(model, None, "batch_sizes", iterations, deadline).await?;
+            model.log_memory("warm-up");
+            return Ok(vec![warmed]);
         }
         let mut warmed = Vec::with_capacity(batch_sizes.len());
         for (place, size) in batch_sizes.into_iter().enumerate() {
             let field = format!("batch_sizes[{place}]");
             warmed.push(self.warm_up_size(model, Some(size), &field, iterations, deadline).await?);
         }
+        model.log_memory("warm-up");
         Ok(warmed)
     }
 

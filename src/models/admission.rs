@@ -58,15 +58,17 @@ pub(super) struct Reservation {
     pub(super) need: Need,
     /// Bytes of the graph file and its external data.
     pub(super) size_bytes: u64,
+    /// What the machine and the budget had left beside it, in bytes; `u64::MAX` where neither is known.
+    pub(super) room_bytes: u64,
 }
 
 impl Admission {
-    fn reserve(&self, need: Need, size_bytes: u64) -> Reservation {
+    fn reserve(&self, need: Need, size_bytes: u64, room_bytes: u64) -> Reservation {
         let mut reserved = self.0.reserved.lock().unwrap_or_else(PoisonError::into_inner);
         reserved.0 += 1;
         let id = reserved.0;
         reserved.1.insert(id, need);
-        Reservation { admission: self.clone(), id, need, size_bytes }
+        Reservation { admission: self.clone(), id, need, size_bytes, room_bytes }
     }
 
     fn reserved(&self) -> Vec<Need> {
@@ -112,13 +114,18 @@ impl ModelManager {
             self.make_room(&job.name, need.resident, budget, room).await?;
         }
         let others = admission.reserved().iter().map(|need| need.peak).fold(0, u64::saturating_add);
-        if let Some(Some(available)) = self.blocking(process::available_bytes).await
-            && need.peak.saturating_add(others) > available
-        {
+        let available = self.blocking(process::available_bytes).await.flatten();
+        if let Some(available) = available.filter(|available| need.peak.saturating_add(others) > *available) {
             let room = available.saturating_sub(others);
             return Err(LoadError::NoMemory { needs: need.peak, room, limit: MemoryLimit::Machine });
         }
-        Ok(admission.reserve(need, size_bytes))
+        let machine = available.map_or(u64::MAX, |available| available - others - need.peak);
+        let totals = self.memory_totals();
+        let taken =
+            admission.reserved().iter().map(|need| need.resident).fold(totals.models_bytes, u64::saturating_add);
+        let budget =
+            totals.budget_bytes.map_or(u64::MAX, |budget| budget.saturating_sub(taken).saturating_sub(need.resident));
+        Ok(admission.reserve(need, size_bytes, machine.min(budget)))
     }
 
     /// Whether a graph of `size_bytes` may be loaded once more beside the store, to be measured: nobody goes for it.

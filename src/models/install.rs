@@ -225,6 +225,8 @@ impl ModelManager {
             limits: self.limits().clone(),
             max_model_bytes: self.store().max_model_bytes,
             size_bytes: 0,
+            room_bytes: 0,
+            traffic: None,
             is_verified: true,
             state: None,
             // Nothing of it is counted: there is no such model yet.

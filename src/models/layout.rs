@@ -8,7 +8,7 @@ use super::ModelSettings;
 use super::manifest::INSTANCES_MAX;
 use crate::batching::worth::Worth;
 use crate::batching::{BatchSettings, Joining};
-use crate::runtime::{GraphFacts, MemorySettings, OptimizationLevel};
+use crate::runtime::{GraphFacts, MemorySettings, OptimizationLevel, TENSORRT};
 use serde::{Deserialize, Serialize};
 
 /// Instances that run at the same time, each with this many threads a run.
@@ -107,6 +107,30 @@ pub(super) fn batches(joining: Joining, settings: &ModelSettings, row_tokens: Op
     }
 }
 
+/// The graph levels worth measuring; the first is what holds without measuring. A level that is set is not varied. A file in
+/// ONNX Runtime's own format is optimised already, and TensorRT builds engines of its own for minutes.
+pub(super) fn levels(settings: &ModelSettings, facts: &GraphFacts) -> Vec<OptimizationLevel> {
+    let first = settings.optimization_level;
+    let has_engines = facts.execution.registered.iter().any(|name| name == TENSORRT);
+    let is_open = !settings.optimization_level_is_set && facts.format != "ort" && !has_engines;
+    let all =
+        [OptimizationLevel::Aggressive, OptimizationLevel::Balanced, OptimizationLevel::Basic, OptimizationLevel::None];
+    std::iter::once(first).chain(all.into_iter().filter(|level| is_open && *level != first)).collect()
+}
+
+/// The same of working memory; other devices than the CPU have theirs managed otherwise.
+pub(super) fn memories(settings: &ModelSettings, facts: &GraphFacts) -> Vec<MemorySettings> {
+    let first = settings.memory();
+    let all = [(true, true), (true, false), (false, true), (false, false)];
+    let others = all.into_iter().map(|(arena, pattern)| MemorySettings { arena, pattern }).filter(|memory| {
+        *memory != first
+            && facts.device == "cpu"
+            && settings.memory_arena.is_none_or(|arena| arena == memory.arena)
+            && settings.memory_pattern.is_none_or(|pattern| pattern == memory.pattern)
+    });
+    std::iter::once(first).chain(others).collect()
+}
+
 /// Whether the settings leave open how many rows share a run. `padded`: rows are padded to one length.
 pub(super) fn is_joining_open(settings: &ModelSettings, padded: bool) -> bool {
     !(settings.max_batch_size_is_set || (padded && settings.max_batch_tokens_is_set))
@@ -159,6 +183,7 @@ fn divisors(number: usize) -> impl DoubleEndedIterator<Item = usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::Execution;
     use proptest::prelude::*;
 
     fn settings(instances: Option<usize>, intra_threads: Option<usize>) -> ModelSettings {
@@ -213,6 +238,33 @@ mod tests {
         assert_eq!(pairs(Some(2), None, 8), [(2, 4), (2, 2), (2, 1)]);
         assert_eq!(pairs(None, Some(2), 8), [(1, 2), (2, 2), (4, 2)]);
         assert_eq!(pairs(Some(3), Some(7), 8), [(3, 7)]);
+    }
+
+    #[test]
+    fn levels_and_memory_are_varied_where_they_are_open() {
+        let facts = |format, device: &str, provider: &str| GraphFacts {
+            format,
+            device: device.into(),
+            execution: Execution { registered: vec![provider.into()], ..Execution::default() },
+            ..GraphFacts::default()
+        };
+        let (cpu, cuda) =
+            (facts("onnx", "cpu", "CPUExecutionProvider"), facts("onnx", "cuda:0", "CUDAExecutionProvider"));
+        let open = ModelSettings::default();
+        assert_eq!((levels(&open, &cpu).len(), memories(&open, &cpu).len()), (4, 4));
+        assert_eq!(levels(&open, &cpu)[0], OptimizationLevel::Aggressive);
+        assert_eq!((levels(&open, &cuda).len(), memories(&open, &cuda)), (4, vec![MemorySettings::default()]));
+        assert_eq!(levels(&open, &facts("onnx", "cuda:0", "TensorrtExecutionProvider")).len(), 1);
+        assert_eq!(levels(&open, &facts("ort", "cpu", "CPUExecutionProvider")).len(), 1);
+        let set = ModelSettings {
+            optimization_level: OptimizationLevel::Basic,
+            optimization_level_is_set: true,
+            memory_arena: Some(false),
+            ..open
+        };
+        assert_eq!(levels(&set, &cpu), [OptimizationLevel::Basic]);
+        let patterns: Vec<_> = memories(&set, &cpu).iter().map(|memory| (memory.arena, memory.pattern)).collect();
+        assert_eq!(patterns, [(false, true), (false, false)]);
     }
 
     #[test]

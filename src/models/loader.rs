@@ -6,11 +6,13 @@
 use super::config_pbtxt::{GivenConfig, InForce, effective};
 use super::layout::{self, Layout, Setup};
 use super::made_up::{self, InputHints, Size};
+use super::measure::Means;
 use super::memory::{Measuring, resident_estimate};
 use super::profile;
 use super::repository::{GraphFiles, VersionFolder, companion, graph_files, read_bounded};
+use super::search::{Goal, Space};
 use super::state::{Keeper, Samples, StatePlace, circumstances};
-use super::tune::{self, Means, Space, Tuned};
+use super::tune::{self, Question, Sessions, Tuned};
 use super::{
     KeptProfile, LoadError, LoadedModel, Manifest, ModelMemory, ModelName, ModelSettings, Version, VersionPolicy,
     warmup,
@@ -45,6 +47,9 @@ const SHARED_FROM_BYTES: u64 = 16 << 20;
 /// What the instances of a layout that is only tried out may hold together, where they do not share their weights.
 const TRIED_BYTES_MAX: u64 = 256 << 20;
 
+/// Setups that are held beside the one that is measured, where there is room, so that they need not be loaded again.
+const SPARE_MAX: usize = 3;
+
 /// Tokens of a sequence while measuring: an ordinary sentence or two. Models that take less get what warm-ups give.
 const TUNING_LENGTH: usize = 64;
 
@@ -63,6 +68,10 @@ pub(super) struct Job {
     pub(super) size_bytes: u64,
     /// Where what is found out is kept for the next load; `None` = nowhere.
     pub(super) state: Option<StatePlace>,
+    /// What the machine and the budget leave free beside what the load was let in for, in bytes.
+    pub(super) room_bytes: u64,
+    /// What the model has to do that measuring would disturb, in words.
+    pub(super) traffic: Option<String>,
     /// Whether the checksums of these files were found right before.
     pub(super) is_verified: bool,
     pub(super) stats: Arc<ModelStats>,
@@ -128,8 +137,8 @@ pub(super) fn load(
         .file
         .strip_prefix(&job.folder.folder)
         .map_or_else(|_| String::new(), |file| file.to_string_lossy().into_owned());
-    let build = |layout: Layout| sessions(job, runtime.as_ref(), tasks, &source, layout);
-    let (mut layout, mut sessions) = first_sessions(job, &build)?;
+    let build = |setup: Setup| sessions(job, runtime.as_ref(), tasks, &source, setup);
+    let (mut setup, mut sessions) = first_sessions(job, &build)?;
     let Some(first) = sessions.first() else { return Err(LoadError::Panicked) };
     let (mut inputs, mut outputs, mut facts) =
         (first.inputs().to_vec(), first.outputs().to_vec(), first.facts().clone());
@@ -143,40 +152,56 @@ pub(super) fn load(
     let hints = InputHints::read(task_folder(job));
     if keeper.may_quantize()
         && let Some(first) = sessions.first_mut()
-        && quantize(job, &mut keeper, first.as_mut(), runtime.as_ref(), layout, &hints, interrupt)
+        && quantize(job, &mut keeper, first.as_mut(), runtime.as_ref(), setup, &hints, interrupt)
     {
         sessions.clear();
-        sessions = build(layout)?;
+        sessions = build(setup)?;
         facts = sessions.first().map_or(facts, |first| first.facts().clone());
     }
     let mut settings = job.settings.clone();
-    let (mut tuned, mut plan) = (None, None);
-    if settings.tuning.is_asked() {
+    let (mut tuned, mut plan, mut skipped) = (None, None, None);
+    if let Some(traffic) = job.traffic.as_ref().filter(|_| settings.tuning.is_asked()) {
+        skipped = Some(format!("{traffic}, which measuring would disturb"));
+    } else if settings.tuning.is_asked() {
         let found = joining_plan(job, &mut sessions, &hints, &inputs, pipeline.as_deref(), interrupt);
         let under = circumstances(&(&job.settings, &found.joining, found.padding.is_some()), None);
-        let (outcome, standing, left) = match keeper.measured(TUNED, &under) {
-            Some(tuned) => (Some(tuned), layout, sessions),
-            None => tuned_sessions(job, (layout, sessions), &found, &hints, &build, tasks, interrupt),
+        // Whoever insists wants figures of this moment.
+        let kept = if job.settings.tuning.insists { None } else { keeper.measured::<Tuned>(TUNED, &under) };
+        let (outcome, left) = match kept {
+            Some(tuned) if tuned.chosen.setup == setup => (Some(tuned), sessions),
+            Some(tuned) => {
+                // Before the next are loaded: never two setups at a time.
+                drop(sessions);
+                (Some(tuned), Vec::new())
+            }
+            None => tuned_sessions(job, (setup, sessions), &found, &hints, &build, tasks, interrupt),
         };
         if let Some(tuned) = outcome.as_ref().filter(|_| !interrupt.is_fired()) {
             keeper.keep(TUNED, &under, tuned);
         }
-        let wanted = outcome.as_ref().map_or(layout, |tuned| tuned.chosen.setup.layout);
-        sessions = left;
-        if wanted != standing || sessions.len() != wanted.instances {
-            // Before the next are loaded: never two layouts at a time.
-            sessions.clear();
-            sessions = build(wanted)?;
+        let wanted = outcome.as_ref().map_or(setup, |tuned| tuned.chosen.setup);
+        sessions = if left.is_empty() { build(wanted)? } else { left };
+        if outcome.is_some() {
+            settings.optimization_level = wanted.optimization_level;
+            settings.memory_arena = Some(wanted.memory.arena);
+            settings.memory_pattern = Some(wanted.memory.pattern);
         }
         let batch = &mut settings.batch;
         let bounds = outcome.as_ref().map(|tuned| (tuned.max_batch_size, tuned.max_batch_tokens));
         let (rows, tokens) = bounds.unwrap_or_default();
         batch.max_batch_size = rows.unwrap_or(batch.max_batch_size);
         batch.max_batch_tokens = tokens.unwrap_or(batch.max_batch_tokens);
-        measuring.expect(resident_estimate(job.size_bytes).saturating_mul(copies_of(wanted, job.size_bytes) as u64));
-        (layout, tuned, plan) = (wanted, outcome, Some(found));
+        measuring
+            .expect(resident_estimate(job.size_bytes).saturating_mul(copies_of(wanted.layout, job.size_bytes) as u64));
+        if outcome.is_none() {
+            skipped = Some("no input could be made up that runs in time".to_owned());
+        }
+        (setup, tuned, plan) = (wanted, outcome, Some(found));
     }
-    let Layout { instances, intra_threads } = layout;
+    if let Some(reason) = &skipped {
+        tracing::warn!(model = %job.name, version = %job.version, reason, "a model is not tuned");
+    }
+    let Layout { instances, intra_threads } = setup.layout;
     for sample in config.map(|config| config.warmup.as_slice()).unwrap_or_default() {
         warmup::configured(&mut sessions, sample, &job.folder, interrupt)?;
     }
@@ -188,20 +213,21 @@ pub(super) fn load(
     // Trial runs are of four rows together: where they took so long, measuring would not come to a second size.
     let is_quick = begun.elapsed() <= worth::BUDGET;
 
-    let alone = session_settings(job, Layout { instances: 1, intra_threads: 1 });
+    let alone = session_settings(job, Setup { layout: Layout { instances: 1, intra_threads: 1 }, ..setup });
     let inline = inline_sessions(&sessions, &plan, &hints, interrupt, || runtime.load(&source, &alone));
     // After the try above: before it, libc kept the weights of the session that was tried in half of the loads, and a model's
     // memory read as twice of what it is.
     if !is_tuned && is_quick {
         settings.batch =
-            joined_as_far_as_it_pays(job, layout, &mut sessions, &hints, &mut plan, &mut keeper, interrupt);
+            joined_as_far_as_it_pays(job, setup.layout, &mut sessions, &hints, &mut plan, &mut keeper, interrupt);
     }
     tracing::info!(model = %job.name, version = %job.version, joining = ?plan.joining, evidence = plan.evidence, "how requests share runs");
     let working = WorkingMemories::new(sessions.iter().filter_map(|session| session.working_memory()));
     let arena = working.read().map_or(0, |memory| memory.arena_bytes);
     let memory = ModelMemory::new(facts.size_bytes, measuring.expected(), measuring.finish(arena), working);
 
-    let one = session_settings(job, layout);
+    // At the level that is written, whatever was tuned.
+    let one = session_settings(job, untuned(job, setup.layout));
     let optimization = keeper.finish(|| {
         let started = Instant::now();
         let mut again = runtime.load(&source, &one).map_err(|error| error.to_string())?;
@@ -225,7 +251,7 @@ pub(super) fn load(
         inputs.iter_mut().filter(|spec| !spec.optional).chain(&mut outputs).for_each(free_rows);
     }
     let (spare_runtime, kept_source, session_settings) =
-        (runtime.clone(), source.clone(), session_settings(job, layout));
+        (runtime.clone(), source.clone(), session_settings(job, setup));
     let reserve = reserve(&facts, &kept_source, runtime, &session_settings);
     let start = Start {
         model: job.name.to_string(),
@@ -261,6 +287,7 @@ pub(super) fn load(
         intra_threads,
         tuned,
         optimization,
+        untuned: skipped,
         output_labels,
         max_batch_size: config.map_or(0, |config| config.max_batch_size),
         config_json,
@@ -283,7 +310,7 @@ fn quantize(
     keeper: &mut Keeper,
     session: &mut dyn Session,
     runtime: &dyn Runtime,
-    layout: Layout,
+    setup: Setup,
     hints: &InputHints,
     interrupt: &Interrupt,
 ) -> bool {
@@ -305,7 +332,7 @@ fn quantize(
             .flat_map(|length| (1..=4).filter_map(move |seed| make(None, length, seed)))
             .collect(),
     };
-    let settings = session_settings(job, layout);
+    let settings = session_settings(job, setup);
     keeper.quantize(session, &samples, &|source| runtime.load(source, &settings), interrupt)
 }
 
@@ -399,7 +426,7 @@ pub(super) fn try_out(
     let started = Instant::now();
     let config = job.config.as_deref();
     let source = source(job)?;
-    let settings = session_settings(job, Layout { instances: 1, intra_threads: cores() });
+    let settings = session_settings(job, untuned(job, Layout { instances: 1, intra_threads: cores() }));
     let mut sessions = vec![runtime.load(&source, &settings)?];
     let load_time = started.elapsed();
     let Some(session) = sessions.first() else { return Err(LoadError::Panicked) };
@@ -491,20 +518,29 @@ fn short_rows(session: &mut dyn Session, hints: &InputHints, interrupt: &Interru
     (rows > 0).then(|| rows.min(64))
 }
 
-/// How the sessions of a layout are built.
-fn session_settings(job: &Job, layout: Layout) -> SessionSettings {
-    let Layout { instances, intra_threads } = layout;
-    let shares = instances > 1 && copies_of(layout, job.size_bytes) == 1;
+/// A layout with what else holds without measuring.
+fn untuned(job: &Job, layout: Layout) -> Setup {
+    Setup { layout, optimization_level: job.settings.optimization_level, memory: job.settings.memory() }
+}
+
+/// How the sessions of a setup are built.
+fn session_settings(job: &Job, setup: Setup) -> SessionSettings {
+    let Layout { instances, intra_threads } = setup.layout;
     let batch = &job.settings.batch;
     let mut device = job.settings.device.clone();
     device.tensorrt.rows = Some((batch.batch_size.unwrap_or(batch.max_batch_size), batch.max_batch_size));
     SessionSettings {
         device,
-        optimization_level: job.settings.optimization_level,
+        optimization_level: setup.optimization_level,
         // A session's own threads help whoever runs it: those who share it need the helpers of all of them.
-        intra_threads: if shares { instances * (intra_threads - 1) + 1 } else { intra_threads },
-        memory: job.settings.memory(),
+        intra_threads: if shares(job, setup) { instances * (intra_threads - 1) + 1 } else { intra_threads },
+        memory: setup.memory,
     }
+}
+
+/// Whether the instances run one session together.
+fn shares(job: &Job, setup: Setup) -> bool {
+    setup.layout.instances > 1 && copies_of(setup.layout, job.size_bytes) == 1
 }
 
 /// A session for each instance.
@@ -513,16 +549,15 @@ fn sessions(
     runtime: &dyn Runtime,
     tasks: &Tasks,
     source: &GraphSource,
-    layout: Layout,
-) -> Result<Vec<Box<dyn Session>>, LoadError> {
-    let settings = session_settings(job, layout);
-    let shares = layout.instances > 1 && copies_of(layout, job.size_bytes) == 1;
-    let mut sessions: Vec<Box<dyn Session>> = Vec::with_capacity(layout.instances);
-    for _ in 0..layout.instances {
+    setup: Setup,
+) -> Result<Sessions, LoadError> {
+    let settings = session_settings(job, setup);
+    let mut sessions: Sessions = Vec::with_capacity(setup.layout.instances);
+    for _ in 0..setup.layout.instances {
         if tasks.stopping().is_cancelled() {
             return Err(LoadError::Stopping);
         }
-        let shared = sessions.first().filter(|_| shares).and_then(|first| first.share());
+        let shared = sessions.first().filter(|_| shares(job, setup)).and_then(|first| first.share());
         sessions.push(match shared {
             Some(session) => session,
             None => runtime.load(source, &settings)?,
@@ -531,15 +566,13 @@ fn sessions(
     Ok(sessions)
 }
 
-type Sessions = Vec<Box<dyn Session>>;
-
 /// The sessions of the layout that is chosen without measuring. Whether a model is tiny is known when it is read; where its
 /// size promised it and its graph does not hold it, it is built again, which takes milliseconds with so small a file.
 fn first_sessions(
     job: &Job,
-    build: &dyn Fn(Layout) -> Result<Sessions, LoadError>,
-) -> Result<(Layout, Sessions), LoadError> {
-    let chosen = |tiny| layout::chosen(&job.settings, cores(), tiny);
+    build: &dyn Fn(Setup) -> Result<Sessions, LoadError>,
+) -> Result<(Setup, Sessions), LoadError> {
+    let chosen = |tiny| untuned(job, layout::chosen(&job.settings, cores(), tiny));
     let expected = chosen(layout::may_be_tiny(job.size_bytes));
     let sessions = build(expected)?;
     let found = chosen(sessions.first().is_some_and(|session| layout::is_tiny(session.facts())));
@@ -550,17 +583,17 @@ fn first_sessions(
     Ok((found, build(found)?))
 }
 
-/// Measures what suits the model, and gives the layout and the sessions that stand at the end.
+/// Measures what suits the model, and gives the sessions that it chose, or none where they are not loaded any more.
 fn tuned_sessions(
     job: &Job,
-    (layout, mut sessions): (Layout, Sessions),
+    (setup, mut sessions): (Setup, Sessions),
     plan: &Plan,
     hints: &InputHints,
-    build: &dyn Fn(Layout) -> Result<Sessions, LoadError>,
+    build: &dyn Fn(Setup) -> Result<Sessions, LoadError>,
     tasks: &Tasks,
     interrupt: &Interrupt,
-) -> (Option<Tuned>, Layout, Sessions) {
-    let Some(first) = sessions.first_mut() else { return (None, layout, sessions) };
+) -> (Option<Tuned>, Sessions) {
+    let Some(first) = sessions.first_mut() else { return (None, sessions) };
     let specs = first.inputs().to_vec();
     let of_length = |rows, length| made_up::inputs(&specs, &Size { rows, length }, 1, hints);
     let lengths = [TUNING_LENGTH, Size::default().length];
@@ -568,28 +601,38 @@ fn tuned_sessions(
     let mut runs =
         |length: &usize| of_length(None, *length).is_some_and(|inputs| first.run(&inputs, &all, interrupt).is_ok());
     let Some(length) = lengths.into_iter().find(|length| runs(length)) else {
-        tracing::info!(model = %job.name, version = %job.version, "not tuned: no input could be made up that runs");
-        return (None, layout, sessions);
+        return (None, sessions);
     };
     let row_tokens = plan.padding.as_ref().map(|_| length);
-    // Threads and copies mean something else, or nothing, elsewhere.
-    let on_cpu = first.facts().device == "cpu";
-    let base = Setup { layout, optimization_level: job.settings.optimization_level, memory: job.settings.memory() };
-    let space = Space {
-        base,
-        layouts: if on_cpu { tried(&job.settings, job.size_bytes) } else { vec![layout] },
-        batches: layout::batches(plan.joining, &job.settings, row_tokens),
+    let facts = first.facts();
+    let question = Question {
+        space: Space {
+            // Threads and copies mean something else, or nothing, elsewhere.
+            layouts: if facts.device == "cpu" { tried(&job.settings, job.size_bytes) } else { vec![setup.layout] },
+            batches: layout::batches(plan.joining, &job.settings, row_tokens),
+            levels: layout::levels(&job.settings, facts),
+            memories: layout::memories(&job.settings, facts),
+        },
+        goal: Goal { objective: job.settings.tuning.objective, target_p99: job.settings.tuning.target_p99 },
         row_tokens,
-        target_p99: job.settings.tuning.target_p99,
     };
-    let means = Means { tasks, interrupt, load: build, make: &|rows| of_length(rows, length) };
-    let (tuned, layout, sessions) = tune::tune(&space, &means, layout, sessions);
-    if let Some(Tuned { chosen, measured, target_reached, target_p99, .. }) = &tuned {
+    let spare = |setup: Setup| {
+        let copies = copies_of(setup.layout, job.size_bytes) as u64;
+        let each = resident_estimate(job.size_bytes).saturating_mul(copies);
+        let others = (TRIED_BYTES_MAX.min(job.room_bytes) / each.max(1)).saturating_sub(1);
+        usize::try_from(others).unwrap_or(0).min(SPARE_MAX)
+    };
+    let make = |rows| of_length(rows, length);
+    let means = Means { tasks, interrupt, load: build, make: &make, spare: &spare };
+    let (tuned, sessions) = tune::tune(&question, &means, setup, sessions);
+    if let Some(Tuned { chosen, measured, objective, target_reached, target_p99, took, .. }) = &tuned {
         let millis = |time: Duration| time.as_secs_f64() * 1e3;
+        let Setup { layout, optimization_level, memory } = chosen.setup;
         tracing::info!(
-            model = %job.name, version = %job.version, instances = chosen.setup.layout.instances,
-            intra_threads = chosen.setup.layout.intra_threads, batch_size = chosen.batch_size,
-            rows_per_second = chosen.rows_per_second, p99_ms = millis(chosen.p99), measured = measured.len(),
+            model = %job.name, version = %job.version, ?objective, instances = layout.instances,
+            intra_threads = layout.intra_threads, batch_size = chosen.batch_size, ?optimization_level,
+            memory_arena = memory.arena, memory_pattern = memory.pattern, rows_per_second = chosen.rows_per_second,
+            p99_ms = millis(chosen.p99), measured = measured.len(), seconds = took.as_secs_f64(),
             "a model is tuned by measurement"
         );
         if let (false, Some(target)) = (target_reached, target_p99) {
@@ -599,7 +642,7 @@ fn tuned_sessions(
             );
         }
     }
-    (tuned, layout, sessions)
+    (tuned, sessions)
 }
 
 /// How requests share runs.

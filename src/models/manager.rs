@@ -20,7 +20,7 @@ use crate::hub::Provenance;
 use crate::pipelines::PipelineLimits;
 use crate::runtime::{Interrupt, ProviderStatus, Runtime, Session, SessionSettings};
 use crate::tasks::{BackSeat, Tasks};
-use crate::telemetry::Stats;
+use crate::telemetry::{Stats, process};
 use futures_util::StreamExt;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -250,7 +250,7 @@ impl ModelManager {
         }
     }
 
-    fn refusal(&self, name: &ModelName, found: Option<Found>) -> ModelError {
+    pub(super) fn refusal(&self, name: &ModelName, found: Option<Found>) -> ModelError {
         match found {
             Some(Found::Refused(error)) => error,
             Some(Found::Ready(_) | Found::MayLoad) | None if self.is_stopping() => ModelError::Stopping,
@@ -430,7 +430,7 @@ impl ModelManager {
         self.0.closed.load(Ordering::Acquire) || self.0.tasks.stopping().is_cancelled()
     }
 
-    fn find(&self, name: &ModelName, version: Option<Version>, may_load: bool) -> Option<Found> {
+    pub(super) fn find(&self, name: &ModelName, version: Option<Version>, may_load: bool) -> Option<Found> {
         self.lock().get(name).map(|entry| entry.find(name, version, may_load || entry.on_demand))
     }
 
@@ -693,24 +693,7 @@ impl ModelManager {
         let (mut first_error, mut complete) = (None, true);
         // The highest first: it is what requests without a version wait for.
         for version in plan.load.iter().rev() {
-            let Some(folder) = prepared.folder.versions.get(version) else { continue };
-            let job = Job {
-                name: name.clone(),
-                version: *version,
-                folder: folder.clone(),
-                manifest: prepared.folder.manifest.clone(),
-                config: prepared.folder.config.clone(),
-                policy: prepared.stated.clone(),
-                settings: prepared.settings.clone(),
-                limits: self.0.limits.clone(),
-                max_model_bytes: self.0.store.max_model_bytes,
-                // Known once the load is let in.
-                size_bytes: 0,
-                is_verified: self.is_verified(name, *version, folder.fingerprint),
-                // What a call brings is not there at the next start.
-                state: (!overridden).then(|| self.state_place()),
-                stats: self.0.stats.model(name.as_str(), version.0),
-            };
+            let Some(job) = self.job(name, *version, &prepared, overridden) else { continue };
             if let Err(source) = self.load_version(job, change.room).await {
                 if change.room == MakeRoom::OnlyIfFree && matches!(source, LoadError::NoMemory { .. }) {
                     // Not a failure: nobody waits for it, and whoever asks for it makes room.
@@ -760,14 +743,42 @@ impl ModelManager {
         }
     }
 
+    /// What loading a version takes; `None` where it has no files.
+    pub(super) fn job(&self, name: &ModelName, version: Version, prepared: &Prepared, overridden: bool) -> Option<Job> {
+        let folder = prepared.folder.versions.get(&version)?;
+        Some(Job {
+            name: name.clone(),
+            version,
+            folder: folder.clone(),
+            manifest: prepared.folder.manifest.clone(),
+            config: prepared.folder.config.clone(),
+            policy: prepared.stated.clone(),
+            settings: prepared.settings.clone(),
+            limits: self.0.limits.clone(),
+            max_model_bytes: self.0.store.max_model_bytes,
+            // Known once the load is let in.
+            size_bytes: 0,
+            room_bytes: 0,
+            traffic: None,
+            // What a call brings is not there at the next start.
+            state: (!overridden).then(|| self.state_place()),
+            is_verified: self.is_verified(name, version, folder.fingerprint),
+            stats: self.0.stats.model(name.as_str(), version.0),
+        })
+    }
+
     /// Loads one version and puts it in its place; what it replaces is drained.
-    async fn load_version(&self, mut job: Job, room: MakeRoom) -> Result<(), LoadError> {
+    pub(super) async fn load_version(&self, mut job: Job, room: MakeRoom) -> Result<(), LoadError> {
         let (name, version, files) = (job.name.clone(), job.version, job.folder.fingerprint);
         let stats = job.stats.clone();
+        if job.settings.tuning.is_asked() && !job.settings.tuning.is_forced {
+            job.traffic = self.traffic(&name);
+        }
         // Held until the model is in the registry and counted there.
         let (result, reservation) = match self.admit(&job, room).await {
             Ok(reservation) => {
                 job.size_bytes = reservation.size_bytes;
+                job.room_bytes = reservation.room_bytes;
                 (self.run_loader(job, &reservation).await, Some(reservation))
             }
             Err(error) => (Err(error), None),
@@ -790,6 +801,7 @@ impl ModelManager {
                         instances = model.instances, threads = model.intra_threads, task = model.task_evidence,
                         "a model is ready"
                     );
+                    model.log_memory("load");
                     slot.failed = None;
                     slot.verified = Some(files);
                     slot.measured = model.memory.loaded_bytes.map(|bytes| (files, bytes)).or(slot.measured);
@@ -901,9 +913,15 @@ impl ModelManager {
         for model in &taken {
             tracing::info!(model = %name, version = %model.version, "a model is unloaded");
         }
+        let logged = taken.iter().filter(|model| model.settings.log_memory_usage);
+        let logged: Vec<(Version, u64)> = logged.map(|model| (model.version, model.memory.total_bytes())).collect();
         self.0.meter.freed();
         release(taken).await;
         self.0.meter.freed();
+        for (version, bytes) in logged {
+            let resident_bytes = process::resident_bytes();
+            tracing::info!(model = %name, %version, event = "unload", bytes, resident_bytes, "memory of a model");
+        }
         self.edit(name, |entry| {
             for (_, slot) in entry.slots.iter_mut().filter(|(version, _)| versions.contains(version)) {
                 slot.busy = None;

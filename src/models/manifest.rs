@@ -322,7 +322,7 @@ mod tests {
             tuning: TuningSettings { target_p99: Some(Duration::from_millis(5)), ..TuningSettings::default() },
             ..ModelSettings::default()
         };
-        let tuning = TuningSettings { tune: true, target_p99: None, insists: false };
+        let tuning = TuningSettings { tune: true, ..TuningSettings::default() };
         assert_eq!(manifest.overrides.apply(&base).tuning, tuning);
         let base = ModelSettings { tuning: TuningSettings { insists: true, ..base.tuning.clone() }, ..base };
         assert_eq!(manifest.overrides.apply(&base).tuning, base.tuning);

@@ -2,8 +2,8 @@
 //!
 //! Knows the store's layout (`repository`, `manifest`, `config_pbtxt`, `config_settings`, `reshape`), decides what is loaded
 //! (`lifecycle`, pure) and does it (`loader`, `manager`), takes versions in and out (`install`, `versions`, on disk `swap`
-//! and `choice`), on as many threads as suit the model (`layout`, `tune`), within the memory there is (`memory`, `eviction`,
-//! `admission`), and what a load found out for the next one (`state`). Knows no protocol.
+//! and `choice`), on as many threads as suit the model (`layout`, `tune`, `search`, `measure`), within the memory there is
+//! (`memory`, `eviction`, `admission`), and what a load found out for the next one (`state`). Knows no protocol.
 
 mod admission;
 mod choice;
@@ -18,6 +18,7 @@ mod loader;
 mod made_up;
 mod manager;
 mod manifest;
+mod measure;
 mod memory;
 mod name;
 mod overrides;
@@ -25,6 +26,8 @@ mod profile;
 mod registry;
 mod repository;
 mod reshape;
+mod retune;
+mod search;
 mod settings;
 mod state;
 mod status;
@@ -50,7 +53,8 @@ pub use name::{ModelName, NameError, Version};
 pub use overrides::{StoreError, StoreLock};
 pub use profile::Profiled;
 pub use repository::FolderError;
-pub use settings::{ModelOverrides, ModelSettings, StoreSettings, TuningSettings};
+pub use retune::TuneRequest;
+pub use settings::{ModelOverrides, ModelSettings, Objective, StoreSettings, TuningSettings};
 pub use state::{Optimization, OptimizationState, Quantization};
 pub use status::{KeptProfile, LoadOverrides, LoadedModel, ModelState, ModelStatus, VersionStatus};
 pub use tune::{Measured, Tuned};

@@ -5,7 +5,7 @@ use crate::cache::CacheSettings;
 use crate::runtime::{
     CompileMode, DeviceSettings, DeviceType, Fraction, MemorySettings, OptimizationLevel, TensorrtSettings,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -53,19 +53,35 @@ pub struct ModelSettings {
     pub warmup_iterations: usize,
     /// Whether the operators are timed at load.
     pub enable_profiling: bool,
+    /// Whether the log says what memory each load, unload and warm-up took.
+    pub log_memory_usage: bool,
     pub tuning: TuningSettings,
     /// What is kept of the model's work.
     pub cache: CacheSettings,
 }
 
-/// Whether instances, threads and batch size are chosen by measuring at load.
+/// What is best.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Objective {
+    /// The most rows a second.
+    #[default]
+    Throughput,
+    /// The least time that a request takes at full load.
+    Latency,
+}
+
+/// Whether what the settings leave open is chosen by measuring at load: instances, threads, batch size, graph level, memory.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct TuningSettings {
     pub tune: bool,
+    pub objective: Objective,
     /// What a request may take at full load in all but one of a hundred cases; asks for measuring by itself.
     pub target_p99: Option<Duration>,
-    /// These two stand whatever the model's own file says of them: for whoever measures.
+    /// These stand whatever the model's own file says of them: for whoever measures.
     pub insists: bool,
+    /// Also while the model has traffic.
+    pub is_forced: bool,
 }
 
 impl TuningSettings {
@@ -106,6 +122,7 @@ impl Default for ModelSettings {
             max_batch_tokens_is_set: false,
             warmup_iterations: 1,
             enable_profiling: false,
+            log_memory_usage: false,
             tuning: TuningSettings::default(),
             cache: CacheSettings::default(),
         }
@@ -175,7 +192,9 @@ pub struct BatchOverrides {
 pub struct PerformanceOverrides {
     pub warmup_iterations: Option<usize>,
     pub enable_profiling: Option<bool>,
+    pub log_memory_usage: Option<bool>,
     pub tune: Option<bool>,
+    pub objective: Option<Objective>,
     /// 0 = none.
     pub target_p99_ms: Option<u64>,
 }
@@ -188,8 +207,10 @@ impl PerformanceOverrides {
         let target = |millis: u64| (millis > 0).then(|| Duration::from_millis(millis));
         TuningSettings {
             tune: self.tune.unwrap_or(base.tune),
+            objective: self.objective.unwrap_or(base.objective),
             target_p99: self.target_p99_ms.map_or(base.target_p99, target),
             insists: false,
+            is_forced: base.is_forced,
         }
     }
 }
@@ -275,6 +296,7 @@ impl ModelOverrides {
             max_batch_tokens_is_set: self.batch.max_batch_tokens.is_some() || base.max_batch_tokens_is_set,
             warmup_iterations: self.performance.warmup_iterations.unwrap_or(base.warmup_iterations),
             enable_profiling: self.performance.enable_profiling.unwrap_or(base.enable_profiling),
+            log_memory_usage: self.performance.log_memory_usage.unwrap_or(base.log_memory_usage),
             tuning: self
                 .performance
                 .tuning(&base.tuning)

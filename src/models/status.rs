@@ -7,7 +7,7 @@ use crate::cache::Caches;
 use crate::hub::Provenance;
 use crate::pipelines::Pipeline;
 use crate::runtime::{GraphFacts, GraphSource, Input, Runtime};
-use crate::telemetry::ModelStats;
+use crate::telemetry::{ModelStats, process};
 use crate::tensor::Spec;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -34,6 +34,8 @@ pub struct LoadedModel {
     pub tuned: Option<Tuned>,
     /// Where its optimised graph came from.
     pub optimization: Optimization,
+    /// Why that was not measured, where it was asked for.
+    pub untuned: Option<String>,
     /// The class names of an output, by its name.
     pub output_labels: BTreeMap<String, Arc<[String]>>,
     /// 0: shapes are whole; above 0: dim 0 of every tensor is the batch, and the configuration's `dims` leave it out.
@@ -81,6 +83,20 @@ impl fmt::Debug for LoadedModel {
 }
 
 impl LoadedModel {
+    /// Says in the log what memory the version holds after `event`, a load or a warm-up, where the settings ask for it.
+    pub(crate) fn log_memory(&self, event: &'static str) {
+        if !self.settings.log_memory_usage {
+            return;
+        }
+        let arena = self.memory.arena().unwrap_or_default();
+        tracing::info!(
+            model = %self.name, version = %self.version, event, bytes = self.memory.total_bytes(),
+            weights_bytes = self.memory.weights_bytes, loaded_bytes = self.memory.loaded_bytes,
+            arena_bytes = arena.arena_bytes, arena_max_bytes = arena.arena_max_bytes,
+            resident_bytes = process::resident_bytes(), "memory of a model"
+        );
+    }
+
     /// Values for the graph's inputs, made up from what it declares: `rows` in dimension 0, `None` as the graph has it and 1
     /// where that is free; sizes and token ids as the model's files have them. The same ones each time; `None` where one
     /// would be too large. Takes long where they are large.

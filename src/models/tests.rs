@@ -6,9 +6,10 @@ use super::*;
 use crate::batching::{BatchSettings, Request};
 use crate::pipelines::PipelineLimits;
 use crate::runtime::fake::FakeRuntime;
-use crate::runtime::{GraphSource, Runtime, RuntimeError, Session, SessionSettings};
+use crate::runtime::{GraphSource, MemorySettings, OptimizationLevel, Runtime, RuntimeError, Session, SessionSettings};
 use crate::tasks::Tasks;
 use crate::telemetry::Stats;
+use crate::telemetry::stats::{Protocol, RequestGuard};
 use crate::tensor::{DType, Dim, Spec, Value, ValueType};
 use bytes::Bytes;
 use std::fs;
@@ -17,11 +18,13 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Files: `broken` does not load, `slow…` loads when [`Gate::open`] is called, `stuck` runs until it is interrupted.
+/// Files: `broken` does not load, `likes-basic` runs best at that level without an arena, `slow…` loads when [`Gate::open`] is called, `stuck` runs until it is interrupted.
 struct TestRuntime {
     loads: Arc<AtomicUsize>,
     runs: Arc<AtomicUsize>,
     gate: Arc<Gate>,
+    /// How the session was built that ran last.
+    last: Arc<Mutex<SessionSettings>>,
 }
 
 #[derive(Default)]
@@ -59,11 +62,20 @@ impl Runtime for TestRuntime {
             slow if slow.starts_with("slow") => self.gate.pass(),
             _ => {}
         }
-        let (runs, gate) = (self.runs.clone(), self.gate.clone());
+        let (runs, gate, last, settings) = (self.runs.clone(), self.gate.clone(), self.last.clone(), settings.clone());
+        let built = settings.clone();
         let fake = FakeRuntime::new(vec![spec("x")], vec![spec("y")], move |inputs, _, interrupt| {
             runs.fetch_add(1, Ordering::SeqCst);
+            *last.lock().unwrap() = built.clone();
             match content.as_str() {
                 "refuses" => Err(RuntimeError::Run("not this input".into())),
+                "likes-basic" => {
+                    // Differences so large that other work does not turn them round.
+                    let level = if built.optimization_level == OptimizationLevel::Basic { 1 } else { 4 };
+                    let memory = if built.memory.arena { 4 } else { 1 };
+                    std::thread::sleep(Duration::from_millis(2 * level * memory));
+                    Ok(inputs.iter().map(|(_, value)| value.clone()).collect())
+                }
                 "waits" => {
                     // A run that ends when the test says so, or when it is stopped.
                     while !*gate.open.lock().unwrap() && !interrupt.is_fired() {
@@ -74,7 +86,7 @@ impl Runtime for TestRuntime {
                 _ => Ok(inputs.iter().map(|(_, value)| value.clone()).collect()),
             }
         });
-        fake.load(source, settings)
+        fake.load(source, &settings)
     }
 
     fn version(&self) -> &str {
@@ -108,6 +120,7 @@ struct House {
     loads: Arc<AtomicUsize>,
     runs: Arc<AtomicUsize>,
     gate: Arc<Gate>,
+    last: Arc<Mutex<SessionSettings>>,
     tasks: Tasks,
 }
 
@@ -143,7 +156,9 @@ impl House {
 
     fn over(root: Root, autoload: bool, poll_interval: Option<Duration>, max_loaded_memory: Option<u64>) -> House {
         let (loads, runs, gate, tasks) = (Arc::default(), Arc::default(), Arc::<Gate>::default(), Tasks::new());
-        let runtime = TestRuntime { loads: Arc::clone(&loads), runs: Arc::clone(&runs), gate: gate.clone() };
+        let last = Arc::<Mutex<SessionSettings>>::default();
+        let runtime =
+            TestRuntime { loads: Arc::clone(&loads), runs: Arc::clone(&runs), gate: gate.clone(), last: last.clone() };
         let store = StoreSettings {
             models_dir: root.path().to_owned(),
             autoload,
@@ -158,7 +173,7 @@ impl House {
         let settings = ModelSettings { warmup_iterations: 0, batch, ..ModelSettings::default() };
         let limits = PipelineLimits { max_pixels: 1, ..PipelineLimits::default() };
         let manager = ModelManager::new(Arc::new(runtime), tasks.clone(), store, settings, limits, Stats::default());
-        House { root, manager, loads, runs, gate, tasks }
+        House { root, manager, loads, runs, gate, last, tasks }
     }
 
     fn write(&self, file: &str, content: &str) {
@@ -530,13 +545,14 @@ async fn a_tuned_model_serves_with_what_was_measured_and_keeps_what_is_set() {
         true,
         &[
             ("plain/model.onnx", "a"),
-            ("tuned/model.onnx", "a"),
+            ("tuned/model.onnx", "likes-basic"),
             ("tuned/model.toml", "[performance]\ntune = true\n[batch]\ndynamic_batching = true"),
             ("set/model.onnx", "a"),
             (
                 "set/model.toml",
                 "[performance]\ntarget_p99_ms = 60000\n[batch]\ndynamic_batching = true\ninstances = 3\n\
-                 intra_threads = 2\nmax_batch_size = 6",
+                 intra_threads = 2\nmax_batch_size = 6\n\
+                 [optimization]\noptimization_level = \"balanced\"\nmemory_arena = false\nmemory_pattern = true",
             ),
             ("refuses/model.onnx", "refuses"),
             ("refuses/model.toml", "[performance]\ntune = true"),
@@ -551,13 +567,130 @@ async fn a_tuned_model_serves_with_what_was_measured_and_keeps_what_is_set() {
         (tuned.chosen.setup.layout.instances, tuned.chosen.setup.layout.intra_threads)
     );
     assert_eq!(Some(model.settings.batch.max_batch_size), tuned.chosen.batch_size);
+    let setup = tuned.chosen.setup;
+    assert_eq!((setup.optimization_level, setup.memory.arena), (OptimizationLevel::Basic, false), "{tuned:?}");
     assert!(tuned.measured.len() > 1 && run(&model).await);
+    // What answers is built as what was chosen, and says so.
+    let last = house.last.lock().unwrap().clone();
+    assert_eq!((last.optimization_level, last.memory), (setup.optimization_level, setup.memory));
+    assert_eq!((model.settings.optimization_level, model.settings.memory()), (last.optimization_level, last.memory));
     let model = house.get("set").await.unwrap();
     let tuned = model.tuned.as_ref().unwrap();
     assert_eq!((model.instances, model.intra_threads, model.settings.batch.max_batch_size), (3, 2, 6));
     assert_eq!((tuned.measured.len(), tuned.target_p99), (1, Some(Duration::from_secs(60))));
+    let setup = tuned.chosen.setup;
+    let memory = MemorySettings { arena: false, pattern: true };
+    assert_eq!((setup.optimization_level, setup.memory), (OptimizationLevel::Balanced, memory));
     // Nothing runs, so nothing is measured; the model is served all the same.
     assert_eq!(house.get("refuses").await.unwrap().tuned, None);
+}
+
+fn begin_request(house: &House, name: &str) -> RequestGuard {
+    let mut request = house.manager.stats().begin(Protocol::ALL[0], std::time::Instant::now());
+    request.reach(&house.manager.stats().model(name, 1));
+    request
+}
+
+#[tokio::test]
+async fn a_model_is_tuned_anew_and_not_beside_its_traffic() {
+    let quick = "[batch]\ninstances = 1\nintra_threads = 1\nmax_batch_size = 1\n[optimization]\n\
+                 optimization_level = \"basic\"\nmemory_arena = true";
+    let house = House::new(true, &[("m/1/model.onnx", "a"), ("m/model.toml", quick)]);
+    house.manager.start().await;
+    let (name, request) = (ModelName::parse("m").unwrap(), TuneRequest::default());
+    assert!(matches!(
+        house.manager.tune(&ModelName::parse("other").unwrap(), None, request).await,
+        Err(ModelError::NotFound { .. })
+    ));
+    let before = house.get("m").await.unwrap();
+    let busy = begin_request(&house, "m");
+    let refused = house.manager.tune(&name, None, request).await.unwrap_err();
+    assert!(matches!(&refused, ModelError::Conflict { problem, .. } if problem.contains("in flight")), "{refused}");
+    busy.finish(200, None);
+    let refused = house.manager.tune(&name, None, request).await.unwrap_err();
+    assert!(matches!(&refused, ModelError::Conflict { problem, .. } if problem.contains("answered")), "{refused}");
+    assert_eq!(before.tuned, None);
+
+    // The one that serves is in use to the end; the new one takes its place.
+    let request = TuneRequest { objective: Objective::Latency, force: true, ..request };
+    let (tune, used) = (house.manager.tune(&name, Some(Version(1)), request), before.clone());
+    let (tuned, answered) = tokio::join!(tune, async move {
+        let answered = run(&used).await;
+        drop((used, before));
+        answered
+    });
+    let tuned = tuned.unwrap();
+    assert!(answered && run(&tuned).await);
+    let outcome = tuned.tuned.clone().unwrap();
+    assert_eq!((outcome.objective, outcome.measured.len()), (Objective::Latency, 2), "{outcome:?}");
+    assert_eq!(house.get("m").await.unwrap().tuned, Some(outcome));
+}
+
+#[tokio::test]
+async fn a_load_beside_traffic_is_not_tuned_and_says_why() {
+    let house = House::new(true, &[("m/1/model.onnx", "a"), ("m/model.toml", "")]);
+    house.manager.start().await;
+    begin_request(&house, "m").finish(200, None);
+    house.write("m/model.toml", "[performance]\ntune = true");
+    house.write("m/1/model.onnx", "another");
+    house.load("m").await.unwrap();
+    let model = house.get("m").await.unwrap();
+    assert_eq!(model.tuned, None);
+    assert!(model.untuned.as_ref().unwrap().contains("answered a request"), "{:?}", model.untuned);
+    assert!(run(&model).await);
+}
+
+/// Collects the events of the log that tell of memory.
+#[derive(Clone, Default)]
+struct MemoryLog(Arc<Mutex<Vec<String>>>);
+
+impl tracing::Subscriber for MemoryLog {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        struct Find(Option<String>);
+        impl tracing::field::Visit for Find {
+            fn record_str(&mut self, field: &tracing::field::Field, value: &str) {
+                if field.name() == "event" {
+                    self.0 = Some(value.to_owned());
+                }
+            }
+
+            fn record_debug(&mut self, _: &tracing::field::Field, _: &dyn std::fmt::Debug) {}
+        }
+        let mut find = Find(None);
+        event.record(&mut find);
+        self.0.lock().unwrap().extend(find.0);
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[tokio::test]
+async fn memory_is_logged_where_that_is_asked_for() {
+    let log = MemoryLog::default();
+    let _log = tracing::subscriber::set_default(log.clone());
+    let asks = "[performance]\nlog_memory_usage = true";
+    let house =
+        House::new(true, &[("silent/1/model.onnx", "a"), ("told/1/model.onnx", "a"), ("told/model.toml", asks)]);
+    house.manager.start().await;
+    assert_eq!(*log.0.lock().unwrap(), ["load"]);
+    for name in ["silent", "told"] {
+        house.manager.unload(&ModelName::parse(name).unwrap()).await.unwrap();
+    }
+    assert_eq!(*log.0.lock().unwrap(), ["load", "unload"]);
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ pub mod fake;
 pub mod onnx;
 
 pub use error::RuntimeError;
-pub use execution::{Execution, MissingProvider, ProviderStatus};
+pub use execution::{Execution, MissingProvider, ProviderStatus, TENSORRT};
 pub use interrupt::Interrupt;
 pub use memory::{SessionMemory, WorkingMemories, WorkingMemory};
 pub use profile::{NodeTime, OperatorTime, Profile};

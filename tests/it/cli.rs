@@ -175,7 +175,10 @@ fn bench_tunes_a_model_and_prints_what_to_write_down() {
     let rows = &json["chosen"]["batch_size"];
     let snippet = json["model_toml"].as_str().unwrap();
     assert!(snippet.starts_with("[batch]\ninstances = 1\nintra_threads = "), "{snippet}");
-    assert!(snippet.ends_with(&format!("max_batch_size = {rows}\n")), "{snippet}");
+    assert!(
+        snippet.contains(&format!("max_batch_size = {rows}\n\n[optimization]\noptimization_level = ")),
+        "{snippet}"
+    );
 
     // What is printed can be written down: then there is nothing left to vary.
     std::fs::write(&file, snippet).unwrap();

@@ -8,7 +8,7 @@ use crate::cli::error::CliError;
 use crate::cli::run::note;
 use crate::cli::store::{offline_config, with_engine};
 use crate::cli::{lone_model, table::Table};
-use crate::engine::{LoadedModel, Measured, Tuned, Version};
+use crate::engine::{LoadedModel, Measured, Objective, Tuned, Version};
 use serde_json::{Value as Json, json};
 use std::time::Duration;
 
@@ -18,8 +18,11 @@ pub(super) fn tune(args: BenchArgs) -> Result<String, CliError> {
     let tuning = &mut config.models.tuning;
     // What is asked for here counts, whatever the model's own file says of it.
     (tuning.tune, tuning.insists) = (true, true);
+    if let Some(objective) = args.objective {
+        tuning.objective = objective.into();
+    }
     tuning.target_p99 = args.target_p99_ms.map(Duration::from_millis);
-    note("measuring for about 5 s, and loading the model for each layout");
+    note("measuring for up to 20 s, and loading the model for each candidate in between");
     with_engine(&config, Some(&target.name), async |engine| {
         let model = engine.model(&target.name, args.model_version.map(Version)).await?;
         let Some(tuned) = &model.tuned else {
@@ -30,28 +33,37 @@ pub(super) fn tune(args: BenchArgs) -> Result<String, CliError> {
 }
 
 fn as_text(model: &LoadedModel, tuned: &Tuned) -> String {
-    let mut table = Table::new(["INSTANCES", "THREADS", "BATCH", "ROWS/S", "RUN MS", "P99 MS", ""]);
+    let mut table =
+        Table::new(["INSTANCES", "THREADS", "BATCH", "LEVEL", "ARENA", "PATTERN", "ROWS/S", "RUN MS", "P99 MS", ""]);
     for one in &tuned.measured {
         table.row([
             one.setup.layout.instances.to_string(),
             one.setup.layout.intra_threads.to_string(),
             one.batch_size.map_or_else(|| "-".to_owned(), |rows| rows.to_string()),
+            level(one),
+            yes_no(one.setup.memory.arena),
+            yes_no(one.setup.memory.pattern),
             format!("{:.1}", one.rows_per_second),
             format!("{:.3}", millis(one.run)),
             format!("{:.3}", millis(one.p99)),
             if *one == tuned.chosen { "chosen".to_owned() } else { String::new() },
         ]);
     }
+    let wanted = match tuned.objective {
+        Objective::Throughput => "the highest throughput",
+        Objective::Latency => "the least latency",
+    };
     let found = match (tuned.target_p99, tuned.target_reached) {
-        (None, _) => "the highest throughput; among equals the least latency".to_owned(),
-        (Some(target), true) => format!("the highest throughput with a p99 of at most {} ms", millis(target)),
+        (None, _) => wanted.to_owned(),
+        (Some(target), true) => format!("{wanted} with a p99 of at most {} ms", millis(target)),
         (Some(target), false) => {
             format!("nothing reaches a p99 of {} ms; this has the least latency", millis(target))
         }
     };
+    let seconds = format!("; measured in {:.1} s", tuned.took.as_secs_f64());
     let tokens = tuned.row_tokens.map_or_else(String::new, |tokens| format!("; rows of {tokens} tokens"));
     format!(
-        "{} version {} on {}: {found}{tokens}\n\n{}\n\nFor its model.toml:\n\n{}",
+        "{} version {} on {}: {found}{tokens}{seconds}\n\n{}\n\nFor its model.toml:\n\n{}",
         model.name,
         model.version,
         model.facts.device,
@@ -66,6 +78,9 @@ fn as_json(model: &LoadedModel, tuned: &Tuned) -> Json {
             "instances": measured.setup.layout.instances,
             "intra_threads": measured.setup.layout.intra_threads,
             "batch_size": measured.batch_size,
+            "optimization_level": measured.setup.optimization_level,
+            "memory_arena": measured.setup.memory.arena,
+            "memory_pattern": measured.setup.memory.pattern,
             "rows_per_second": measured.rows_per_second,
             "run_ms": millis(measured.run),
             "p99_ms": millis(measured.p99),
@@ -77,6 +92,8 @@ fn as_json(model: &LoadedModel, tuned: &Tuned) -> Json {
         "device": model.facts.device,
         "measurements": tuned.measured.iter().map(one).collect::<Vec<_>>(),
         "chosen": one(&tuned.chosen),
+        "objective": tuned.objective,
+        "seconds": tuned.took.as_secs_f64(),
         "target_p99_ms": tuned.target_p99.map(millis),
         "target_reached": tuned.target_reached,
         "tokens_per_row": tuned.row_tokens,
@@ -88,10 +105,28 @@ fn as_json(model: &LoadedModel, tuned: &Tuned) -> Json {
 
 /// What makes a model load like this without measuring.
 fn snippet(tuned: &Tuned) -> String {
-    let (instances, intra_threads) = (tuned.chosen.setup.layout.instances, tuned.chosen.setup.layout.intra_threads);
+    let setup = tuned.chosen.setup;
+    let (instances, intra_threads) = (setup.layout.instances, setup.layout.intra_threads);
     let bounds = [("max_batch_size", tuned.max_batch_size), ("max_batch_tokens", tuned.max_batch_tokens)];
     let bounds: String = bounds.iter().filter_map(|(key, most)| Some(format!("{key} = {}\n", (*most)?))).collect();
-    format!("[batch]\ninstances = {instances}\nintra_threads = {intra_threads}\n{bounds}")
+    format!(
+        "[batch]\ninstances = {instances}\nintra_threads = {intra_threads}\n{bounds}\n[optimization]\n\
+         optimization_level = \"{}\"\nmemory_arena = {}\nmemory_pattern = {}\n",
+        level(&tuned.chosen),
+        setup.memory.arena,
+        setup.memory.pattern
+    )
+}
+
+fn level(measured: &Measured) -> String {
+    match json!(measured.setup.optimization_level) {
+        Json::String(level) => level,
+        _ => String::new(),
+    }
+}
+
+fn yes_no(value: bool) -> String {
+    if value { "yes" } else { "no" }.to_owned()
 }
 
 fn millis(time: Duration) -> f64 {

@@ -1,6 +1,8 @@
 //! Which models there are, and their loading and unloading.
 
-use crate::engine::{self, Cleaned, LoadOverrides, LoadedModel, ModelState, ModelStatus, Version};
+use crate::engine::{
+    self, Cleaned, LoadOverrides, LoadedModel, ModelState, ModelStatus, Objective, OptimizationLevel, Version,
+};
 use crate::http::codec::json::{JsonLimits, parse_object};
 use crate::http::error::ApiError;
 use crate::http::extract::{ApiQuery, ModelPath, content_type};
@@ -77,6 +79,9 @@ pub(in crate::http) struct ModelInfo {
     #[serde(skip_serializing_if = "Option::is_none")]
     tuned: Option<Tuned>,
     optimization: Option<OptimizationInfo>,
+    /// Why that was not measured, where the settings ask for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tuning_skipped: Option<String>,
     metadata: ModelMetadata,
     memory_usage: MemoryUsage,
     total_parameters: Option<u64>,
@@ -216,6 +221,7 @@ pub(in crate::http) struct Tuned {
     /// In the order in which it was measured.
     measurements: Vec<TunedMeasurement>,
     chosen: TunedMeasurement,
+    objective: TuningObjective,
     /// `null` where the highest throughput was asked for, whatever the latency.
     #[schema(example = 50.0)]
     target_p99_ms: Option<f64>,
@@ -230,6 +236,19 @@ pub(in crate::http) struct Tuned {
     /// The same where rows are padded to one length.
     #[schema(example = json!(null))]
     max_batch_tokens: Option<usize>,
+    /// How long measuring and loading the candidates took.
+    #[schema(example = 9.4)]
+    seconds: f64,
+}
+
+/// What tuning is after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub(in crate::http) enum TuningObjective {
+    /// The most rows a second.
+    Throughput,
+    /// The least time that a request takes at full load.
+    Latency,
 }
 
 /// All instances running at once.
@@ -242,6 +261,11 @@ pub(in crate::http) struct TunedMeasurement {
     /// Rows of each run; `null` where rows of requests do not join.
     #[schema(example = 4)]
     batch_size: Option<usize>,
+    /// `none`, `basic`, `balanced` or `aggressive`.
+    #[schema(value_type = String, example = "aggressive")]
+    optimization_level: OptimizationLevel,
+    memory_arena: bool,
+    memory_pattern: bool,
     /// Of all instances together; runs, where `batch_size` is `null`.
     #[schema(example = 43.9)]
     rows_per_second: f64,
@@ -720,6 +744,7 @@ impl From<&ModelStatus> for ModelInfo {
             batching: loaded.map(batching_of),
             tuned: loaded.and_then(|model| model.tuned.as_ref()).map(Tuned::from),
             optimization: loaded.map(|model| OptimizationInfo::from(&model.optimization)),
+            tuning_skipped: loaded.and_then(|model| model.untuned.clone()),
             metadata,
             memory_usage: memory_of(status),
             total_parameters: parameters,
@@ -767,11 +792,22 @@ impl From<&engine::Tuned> for Tuned {
         Tuned {
             measurements: tuned.measured.iter().map(TunedMeasurement::from).collect(),
             chosen: (&tuned.chosen).into(),
+            objective: tuned.objective.into(),
             target_p99_ms: tuned.target_p99.map(milliseconds),
             target_reached: tuned.target_reached,
             tokens_per_row: tuned.row_tokens,
             max_batch_size: tuned.max_batch_size,
             max_batch_tokens: tuned.max_batch_tokens,
+            seconds: tuned.took.as_secs_f64(),
+        }
+    }
+}
+
+impl From<Objective> for TuningObjective {
+    fn from(objective: Objective) -> TuningObjective {
+        match objective {
+            Objective::Throughput => TuningObjective::Throughput,
+            Objective::Latency => TuningObjective::Latency,
         }
     }
 }
@@ -782,6 +818,9 @@ impl From<&engine::Measured> for TunedMeasurement {
             instances: measured.setup.layout.instances,
             intra_threads: measured.setup.layout.intra_threads,
             batch_size: measured.batch_size,
+            optimization_level: measured.setup.optimization_level,
+            memory_arena: measured.setup.memory.arena,
+            memory_pattern: measured.setup.memory.pattern,
             rows_per_second: measured.rows_per_second,
             run_ms: milliseconds(measured.run),
             p99_ms: milliseconds(measured.p99),
@@ -851,7 +890,9 @@ fn config_of(model: &LoadedModel) -> Value {
         "performance": {
             "warmup_iterations": settings.warmup_iterations,
             "enable_profiling": settings.enable_profiling,
+            "log_memory_usage": settings.log_memory_usage,
             "tune": settings.tuning.tune,
+            "objective": settings.tuning.objective,
             "target_p99_ms": settings.tuning.target_p99.map_or(0, |target| target.as_millis()),
         },
         "cache": {

@@ -16,9 +16,7 @@ pub use report::{Optimization, OptimizationState};
 pub(super) use quantized::Samples;
 
 use super::{Layout, ModelName, ModelSettings, StoreSettings, Version, swap};
-use crate::runtime::{
-    DeviceSettings, GraphSource, Interrupt, OptimizationLevel, Runtime, RuntimeError, Session, WrittenGraph,
-};
+use crate::runtime::{DeviceSettings, GraphSource, Interrupt, OptimizationLevel, Runtime, Session, WrittenGraph};
 use disk::{FORMAT, Kept, OriginalFile, State};
 use saved::{Form, SavedRuntime};
 use serde::Serialize;
@@ -270,7 +268,7 @@ impl Keeper {
         &mut self,
         original: &mut dyn Session,
         samples: &Samples,
-        load: &dyn Fn(&GraphSource) -> Result<Box<dyn Session>, RuntimeError>,
+        load: &quantized::Load<'_>,
         interrupt: &Interrupt,
     ) -> bool {
         let Some(place) = self.place.clone() else { return false };

@@ -46,13 +46,16 @@ pub(in crate::models) struct Samples {
     pub(in crate::models) compared: Vec<Vec<Input>>,
 }
 
+/// Loads a session of a graph that is not the model's own.
+pub(super) type Load<'a> = dyn Fn(&GraphSource) -> Result<Box<dyn Session>, RuntimeError> + 'a;
+
 /// Makes the variant of `source` in `folder` and tries it beside `original`.
 pub(super) fn try_beside(
     original: &mut dyn Session,
     source: &GraphSource,
     folder: &Path,
     samples: &Samples,
-    load: &dyn Fn(&GraphSource) -> Result<Box<dyn Session>, RuntimeError>,
+    load: &Load<'_>,
     interrupt: &Interrupt,
 ) -> Quantization {
     if samples.timed.is_empty() {

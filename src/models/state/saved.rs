@@ -44,13 +44,15 @@ pub(super) struct Outcome {
     pub(super) cold: Option<Duration>,
 }
 
-/// The third of `state` is the graph that is loaded in place of the model's own.
+/// The form, what came of it so far, and the graph that is loaded in place of the model's own.
+type Standing = (Form, Outcome, Option<PathBuf>);
+
 pub(super) struct SavedRuntime {
     runtime: Arc<dyn Runtime>,
     source: GraphSource,
     level: OptimizationLevel,
     /// A std mutex: held for a look, never across a load.
-    state: Mutex<(Form, Outcome, Option<PathBuf>)>,
+    state: Mutex<Standing>,
 }
 
 impl SavedRuntime {
@@ -58,7 +60,7 @@ impl SavedRuntime {
         SavedRuntime { runtime, source, level, state: Mutex::default() }
     }
 
-    fn with<T>(&self, act: impl FnOnce(&mut (Form, Outcome, Option<PathBuf>)) -> T) -> T {
+    fn with<T>(&self, act: impl FnOnce(&mut Standing) -> T) -> T {
         act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
     }
 

@@ -28,7 +28,7 @@ use std::time::Duration;
 pub use guard::{PanicGuard, RequestGuard};
 pub use histogram::HistogramSnapshot;
 pub use model::{BatchTotals, ModelStats, TimeTotal, VersionTotals, WindowSummary};
-pub use registry::{ModelTotals, Rejected, Stats};
+pub use registry::{Activity, ModelTotals, Rejected, Stats};
 pub use window::StageSummary;
 
 /// `[telemetry]`: what is counted how far back.

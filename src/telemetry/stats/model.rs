@@ -320,7 +320,6 @@ impl ModelStats {
             }
         }
         let [misses, hits] = &self.cache;
-        let last_ms = self.last_request_ms.load(Ordering::Relaxed);
         VersionTotals {
             requests,
             answered: self.answered.read(),
@@ -329,8 +328,13 @@ impl ModelStats {
             cache_misses: misses.load(Ordering::Relaxed),
             cache_hits: hits.load(Ordering::Relaxed),
             batches: lock(&self.batches).clone(),
-            last_request: (last_ms > 0).then(|| UNIX_EPOCH + Duration::from_millis(last_ms)),
+            last_request: self.last_request(),
         }
+    }
+
+    pub(super) fn last_request(&self) -> Option<SystemTime> {
+        let last_ms = self.last_request_ms.load(Ordering::Relaxed);
+        (last_ms > 0).then(|| UNIX_EPOCH + Duration::from_millis(last_ms))
     }
 
     pub(super) fn entered(&self) {

@@ -8,7 +8,7 @@ use super::{
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// The counts of all models. Clones are the same registry.
 #[derive(Debug, Clone)]
@@ -103,6 +103,14 @@ impl Shared {
     }
 }
 
+/// What the versions of a model have to do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Activity {
+    pub in_flight: u64,
+    /// When the last request ended.
+    pub last_request: Option<SystemTime>,
+}
+
 /// The counts of a model since the start, all its versions together.
 #[derive(Debug, Clone)]
 pub struct ModelTotals {
@@ -185,6 +193,16 @@ impl Stats {
         let shared: Vec<(String, Arc<Shared>)> =
             self.lock().iter().map(|(name, entry)| (name.clone(), entry.shared.clone())).collect();
         shared.into_iter().map(|(name, shared)| totals(name, &shared)).collect()
+    }
+
+    /// What a model has to do at this moment.
+    pub fn activity(&self, name: &str) -> Activity {
+        let models = self.lock();
+        let Some(entry) = models.get(name) else { return Activity::default() };
+        Activity {
+            in_flight: u64::try_from(entry.shared.in_flight.load(Ordering::Relaxed)).unwrap_or(0),
+            last_request: entry.versions.values().filter_map(|stats| stats.last_request()).max(),
+        }
     }
 
     /// A model left the store.
