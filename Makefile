@@ -25,7 +25,7 @@ LIBRARY := library
 GPU_ENV := source lib-cuda/env.sh
 endif
 
-.PHONY: exporter exporter-test fuzz help run test check gpu-run gpu-check clients models fixtures zero-shot-fixtures bench bench-models soak clean library gpu-library fmt-check lint docs openapi-check deny
+.PHONY: browser exporter exporter-test fuzz help run test check gpu-run gpu-check clients models fixtures zero-shot-fixtures bench bench-models soak clean library gpu-library fmt-check lint docs openapi-check deny
 
 help:  ## List these commands
 	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## */\1\t/' | column -t -s $$'\t'
@@ -90,6 +90,18 @@ clients: $(LIBRARY) $(VENV)/.installed  ## Run unmodified Python clients against
 	    echo "== $$script"; ORTUS=$(abspath $(TARGET))/debug/ortus $(VENV)/bin/python "$$script"; \
 	done
 
+BROWSER := tests/browser/.venv
+
+$(BROWSER)/.installed: tests/browser/requirements.txt
+	$(PYTHON) -m venv $(BROWSER)
+	$(BROWSER)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+# AXE names axe-core's script, SCREENSHOTS a folder for pictures of all pages.
+browser: $(LIBRARY) $(BROWSER)/.installed  ## Drive the dashboard in the system's Chromium
+	$(CARGO) build --locked
+	ORTUS=$(abspath $(TARGET))/debug/ortus $(BROWSER)/bin/python tests/browser/dashboard.py
+
 EXPORTER := tools/exporter/.venv
 
 $(EXPORTER)/.installed: tools/exporter/requirements.txt
@@ -132,4 +144,4 @@ bench-models: $(VENV)/.installed
 
 clean:  ## Remove what was built and installed here
 	$(CARGO) clean
-	rm -rf lib lib-cuda $(VENV) $(EXPORTER)
+	rm -rf lib lib-cuda $(VENV) $(EXPORTER) $(BROWSER)

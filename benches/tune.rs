@@ -131,6 +131,8 @@ impl House<'_> {
             poll_interval: None,
             max_model_bytes: 4 << 30,
             max_loaded_memory: None,
+            optimized_dir: None,
+            reserve_bytes: 0,
         };
         let (tasks, limits) = (Tasks::new(), PipelineLimits::default());
         let manager = ModelManager::new(self.runtime.clone(), tasks, store, settings, limits, Stats::default());

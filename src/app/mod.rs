@@ -2,10 +2,10 @@
 //!
 //! The only place that knows all rooms. A stop is: not ready → accepted requests finish → models close → exit.
 
-use crate::config::Config;
+use crate::config::{Config, Effective, Origin, Setting};
 use crate::downloads::Downloads;
 use crate::engine::InferenceEngine;
-use crate::http::{Server, Services};
+use crate::http::{Server, Services, ShownSetting};
 use crate::hub::{Hub, HubError};
 use crate::jobs::Jobs;
 use crate::models::{ModelManager, StoreError, StoreLock};
@@ -149,7 +149,8 @@ impl Rooms {
     }
 }
 
-async fn run(config: Config) -> Result<(), AppError> {
+async fn run(mut config: Config) -> Result<(), AppError> {
+    config.http.shown = shown(&config);
     let mut signals = Signals::new()?;
     // Two servers on one store would write over each other's files. The lock ends with the process.
     let _lock = StoreLock::acquire(&config.store.models_dir)?;
@@ -189,6 +190,25 @@ async fn run(config: Config) -> Result<(), AppError> {
         },
     }
     Ok(())
+}
+
+/// The configuration in words, for those who look at the dashboard.
+fn shown(config: &Config) -> Arc<[ShownSetting]> {
+    let entry = |entry: Effective| {
+        let value = match entry.value {
+            Setting::Unset => "(chosen for the machine)".to_owned(),
+            value => value.to_string(),
+        };
+        let origin = match &entry.origin {
+            // Where the file lies is of no use to who looks from elsewhere.
+            Origin::File { path, line } => {
+                format!("{}, line {line}", path.file_name().unwrap_or_default().to_string_lossy())
+            }
+            origin => origin.to_string(),
+        };
+        ShownSetting { key: entry.key, value, origin }
+    };
+    config.effective().into_iter().map(entry).collect()
 }
 
 /// One line on stdout, for people and for programs that started us on port 0.

@@ -32,6 +32,7 @@ pub use crate::models::{
     Deleted, LoadOverrides, LoadedModel, Measured, MemoryTotals, ModelName, ModelState, ModelStatus, NameError,
     Objective, Optimization, OptimizationState, Profiled, Quantization, TuneRequest, Tuned, Version, VersionStatus,
 };
+pub use crate::pipelines::image::picture_size;
 /// One input of a run: its place among the graph's inputs, and its value.
 pub use crate::runtime::Input as RunInput;
 

@@ -4,6 +4,7 @@
 //! Invariant: a direct call is answered exactly as the route table would answer it; who is unsure takes the table. Matching
 //! a route, boxing its future and passing through its extensions cost a tiny model's prediction as much as its run.
 
+use super::dashboard::Dashboard;
 use super::extract::ModelPath;
 use super::middleware::{Around, Visit};
 use super::v1::predict;
@@ -27,6 +28,7 @@ struct Inner {
     state: HttpState,
     around: Arc<Around>,
     router: Router,
+    dashboard: Dashboard,
 }
 
 /// A call that needs no route table, and the model it names.
@@ -40,13 +42,18 @@ impl Door {
     /// `listen` is the address that clients may name in `Host`.
     pub(super) fn new(state: HttpState, listen: IpAddr) -> Door {
         let around = Arc::new(Around::new(&state, listen));
-        let router = router::router(state.clone(), around.clone());
-        Door(Arc::new(Inner { state, around, router }))
+        let (router, dashboard) = router::router(state.clone(), around.clone());
+        Door(Arc::new(Inner { state, around, router, dashboard }))
+    }
+
+    /// Begins what goes on beside requests.
+    pub(super) fn start(&self) {
+        self.0.dashboard.start();
     }
 
     /// Answers a request; a refusal is an answer, too.
     pub(super) async fn call(&self, request: Request) -> Response {
-        let Inner { state, around, router } = &*self.0;
+        let Inner { state, around, router, .. } = &*self.0;
         let direct = if around.has_cors() { None } else { direct(&request) };
         match direct {
             Some(Direct::Predict(name)) => {

@@ -78,8 +78,8 @@ pub(super) struct Around {
 
 /// What a form has around its files, at most.
 const FORM_BYTES: usize = 1 << 20;
-/// The route of uploads.
-const UPLOADS: &str = "/v1/models/{name}/versions";
+/// The routes of uploads: the API's and the page's.
+const UPLOADS: [&str; 2] = ["/v1/models/{name}/versions", "/ui/models/{name}/upload"];
 
 impl Around {
     /// `listen` is the address that clients may name in `Host`.
@@ -100,7 +100,7 @@ impl Around {
     /// Bytes that the body of a request may have on the wire. Handlers that read one into memory have a bound of their own.
     fn body_limit(&self, request: &Request) -> usize {
         let route = request.extensions().get::<MatchedPath>();
-        match route.is_some_and(|route| route.as_str() == UPLOADS) {
+        match route.is_some_and(|route| UPLOADS.contains(&route.as_str())) {
             true => self.max_upload_bytes.max(self.max_body_bytes),
             false => self.max_body_bytes,
         }
@@ -359,7 +359,8 @@ fn panicked(payload: Box<dyn Any + Send>) -> Response {
 fn add_security_headers(response: &mut Response, is_docs: bool) {
     let headers = response.headers_mut();
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    // Without a referrer to their own server, browsers give the forms of our pages no origin either.
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("same-origin"));
     if !is_docs && !headers.contains_key(header::CACHE_CONTROL) {
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
@@ -369,7 +370,8 @@ fn add_security_headers(response: &mut Response, is_docs: bool) {
             "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; object-src 'none'; \
              base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
         } else {
-            "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+            // Pictures that were tried are shown again from the page itself.
+            "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
         };
         headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
     }

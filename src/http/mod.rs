@@ -2,10 +2,11 @@
 //!
 //! `server` accepts and drains, `door` is the way of a request to its handler, `router` is the route table, `middleware` what surrounds every route, `error` the error
 //! table. `v1` is the native API, `v2` the Open Inference Protocol, `dialects` routes of other servers, `codec` the body formats, `openapi` the description of
-//! it all. Knows the engine and what stands beside it, and nothing below.
+//! it all; `dashboard` is pages for people over the native API. Knows the engine and what stands beside it, and nothing below.
 
 mod body;
 pub mod codec;
+mod dashboard;
 mod dialects;
 mod door;
 mod error;
@@ -27,7 +28,7 @@ mod tests;
 
 pub use openapi::{document_json, document_yaml};
 pub use server::Server;
-pub use settings::{HttpLimits, HttpSettings};
+pub use settings::{HttpLimits, HttpSettings, ShownSetting};
 pub use v1::optimize::{inputs_offline, optimization_json};
 pub use v1::predict::{predict_offline, tensors_offline};
 

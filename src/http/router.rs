@@ -1,19 +1,33 @@
 //! The route table. What happens around every route is in `middleware`.
 
+use super::dashboard::Dashboard;
 use super::error::ApiError;
 use super::middleware::Around;
 use super::{HttpState, dialects, health, metrics, middleware, openapi, v1, v2};
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::http::{StatusCode, header};
-use axum::response::{Html, IntoResponse};
+use axum::http::StatusCode;
 use axum::routing::{delete, get, post};
 use std::sync::Arc;
 
-/// All routes with what stands around them.
-pub(super) fn router(state: HttpState, around: Arc<Around>) -> Router {
-    let routes = Router::new()
-        .route("/", get(index))
+/// All routes with what stands around them, and the pages among them.
+pub(super) fn router(state: HttpState, around: Arc<Around>) -> (Router, Dashboard) {
+    let dashboard = Dashboard::new(api().layer(DefaultBodyLimit::disable()), &state);
+    let routes = api()
+        .merge(dashboard.routes())
+        .route("/openapi.json", get(openapi::json))
+        .route("/openapi.yaml", get(openapi::yaml))
+        .merge(openapi::docs())
+        .merge(v2::router())
+        .fallback(not_found)
+        // `body::read` bounds bodies; axum's own limit would refuse what the settings allow.
+        .layer(DefaultBodyLimit::disable());
+    (middleware::wrap(routes, around).with_state(state), dashboard)
+}
+
+/// The native API with what other servers' clients call.
+fn api() -> Router<HttpState> {
+    Router::new()
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))
         .route("/healthz", get(health::healthz))
@@ -48,14 +62,6 @@ pub(super) fn router(state: HttpState, around: Arc<Around>) -> Router {
         .route("/v1/jobs/{id}/result", get(v1::jobs::result))
         .route("/v1/jobs/{id}/events", get(v1::jobs::events))
         .route("/v1/system", get(v1::system::system))
-        .route("/openapi.json", get(openapi::json))
-        .route("/openapi.yaml", get(openapi::yaml))
-        .merge(openapi::docs())
-        .merge(v2::router())
-        .fallback(not_found)
-        // `body::read` bounds bodies; axum's own limit would refuse what the settings allow.
-        .layer(DefaultBodyLimit::disable());
-    middleware::wrap(routes, around).with_state(state)
 }
 
 async fn not_found() -> ApiError {
@@ -65,24 +71,3 @@ async fn not_found() -> ApiError {
         "there is no such path; GET /openapi.json lists all of them",
     )
 }
-
-/// The page for those who open the address in a browser.
-async fn index() -> impl IntoResponse {
-    ([(header::CACHE_CONTROL, "no-store")], Html(INDEX))
-}
-
-const INDEX: &str = r#"<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Ortus</title></head>
-<body>
-<h1>Ortus</h1>
-<p>This server answers predictions of ONNX models.</p>
-<ul>
-<li><a href="/docs/">API, to read and to try</a></li>
-<li><a href="/v1/models">Models</a></li>
-<li><a href="/healthz">Health</a></li>
-<li><a href="/v1/system">System</a></li>
-</ul>
-</body>
-</html>
-"#;

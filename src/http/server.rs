@@ -90,6 +90,7 @@ impl Server {
     pub async fn serve(self) {
         self.state.downloads.start();
         self.state.optimizer.start();
+        self.door.start();
         self.state.jobs.start(Arc::new(JobRunner(self.state.clone())));
         let stopping = self.tasks.stopping().clone();
         let permits = Arc::new(Semaphore::new(self.settings.max_connections.clamp(1, Semaphore::MAX_PERMITS)));

@@ -1,6 +1,7 @@
 //! Settings of the REST door: `[server]` and the bounds of `[limits]` that guard it.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// `[server]`.
@@ -18,6 +19,18 @@ pub struct HttpSettings {
     /// Names accepted in the `Host` header besides loopback names and the listen address; `*` = any.
     pub allowed_hosts: Vec<String>,
     pub limits: HttpLimits,
+    /// The whole configuration in words, for those who look at the System page.
+    pub shown: Arc<[ShownSetting]>,
+}
+
+/// One line of the effective configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShownSetting {
+    /// `section.key`.
+    pub key: String,
+    pub value: String,
+    /// Where the value comes from, in words.
+    pub origin: String,
 }
 
 /// The keys of `[limits]` that belong to this door.
@@ -59,6 +72,7 @@ impl Default for HttpSettings {
                 max_items: 256,
                 drain_delay: Duration::from_millis(200),
             },
+            shown: Arc::from([]),
         }
     }
 }

@@ -233,7 +233,7 @@ async fn pages_and_documents_are_there_and_safe() {
         assert_ne!(answer.status, 404, "{path}");
         assert!(answer.header("content-type").starts_with(media_type), "{path} {}", answer.header("content-type"));
         assert_eq!(answer.header("x-content-type-options"), "nosniff");
-        assert_eq!(answer.header("referrer-policy"), "no-referrer");
+        assert_eq!(answer.header("referrer-policy"), "same-origin");
         assert_eq!(answer.header("x-request-id").len(), 36);
         let is_page = media_type == "text/html";
         assert_eq!(answer.header("content-security-policy").is_empty(), !is_page, "{path}");

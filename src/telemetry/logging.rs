@@ -3,16 +3,20 @@
 //! Invariants: one record is one line; nothing in a value reaches a terminal as a control character; the records of
 //! ONNX Runtime (target `ort`) are kept at `warn` unless the settings name that target.
 
+use super::events::Remember;
 use super::printable::{Printable, is_unsafe};
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal};
+use std::sync::{Mutex, PoisonError};
 use tracing::Subscriber;
 use tracing::field::Field;
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::field::MakeExt;
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::{Writer, debug_fn};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry, reload};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -74,29 +78,66 @@ fn level(word: &str) -> Option<LevelFilter> {
 /// # Errors
 /// Where the level is not one, or logging was started before.
 pub fn start_logging(settings: &LogSettings) -> Result<(), LogError> {
-    let subscriber = subscriber(settings, io::stderr, io::stderr().is_terminal())?;
-    tracing::subscriber::set_global_default(subscriber).map_err(|_| LogError::Started)
+    let (subscriber, level) = subscriber(settings, io::stderr, io::stderr().is_terminal())?;
+    tracing::subscriber::set_global_default(subscriber).map_err(|_| LogError::Started)?;
+    *LEVEL.lock().unwrap_or_else(PoisonError::into_inner) = Some(level);
+    Ok(())
 }
 
 type AnySubscriber = Box<dyn Subscriber + Send + Sync>;
+type AnyLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
-fn subscriber<W>(settings: &LogSettings, writer: W, colours: bool) -> Result<AnySubscriber, LogError>
+fn subscriber<W>(settings: &LogSettings, writer: W, colours: bool) -> Result<(AnySubscriber, Level), LogError>
 where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
-    let filter = filter(&settings.level)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter);
-    Ok(match settings.format {
-        LogFormat::Text => Box::new(
-            builder.with_ansi(colours).fmt_fields(debug_fn(write_field).delimited(" ")).with_writer(writer).finish(),
-        ),
+    let (filter, handle) = reload::Layer::new(filter(&settings.level)?);
+    let layer = tracing_subscriber::fmt::layer();
+    let lines: AnyLayer = match settings.format {
+        LogFormat::Text => layer
+            .with_ansi(colours)
+            .fmt_fields(debug_fn(write_field).delimited(" "))
+            .with_writer(writer)
+            .with_filter(filter)
+            .boxed(),
         LogFormat::Json => {
             let writer = EscapingJson(writer);
-            Box::new(
-                builder.with_ansi(false).json().flatten_event(true).with_span_list(false).with_writer(writer).finish(),
-            )
+            let json = layer.with_ansi(false).json().flatten_event(true).with_span_list(false);
+            json.with_writer(writer).with_filter(filter).boxed()
         }
-    })
+    };
+    // Of its own level: what is remembered does not depend on how much is written.
+    let remembered = Remember.with_filter(filter_fn(Remember::takes));
+    let level = Level { text: settings.level.clone(), handle };
+    Ok((Box::new(tracing_subscriber::registry().with(lines).with(remembered)), level))
+}
+
+/// The level in force, and how to change it.
+struct Level {
+    text: String,
+    handle: reload::Handle<EnvFilter, Registry>,
+}
+
+/// Of the process's log.
+static LEVEL: Mutex<Option<Level>> = Mutex::new(None);
+
+/// `[telemetry] log_level` as it is in force; `None` where nothing is logged.
+pub fn log_level() -> Option<String> {
+    LEVEL.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|level| level.text.clone())
+}
+
+/// Changes what is logged from here on.
+///
+/// # Errors
+/// Where `text` is no level; see [`LogSettings::is_level`].
+pub fn set_log_level(text: &str) -> Result<(), LogError> {
+    let filter = filter(text)?;
+    if let Some(level) = LEVEL.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
+        // Fails only where the subscriber is gone, which lives as long as the process.
+        let _ = level.handle.reload(filter);
+        text.clone_into(&mut level.text);
+    }
+    Ok(())
 }
 
 fn filter(text: &str) -> Result<EnvFilter, LogError> {
@@ -187,7 +228,7 @@ mod tests {
         let captured = Captured::default();
         let copy = captured.clone();
         let settings = LogSettings { format, level: level.to_owned() };
-        let subscriber = subscriber(&settings, move || copy.clone(), false).unwrap();
+        let (subscriber, _) = subscriber(&settings, move || copy.clone(), false).unwrap();
         tracing::subscriber::with_default(subscriber, work);
         let bytes = captured.0.lock().unwrap().clone();
         String::from_utf8(bytes).unwrap()

@@ -1,5 +1,6 @@
 //! Logs, statistics and metrics: what the server says of itself. Ground floor: every room may use it.
 
+mod events;
 mod exposition;
 pub mod gpu;
 mod logging;
@@ -9,8 +10,9 @@ pub mod process;
 pub mod stats;
 mod timestamp;
 
+pub use events::{Event, EventLevel, recent_events};
 pub use exposition::{Exposition, ExpositionFormat, Family, Labels, Samples};
-pub use logging::{LogError, LogFormat, LogSettings, start_logging};
+pub use logging::{LogError, LogFormat, LogSettings, log_level, set_log_level, start_logging};
 pub use printable::printable;
 pub use process::resident_bytes;
 pub use stats::{ModelStats, RequestGuard, Stats, StatsSettings};

@@ -52,6 +52,12 @@ pub(crate) fn decode(bytes: &[u8], grey: bool, max_pixels: u64) -> Result<Pictur
     to_picture(pixels, grey)
 }
 
+/// Width and height of a picture as it is looked at; `None` where it cannot be decoded.
+pub fn picture_size(bytes: &[u8], max_pixels: u64) -> Option<(u32, u32)> {
+    let picture = decode(bytes, true, max_pixels).ok()?;
+    Some((picture.width, picture.height))
+}
+
 pub(super) fn check_size(width: u32, height: u32, max_pixels: u64) -> Result<(), Refusal> {
     if width == 0 || height == 0 {
         return Err(Refusal::Bad(format!("the picture is {width}×{height} pixels; expected at least 1×1")));

@@ -29,6 +29,7 @@ mod golden;
 
 pub use classification::ImageClassification;
 pub(crate) use classification::{TASK as IMAGE_CLASSIFICATION, make as make_image_classification};
+pub use decode::picture_size;
 pub use depth::DepthEstimation;
 pub(crate) use depth::{TASK as DEPTH_ESTIMATION, make as make_depth_estimation};
 pub use detection::ObjectDetection;

@@ -1,0 +1,195 @@
+//! What stands around every page, and how a page becomes an answer.
+
+use super::Pages;
+use super::api::Refusal;
+use askama::Template;
+use axum::extract::FromRequestParts;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::response::{Html, IntoResponse, Response};
+
+/// What every template calls `frame`.
+#[derive(Debug, Clone)]
+pub(super) struct Frame {
+    pub(super) title: String,
+    /// The page's place in the navigation.
+    pub(super) path: &'static str,
+    /// Its own address, without a word about what was done.
+    pub(super) here: String,
+    pub(super) theme: &'static str,
+    /// Where its changing parts come from.
+    pub(super) live: Option<String>,
+    pub(super) notice: Option<Notice>,
+    pub(super) version: &'static str,
+    pub(super) runtime: String,
+    pub(super) build: &'static str,
+}
+
+/// A word about what was done, or why not.
+#[derive(Debug, Clone)]
+pub(super) struct Notice {
+    pub(super) text: String,
+    pub(super) bad: bool,
+}
+
+impl Notice {
+    pub(super) fn bad(text: impl Into<String>) -> Notice {
+        Notice { text: text.into(), bad: true }
+    }
+}
+
+impl Frame {
+    pub(super) const PAGES: [(&'static str, &'static str); 6] = [
+        ("/", "Overview"),
+        ("/ui/models", "Models"),
+        ("/ui/add", "Add"),
+        ("/ui/jobs", "Jobs"),
+        ("/ui/events", "Events"),
+        ("/ui/system", "System"),
+    ];
+    pub(super) const THEMES: [&'static str; 3] = ["auto", "light", "dark"];
+
+    pub(super) fn is_at(&self, path: &str) -> bool {
+        self.path == path
+    }
+
+    pub(super) fn has_theme(&self, theme: &str) -> bool {
+        self.theme == theme
+    }
+
+    /// The parts of the page at `here` come live.
+    pub(super) fn live(mut self) -> Frame {
+        self.live = Some(format!("/ui/live?of={}", self.here));
+        self
+    }
+
+    pub(super) fn with(mut self, notice: Option<Notice>) -> Frame {
+        self.notice = notice.or(self.notice);
+        self
+    }
+}
+
+/// What was done, by a word of the address: the text is never the address's own.
+fn done(query: Option<&str>) -> Option<Notice> {
+    let word = query?.split('&').find_map(|pair| pair.strip_prefix("done="))?;
+    let text = match word {
+        "load" => "The model is loaded.",
+        "unload" => "The model is unloaded and its memory is free.",
+        "delete" => "It is deleted.",
+        "warmup" => "The warm-up is done.",
+        "reset" => "The statistics count anew.",
+        "cleanup" => "What was free is given back.",
+        "rollback" => "The version before serves again.",
+        "choose" => "The version serves.",
+        "cancel" => "It is cancelled.",
+        "order" => "The order is taken; its progress is here.",
+        "upload" => "The version is in the store.",
+        "log-level" => "The log has this level now.",
+        "optimize" => "The job is taken; its report will be here.",
+        _ => return None,
+    };
+    Some(Notice { text: text.to_owned(), bad: false })
+}
+
+/// Who asks, and for which page.
+pub(super) struct Visitor {
+    pub(super) dashboard: Pages,
+    theme: &'static str,
+    notice: Option<Notice>,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Visitor {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Visitor, Response> {
+        match parts.extensions.get::<Pages>() {
+            Some(dashboard) => Ok(Visitor::new(dashboard.clone(), &parts.headers, &parts.uri)),
+            None => Err(StatusCode::NOT_FOUND.into_response()),
+        }
+    }
+}
+
+impl Visitor {
+    pub(super) fn new(dashboard: Pages, headers: &HeaderMap, uri: &Uri) -> Visitor {
+        Visitor { dashboard, theme: theme_of(headers), notice: done(uri.query()) }
+    }
+
+    /// `here` is the page's address; see [`Frame::path`] for `path`.
+    pub(super) fn frame(&self, title: impl Into<String>, path: &'static str, here: impl Into<String>) -> Frame {
+        Frame {
+            title: title.into(),
+            path,
+            here: here.into(),
+            theme: self.theme,
+            live: None,
+            notice: self.notice.clone(),
+            version: env!("CARGO_PKG_VERSION"),
+            runtime: self.dashboard.state.engine.runtime_version(),
+            build: super::assets::BUILD,
+        }
+    }
+
+    /// A page that says why there is none.
+    pub(super) fn refused(&self, refusal: &Refusal) -> Response {
+        let title = if refusal.status == StatusCode::NOT_FOUND { "Not found" } else { "This did not work" };
+        let frame = self.frame(title, "", "/").with(Some(Notice::bad(refusal.detail.clone())));
+        (refusal.status, page(&Refused { frame })).into_response()
+    }
+}
+
+#[derive(Template)]
+#[template(path = "refused.html")]
+struct Refused {
+    frame: Frame,
+}
+
+fn theme_of(headers: &HeaderMap) -> &'static str {
+    let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+    let named = cookies.flat_map(|cookies| cookies.split(';')).find_map(|cookie| cookie.trim().strip_prefix("theme="));
+    Frame::THEMES.into_iter().find(|theme| Some(*theme) == named).unwrap_or("auto")
+}
+
+/// The template as an answer.
+pub(super) fn page(template: &impl Template) -> Response {
+    match template.render() {
+        Ok(html) => Html(html).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "a page could not be written");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}
+
+/// The request's own path and query as a form may name it to come back to: a path of ours, else the first page.
+pub(super) fn back_to(path: &str) -> String {
+    let good = path == "/" || path.starts_with("/ui/");
+    let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '\\' | '<' | '>' | '"');
+    if good && path.len() <= 512 && path.chars().all(plain) { path.to_owned() } else { "/".to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_paths_of_ours_are_come_back_to() {
+        for good in ["/", "/ui/models", "/ui/events?model=a&level=info"] {
+            assert_eq!(back_to(good), good);
+        }
+        for bad in ["//evil.example", "https://evil.example", "/v1/models", "/ui/\\evil", "/ui/a\r\nb", "/ui/a b", ""] {
+            assert_eq!(back_to(bad), "/", "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn what_was_done_is_a_word_of_a_list() {
+        assert!(done(Some("done=load")).is_some_and(|notice| !notice.bad));
+        assert!(done(Some("done=<script>")).is_none() && done(None).is_none());
+    }
+
+    #[test]
+    fn a_theme_is_one_of_three() {
+        let with = |cookie: &'static str| theme_of(&HeaderMap::from_iter([(header::COOKIE, cookie.parse().unwrap())]));
+        assert_eq!([with("a=b; theme=dark"), with("theme=\"x"), with("")], ["dark", "auto", "auto"]);
+    }
+}

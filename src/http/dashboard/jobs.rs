@@ -1,0 +1,113 @@
+//! Jobs, and models on their way into the store.
+
+use super::api::Refusal;
+use super::frame::{Frame, Visitor, page};
+use super::live::Parts;
+use super::values::{Look, integer, list, number, state, text, text_or_dash};
+use super::{chart, format};
+use askama::Template;
+use axum::response::{IntoResponse, Response};
+use serde_json::Value;
+use std::time::Duration;
+
+#[derive(Template)]
+#[template(path = "jobs.html", blocks = ["downloads", "jobs"])]
+pub(super) struct Jobs {
+    frame: Frame,
+    downloads: Vec<DownloadRow>,
+    jobs: Vec<JobRow>,
+}
+
+struct DownloadRow {
+    id: String,
+    name: String,
+    state: Look,
+    error: Option<String>,
+    progress: String,
+    source: String,
+    is_running: bool,
+}
+
+struct JobRow {
+    id: String,
+    short: String,
+    model: String,
+    state: Look,
+    error: Option<String>,
+    items: String,
+    at: String,
+    is_running: bool,
+}
+
+pub(super) async fn show(visitor: Visitor) -> Response {
+    match build(&visitor).await {
+        Ok(jobs) => page(&jobs),
+        Err(refusal) => visitor.refused(&refusal).into_response(),
+    }
+}
+
+pub(super) async fn build(visitor: &Visitor) -> Result<Jobs, Refusal> {
+    let api = &visitor.dashboard.api;
+    let downloads = api.get("/v1/downloads").await?;
+    let jobs = api.get("/v1/jobs").await?;
+    Ok(Jobs {
+        frame: visitor.frame("Jobs and downloads", "/ui/jobs", "/ui/jobs").live(),
+        downloads: list(&downloads, "/downloads").iter().map(DownloadRow::of).collect(),
+        jobs: list(&jobs, "/jobs").iter().map(JobRow::of).collect(),
+    })
+}
+
+impl Jobs {
+    pub(super) fn parts(&self) -> Parts {
+        let blocks = [("downloads", self.as_downloads().render()), ("jobs", self.as_jobs().render())];
+        blocks.into_iter().filter_map(|(name, html)| Some((name, html.ok()?))).collect()
+    }
+}
+
+impl DownloadRow {
+    fn of(download: &Value) -> DownloadRow {
+        let word = text_or_dash(download, "/state");
+        let (done, total) = (integer(download, "/bytes_done"), number(download, "/bytes_total"));
+        let is_running = !matches!(word.as_str(), "done" | "failed" | "cancelled");
+        let mut progress = match total.filter(|total| *total > 0.0) {
+            Some(total) => {
+                let label = format!("{} of {}", format::bytes(done), format::bytes(total as u64));
+                format!("{}<span class=\"small\">{label}</span>", chart::progress(done as f64 / total, &label))
+            }
+            None => format!("<span class=\"small\">{}</span>", format::bytes(done)),
+        };
+        if is_running && integer(download, "/rate_bps") > 0 {
+            progress.push_str(&format!("<span class=\"small\">, {}/s", format::bytes(integer(download, "/rate_bps"))));
+            if let Some(left) = number(download, "/eta_s") {
+                progress.push_str(&format!(", {} left", format::age(Duration::from_secs_f64(left.max(0.0)))));
+            }
+            progress.push_str("</span>");
+        }
+        let revision = text(download, "/revision").map(|revision| format!(" @ {revision}")).unwrap_or_default();
+        DownloadRow {
+            id: text_or_dash(download, "/id"),
+            name: text_or_dash(download, "/name"),
+            state: state(&word),
+            error: text(download, "/error/detail"),
+            progress,
+            source: format!("{} {}{revision}", text_or_dash(download, "/source"), text_or_dash(download, "/model_id")),
+            is_running,
+        }
+    }
+}
+
+impl JobRow {
+    fn of(job: &Value) -> JobRow {
+        let (id, word) = (text_or_dash(job, "/id"), text_or_dash(job, "/status"));
+        JobRow {
+            short: id.get(..8).unwrap_or(&id).to_owned(),
+            model: text_or_dash(job, "/model"),
+            state: state(&word),
+            error: text(job, "/error/detail"),
+            items: format!("{} of {}", integer(job, "/progress/done"), integer(job, "/progress/total")),
+            at: text_or_dash(job, "/created_at"),
+            is_running: matches!(word.as_str(), "queued" | "running"),
+            id,
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! The dashboard: pages for people over the native API.
+//!
+//! A page is a file here with its template in `templates/`; `frame` is what stands around each. `api` is where all facts and
+//! actions come from, `history` the last minutes, `live` sends the changing parts of a page once a second, `actions` takes the
+//! forms, `chart` and `format` write numbers (pure), `assets` has the files. Every action is a form and every view has an
+//! address: scripts only make them smoother.
+
+mod actions;
+mod add;
+mod api;
+mod assets;
+mod chart;
+mod delete;
+mod events;
+mod format;
+mod frame;
+mod history;
+mod jobs;
+mod live;
+mod model;
+mod models;
+mod overview;
+mod snippets;
+mod system;
+mod try_it;
+mod values;
+
+use crate::http::HttpState;
+use api::Api;
+use axum::Router;
+use axum::routing::{get, post};
+use history::{History, Sample};
+use live::Rendered;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior};
+
+/// How often a sample is taken.
+const TICK: Duration = Duration::from_secs(1);
+
+/// The dashboard, as the door has it.
+pub(in crate::http) struct Dashboard(Pages);
+
+/// What all pages have. Clones are the same.
+#[derive(Clone)]
+struct Pages(Arc<Inner>);
+
+struct Inner {
+    state: HttpState,
+    api: Api,
+    history: Mutex<History>,
+    /// Counts samples.
+    ticks: watch::Sender<u64>,
+    started: Instant,
+    rendered: Mutex<Rendered>,
+}
+
+impl std::ops::Deref for Pages {
+    type Target = Inner;
+
+    fn deref(&self) -> &Inner {
+        &self.0
+    }
+}
+
+impl Inner {
+    /// Looks at the history.
+    fn history<T>(&self, look: impl FnOnce(&History) -> T) -> T {
+        look(&self.history.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Dashboard {
+    /// Pages over `routes`, the native API's.
+    pub(in crate::http) fn new(routes: Router<HttpState>, state: &HttpState) -> Dashboard {
+        Dashboard(Pages(Arc::new(Inner {
+            state: state.clone(),
+            api: Api::new(routes, state),
+            history: Mutex::default(),
+            ticks: watch::Sender::new(0),
+            started: Instant::now(),
+            rendered: Mutex::default(),
+        })))
+    }
+
+    /// Takes a sample a second from here on, until the process stops.
+    pub(in crate::http) fn start(&self) {
+        let (pages, stopping) = (self.0.clone(), self.0.state.tasks.stopping().clone());
+        self.0.state.tasks.spawn("history", async move {
+            let mut ticks = tokio::time::interval(TICK);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+            loop {
+                tokio::select! {
+                    biased;
+                    () = stopping.cancelled() => return,
+                    _ = ticks.tick() => {}
+                }
+                let (engine, at) = (pages.state.engine.clone(), pages.started.elapsed());
+                // With many models this takes longer than an async thread should be held.
+                let Ok(sample) = pages.state.tasks.spawn_blocking(move || Sample::take(&engine, at)).await else {
+                    return;
+                };
+                pages.history.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
+                pages.ticks.send_modify(|tick| *tick += 1);
+            }
+        });
+    }
+
+    /// The pages' routes.
+    pub(in crate::http) fn routes(&self) -> Router<HttpState> {
+        Router::new()
+            .route("/", get(overview::show))
+            .route("/ui/models", get(models::show))
+            .route("/ui/models/{name}", get(model::show))
+            .route("/ui/models/{name}/try", get(try_it::show).post(try_it::run))
+            .route("/ui/models/{name}/delete", get(delete::show).post(actions::delete))
+            .route("/ui/models/{name}/choose", post(actions::choose))
+            .route("/ui/models/{name}/upload", post(actions::upload))
+            .route("/ui/models/{name}/{action}", post(actions::act))
+            .route("/ui/add", get(add::show).post(add::order))
+            .route("/ui/jobs", get(jobs::show))
+            .route("/ui/jobs/{id}/cancel", post(actions::cancel_job))
+            .route("/ui/downloads/{id}/cancel", post(actions::cancel_download))
+            .route("/ui/events", get(events::show))
+            .route("/ui/system", get(system::show))
+            .route("/ui/cleanup", post(actions::clean_up))
+            .route("/ui/log-level", post(actions::log_level))
+            .route("/ui/theme", post(actions::theme))
+            .route("/ui/live", get(live::stream))
+            .route("/ui/assets/{name}", get(assets::serve))
+            .layer(axum::Extension(self.0.clone()))
+    }
+}

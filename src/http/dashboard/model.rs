@@ -1,0 +1,293 @@
+//! The page of one model.
+
+use super::api::Refusal;
+use super::frame::{Frame, Visitor, page};
+use super::live::Parts;
+use super::models::layout;
+use super::overview::{Full, answered, stage_seconds};
+use super::snippets::{Snippet, snippets};
+use super::system::{pretty, title};
+use super::values::{Look, integer, leaves, list, number, plain, state, text, text_or_dash};
+use super::{chart, format};
+use crate::engine::ModelName;
+use crate::http::extract::ModelPath;
+use askama::Template;
+use axum::response::{IntoResponse, Response};
+use serde_json::Value;
+use std::time::Duration;
+
+const RECENT: Duration = Duration::from_secs(10);
+/// What of the API's answer is shown in its own place; the rest is shown as it is.
+const SHOWN: [&str; 22] = [
+    "name",
+    "versions",
+    "default_version",
+    "chosen_version",
+    "state",
+    "loaded",
+    "task",
+    "device",
+    "precision",
+    "providers",
+    "config",
+    "batching",
+    "metadata",
+    "memory_usage",
+    "total_parameters",
+    "trainable_parameters",
+    "source",
+    "last_error",
+    "id",
+    "object",
+    "created",
+    "owned_by",
+];
+
+#[derive(Template)]
+#[template(path = "model.html", blocks = ["state", "times"])]
+pub(super) struct Model {
+    frame: Frame,
+    name: String,
+    state: Look,
+    reason: Option<String>,
+    version: String,
+    task: String,
+    device: String,
+    layout: String,
+    memory: String,
+    rate: String,
+    queued: String,
+    in_flight: String,
+    chart: String,
+    most: String,
+    is_loaded: bool,
+    actions: Vec<(&'static str, &'static str)>,
+    stages: Vec<StageRow>,
+    split: String,
+    batches: Vec<Full>,
+    errors: Vec<(String, String)>,
+    caches: String,
+    window: String,
+    tensors: Vec<(&'static str, String, String, String)>,
+    facts: Vec<(&'static str, String)>,
+    versions: Vec<VersionRow>,
+    files: Vec<(String, String, String)>,
+    settings: Vec<(String, String)>,
+    reports: Vec<(String, String)>,
+    snippets: Vec<Snippet>,
+}
+
+struct StageRow {
+    stage: &'static str,
+    cells: [String; 7],
+}
+
+struct VersionRow {
+    version: String,
+    state: Look,
+    reason: Option<String>,
+    is_default: bool,
+}
+
+pub(super) async fn show(visitor: Visitor, path: ModelPath) -> Response {
+    match build(&visitor, &path.name).await {
+        Ok(model) => page(&model),
+        Err(refusal) => visitor.refused(&refusal).into_response(),
+    }
+}
+
+pub(super) async fn build(visitor: &Visitor, name: &ModelName) -> Result<Model, Refusal> {
+    let dashboard = &visitor.dashboard;
+    let model = dashboard.api.get(&format!("/v1/models/{name}")).await?;
+    // One without a version has none.
+    let stats = dashboard.api.get(&format!("/v1/models/{name}/stats")).await.unwrap_or(Value::Null);
+    let name = name.to_string();
+    let (rate, counts, (chart, most)) = dashboard.history(|history| {
+        let rate = history.rate(RECENT, |sample| sample.of(Some(&name)).ended());
+        let counts = history.last().map(|sample| sample.of(Some(&name))).unwrap_or_default();
+        (rate, counts, answered(history, Some(&name)))
+    });
+    let is_loaded = model.get("loaded").and_then(Value::as_bool) == Some(true);
+    let here = format!("/ui/models/{name}");
+    Ok(Model {
+        frame: visitor.frame(name.clone(), "/ui/models", here).live(),
+        state: state(&text_or_dash(&model, "/state")),
+        reason: text(&model, "/last_error"),
+        version: text_or_dash(&model, "/default_version"),
+        task: text_or_dash(&model, "/task"),
+        device: text_or_dash(&model, "/device"),
+        layout: layout(&model).unwrap_or_default(),
+        memory: if is_loaded { format::bytes(counts.memory_bytes) } else { "–".to_owned() },
+        rate: format::rate(rate),
+        queued: format::count(counts.queued),
+        in_flight: format::count(counts.in_flight),
+        chart,
+        most,
+        is_loaded,
+        actions: actions(is_loaded, list(&model, "/versions").len()),
+        stages: stages(&stats),
+        split: chart::parts(&stage_seconds(&stats), "Share of each stage"),
+        batches: batches(&stats),
+        errors: counted(&stats, "/error_counts"),
+        caches: caches(&stats),
+        window: format::age(Duration::from_secs_f64(number(&stats, "/window_s").unwrap_or(0.0).max(0.0))),
+        tensors: tensors(&model),
+        facts: facts(&model),
+        versions: list(&model, "/versions").iter().map(|version| VersionRow::of(version, &model)).collect(),
+        files: files(&model),
+        settings: settings(&model),
+        reports: reports(&model),
+        snippets: snippets(&dashboard.state, &name, text(&model, "/task").as_deref(), &model),
+        name,
+    })
+}
+
+impl Model {
+    pub(super) fn parts(&self) -> Parts {
+        let blocks = [("state", self.as_state().render()), ("times", self.as_times().render())];
+        blocks.into_iter().filter_map(|(name, html)| Some((name, html.ok()?))).collect()
+    }
+}
+
+/// The forms that suit the state.
+fn actions(is_loaded: bool, versions: usize) -> Vec<(&'static str, &'static str)> {
+    let mut actions = vec![("load", if is_loaded { "Load again" } else { "Load" })];
+    if is_loaded {
+        actions.extend([("unload", "Unload"), ("warmup", "Warm up"), ("cleanup", "Free caches")]);
+    }
+    if versions > 1 {
+        actions.push(("rollback", "Roll back"));
+    }
+    actions
+}
+
+fn stages(stats: &Value) -> Vec<StageRow> {
+    let stages = [
+        ("Whole request", "predict_time"),
+        ("Queue", "queue_time"),
+        ("Prepare", "preprocess_time"),
+        ("Run", "forward_time"),
+        ("Finish", "postprocess_time"),
+    ];
+    let row = |(stage, key): (&'static str, &str)| {
+        let time = |of: &str| format::seconds(number(stats, &format!("/{key}/{of}")));
+        let count = format::count(integer(stats, &format!("/{key}/count")));
+        StageRow {
+            stage,
+            cells: [count, time("mean"), time("min"), time("p50"), time("p95"), time("p99"), time("max")],
+        }
+    };
+    stages.into_iter().map(row).collect()
+}
+
+/// Runs by their rows.
+fn batches(stats: &Value) -> Vec<Full> {
+    let histogram = stats.pointer("/batch_size/histogram").and_then(Value::as_object);
+    let mut sizes: Vec<(u64, u64)> = histogram
+        .into_iter()
+        .flatten()
+        .filter_map(|(rows, count)| Some((rows.parse().ok()?, count.as_u64()?)))
+        .collect();
+    sizes.sort_unstable();
+    let all: u64 = sizes.iter().map(|(_, count)| count).sum();
+    let row = |(rows, count): (u64, u64)| {
+        let value = format::count(count);
+        let share = count as f64 / all.max(1) as f64;
+        Full { what: rows.to_string(), gauge: chart::progress(share, &format!("{rows} rows: {value} runs")), value }
+    };
+    sizes.into_iter().map(row).collect()
+}
+
+fn counted(stats: &Value, pointer: &str) -> Vec<(String, String)> {
+    let counts = stats.pointer(pointer).and_then(Value::as_object);
+    counts.into_iter().flatten().filter_map(|(code, count)| Some((code.clone(), plain(count)?))).collect()
+}
+
+fn caches(stats: &Value) -> String {
+    let one = |key: &str| {
+        let of = |what: &str| integer(stats, &format!("/cache/{key}/{what}"));
+        let (hits, misses) = (of("hits"), of("misses"));
+        (hits + misses > 0).then(|| {
+            let (hits, misses) = (format::count(hits), format::count(misses));
+            format!("{key}: {hits} hits, {misses} misses, {} in {} entries", format::bytes(of("bytes")), of("entries"))
+        })
+    };
+    let both: Vec<String> = ["response", "preprocess"].into_iter().filter_map(one).collect();
+    if both.is_empty() { "Not asked.".to_owned() } else { both.join("; ") }
+}
+
+fn tensors(model: &Value) -> Vec<(&'static str, String, String, String)> {
+    let side = |side: &'static str, pointer: &str| {
+        list(model, pointer)
+            .iter()
+            .map(|tensor| {
+                let shape = text(tensor, "/shape").map_or_else(|| "any".to_owned(), |shape| format!("[{shape}]"));
+                (side, text_or_dash(tensor, "/name"), text_or_dash(tensor, "/dtype"), shape.replace("-1", "any"))
+            })
+            .collect::<Vec<_>>()
+    };
+    [side("in", "/metadata/inputs"), side("out", "/metadata/outputs")].concat()
+}
+
+fn facts(model: &Value) -> Vec<(&'static str, String)> {
+    let source = match (text(model, "/source/type"), text(model, "/source/model_id")) {
+        (Some(kind), Some(id)) => Some(format!("{kind}: {id}")),
+        (kind, _) => kind,
+    };
+    let size = number(model, "/memory_usage/model_size_mb").map(|size| format::bytes((size * 1_048_576.0) as u64));
+    let parameters = model.get("total_parameters").and_then(Value::as_u64).map(format::count);
+    let all = [
+        ("Description", text(model, "/metadata/description")),
+        ("Author", text(model, "/metadata/author")),
+        ("Licence", text(model, "/metadata/license")),
+        ("Tags", text(model, "/metadata/tags")),
+        ("Source", source),
+        ("Revision", text(model, "/source/revision")),
+        ("Parameters", parameters),
+        ("Size", size),
+        ("Precision", text(model, "/precision")),
+        ("Providers", text(model, "/providers")),
+        ("Format", text(model, "/metadata/model_type")),
+        ("Opset", text(model, "/metadata/opset")),
+        ("Made by", text(model, "/metadata/producer")),
+        ("Requests share runs", text(model, "/batching/joining")),
+        ("because", text(model, "/batching/evidence")),
+    ];
+    all.into_iter().filter_map(|(what, value)| Some((what, value.filter(|value| !value.is_empty())?))).collect()
+}
+
+impl VersionRow {
+    fn of(version: &Value, model: &Value) -> VersionRow {
+        let number = text_or_dash(version, "/version");
+        VersionRow {
+            is_default: text(model, "/default_version").as_ref() == Some(&number),
+            state: state(&text_or_dash(version, "/state")),
+            reason: text(version, "/reason"),
+            version: number,
+        }
+    }
+}
+
+fn files(model: &Value) -> Vec<(String, String, String)> {
+    let row = |file: &Value| {
+        (text_or_dash(file, "/path"), format::bytes(integer(file, "/bytes")), text_or_dash(file, "/sha256"))
+    };
+    list(model, "/source/files").iter().map(row).collect()
+}
+
+fn settings(model: &Value) -> Vec<(String, String)> {
+    let mut settings = Vec::new();
+    model
+        .get("config")
+        .filter(|config| !config.is_null())
+        .into_iter()
+        .for_each(|config| leaves(config, "", &mut settings));
+    settings
+}
+
+/// What the API says of the model besides: what was tuned, optimised, and where it runs.
+fn reports(model: &Value) -> Vec<(String, String)> {
+    let fields = model.as_object().into_iter().flatten();
+    let others = fields.filter(|(key, value)| !SHOWN.contains(&key.as_str()) && !value.is_null());
+    others.map(|(key, value)| (title(key), pretty(value))).collect()
+}
