@@ -132,11 +132,20 @@ impl Work {
         };
         // The statistics that normalisations give besides are of 32 bits whatever comes in.
         let one = !node.op_type().ends_with("LayerNormalization") || node.output.iter().skip(1).all(String::is_empty);
-        // Only resizing of later opsets takes its factors in 32 bits beside a tensor of 16.
+        if standard && node.op_type() == "BatchNormalization" && !self.fits(node) {
+            return Place::Full("its statistics do not fit 16 bits");
+        }
         match takes && one {
             true => Place::Half,
             false => Place::Full("its operator is kept in 32 bits"),
         }
+    }
+
+    /// Whether the constants of a node are numbers of 16 bits too. A clamped limit or mask does what it did, but what is divided by
+    /// must not be.
+    fn fits(&self, node: &NodeProto) -> bool {
+        let constants = node.input.iter().filter_map(|name| self.editor.constants.get(name)).filter_map(floats);
+        constants.flatten().all(|value| !value.is_finite() || f16::from_f32(value).is_finite())
     }
 
     /// Finds what is taken in 32 bits too.

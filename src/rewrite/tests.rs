@@ -248,6 +248,23 @@ fn numbers_beyond_sixteen_bits_are_clamped_and_counted() {
 }
 
 #[test]
+fn a_norm_whose_variance_is_too_large_keeps_its_bits() {
+    for (variance, left) in [(2.0, 0), (2.5e8, 1)] {
+        let one = |name: &str, value: f32| tensor(name, DataType::Float, &[3], bytes_of(&[value; 3]));
+        let initializer = vec![one("scale", 900.0), one("shift", 0.5), one("mean", 10.0), one("variance", variance)];
+        let nodes = vec![
+            node("Relu", &["x"], "r", Vec::new()),
+            node("BatchNormalization", &["r", "scale", "shift", "mean", "variance"], "y", Vec::new()),
+        ];
+        let (input, output) = (vec![value("x", DataType::Float, &[1, 3])], vec![value("y", DataType::Float, &[1, 3])]);
+        let original = model(17, GraphProto { node: nodes, initializer, input, output, ..GraphProto::default() });
+        let (_, done, drift) = rewritten(&original, |_| Rewriting::Fp16(Fp16Options::default()));
+        close(&drift, 0.9999);
+        assert_eq!((done.left.len(), done.clamped), (left, 0), "{done:?}");
+    }
+}
+
+#[test]
 fn inputs_and_outputs_become_sixteen_bits_where_asked_for() {
     let mut model = pictures(17);
     rewrite(&mut model, &Rewriting::Fp16(Fp16Options { keep_io_types: false })).unwrap();
