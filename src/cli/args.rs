@@ -272,6 +272,9 @@ pub(super) struct OptimizeArgs {
     /// Weights of products in 4 bits
     #[arg(long)]
     pub(super) int4: bool,
+    /// Measure also which instances, threads, batches, graph level and memory settings serve the model best; alone, no variant is tried
+    #[arg(long)]
+    pub(super) tune: bool,
     /// Most drift of a variant that counts as better
     #[arg(long, value_name = "D", default_value = "0.01", value_parser = drift)]
     pub(super) max_drift: f64,

@@ -3,6 +3,7 @@
 //! Invariants: the store is changed only by `--adopt`; an interrupt ends it without a result and leaves nothing behind.
 
 use super::args::{ObjectiveArg, OptimizeArgs};
+use super::bench::snippet;
 use super::configuration::pretty;
 use super::error::CliError;
 use super::lone_model;
@@ -59,6 +60,8 @@ async fn run(
     let request = OptimizeRequest {
         version,
         precisions: precisions(args),
+        tune: args.tune,
+        force: false,
         objective: match args.objective {
             ObjectiveArg::Both => Objective::Both,
             ObjectiveArg::Latency => Objective::Latency,
@@ -99,14 +102,29 @@ fn precisions(args: &OptimizeArgs) -> Vec<Precision> {
 }
 
 fn as_text(report: &Report) -> String {
-    let mut text = format!(
-        "{}, version {}, on {}, {} threads; drift measured on {}\n",
-        report.model,
-        report.version,
-        report.device,
-        report.threads,
-        inputs_text(report.inputs.origin, report.inputs.count),
-    );
+    let mut text =
+        format!("{}, version {}, on {}, {} threads", report.model, report.version, report.device, report.threads);
+    if !report.variants.is_empty() {
+        text.push_str(&variants_text(report));
+    }
+    text.push_str(&format!("\n\n{}", report.why));
+    match report.tuned.as_ref().map(|tuned| &tuned.outcome) {
+        Some(Ok(tuned)) => text.push_str(&format!("\n\nServed best, for its model.toml:\n\n{}", snippet(tuned))),
+        Some(Err(problem)) => text.push_str(&format!("\nnot tuned: {problem}")),
+        None => {}
+    }
+    match (&report.adopted, report.best()) {
+        (Some(_), _) => text.push_str(&format!(
+            "\na server takes it with POST /v1/models/{0}/load and goes back with POST /v1/models/{0}/rollback",
+            report.model
+        )),
+        (None, Some(_)) => text.push_str("\n--adopt makes it the model's next version"),
+        (None, None) => {}
+    }
+    text
+}
+
+fn variants_text(report: &Report) -> String {
     let mut times = Table::new(["VARIANT", "ROWS", "ORIGINAL MS", "VARIANT MS", "TIMES AS FAST"]);
     let mut sums =
         Table::new(["VARIANT", "SIZE", "DRIFT", "LARGEST DIFFERENCE", "SAME WINNER", "TIMES AS FAST", "VERDICT"]);
@@ -125,18 +143,10 @@ fn as_text(report: &Report) -> String {
         }
         sums.row(summary(variant));
     }
-    text.push_str(&format!("\n{}\n\n{}\n", times.finish(), sums.finish()));
+    let inputs = inputs_text(report.inputs.origin, report.inputs.count);
+    let mut text = format!("; drift measured on {inputs}\n\n{}\n\n{}\n", times.finish(), sums.finish());
     for (variant, figures) in report.variants.iter().filter_map(|variant| Some((variant, variant.figures()?))) {
         text.push_str(&format!("\n{}: {}", variant.precision.name(), replaced(figures)));
-    }
-    text.push_str(&format!("\n\n{}", report.why));
-    match (&report.adopted, report.best()) {
-        (Some(_), _) => text.push_str(&format!(
-            "\na server takes it with POST /v1/models/{0}/load and goes back with POST /v1/models/{0}/rollback",
-            report.model
-        )),
-        (None, Some(_)) => text.push_str("\n--adopt makes it the model's next version"),
-        (None, None) => {}
     }
     text
 }

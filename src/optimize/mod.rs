@@ -15,7 +15,7 @@ mod variant;
 pub use error::OptimizeError;
 pub use inputs::{Origin, is_free, repeat};
 pub use optimizer::Optimizer;
-pub use report::{Adopted, Figures, InputsUsed, Report, Time, VariantReport};
+pub use report::{Adopted, Figures, InputsUsed, Report, Time, TuneReport, VariantReport};
 pub use request::{OptimizeRequest, Precision};
 
 pub use crate::rewrite::{Bounds, Drift, Objective, Verdict};

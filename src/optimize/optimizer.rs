@@ -1,11 +1,11 @@
 //! Does it: inputs, variants one after another, each timed by turns with the original, and the adoption of the best.
 
 use super::inputs::{self, Inputs};
-use super::report::{Adopted, Figures, InputsUsed, Report, Time, VariantReport};
+use super::report::{Adopted, Figures, InputsUsed, Report, Time, TuneReport, VariantReport};
 use super::variant::{self, NotMade, Scratch, internal};
-use super::{OptimizeError, OptimizeRequest, Origin, Precision};
+use super::{Objective, OptimizeError, OptimizeRequest, Origin, Precision};
 use crate::downloads::{Adoption, Downloads};
-use crate::engine::{BareSession, InferenceEngine, LoadedModel, ModelName, Version};
+use crate::engine::{self, BareSession, InferenceEngine, LoadedModel, ModelName, TuneRequest, Version};
 use crate::hub::WorkFolder;
 use crate::rewrite::{
     CalibrationError, Compared, QuantizeOptions, Ranges, Rewritten, Trial, calibrate, compare, decide_within,
@@ -106,25 +106,12 @@ struct Work<'a> {
 
 impl Work<'_> {
     async fn carry_out(mut self) -> Result<Report, OptimizeError> {
-        let given = std::mem::take(&mut self.request.inputs);
-        let inputs = Arc::new(inputs::gather(&self.inner.engine, &self.model, given).await?);
-        let precisions = match self.request.precisions.as_slice() {
-            [] => Precision::suiting(&self.model.facts.device, inputs.origin != Origin::MadeUp),
-            asked => asked.to_vec(),
+        let tune_alone = self.request.tune && self.request.precisions.is_empty();
+        self.progress.add_total(1 + u64::from(self.request.tune));
+        let (inputs, variants) = match tune_alone {
+            true => (InputsUsed { origin: Origin::MadeUp, count: 0 }, Vec::new()),
+            false => self.try_all().await?,
         };
-        self.progress.add_total(precisions.len() as u64 * STEPS + 1);
-        let mut original = Some(self.inner.engine.bare_session(&self.model).await?);
-        let mut variants = Vec::new();
-        for precision in precisions {
-            self.check_cancelled()?;
-            let outcome = self.try_one(precision, &inputs, &mut original).await?;
-            variants.push(VariantReport { precision, outcome });
-        }
-        drop(original);
-        if variants.iter().all(|variant| variant.outcome.is_err()) {
-            let reasons = variants.into_iter().map(|one| (one.precision.name(), one.reason()));
-            return Err(OptimizeError::NoVariant(reasons.collect()));
-        }
         let mut report = Report {
             model: self.model.name.clone(),
             version: self.model.version,
@@ -132,18 +119,50 @@ impl Work<'_> {
             threads: self.model.intra_threads,
             objective: self.request.objective,
             bounds: self.request.bounds,
-            inputs: InputsUsed { origin: inputs.origin, count: inputs.compared.len() },
+            inputs,
             variants,
             adopted: None,
+            tuned: None,
             why: String::new(),
         };
         self.check_cancelled()?;
-        let Work { inner, model, request, progress, scratch, .. } = self;
+        let Work { inner, model, request, progress, cancel, scratch } = self;
         // The load of the next version waits until the one before has gone.
         drop(model);
-        conclude(&inner, &request, &scratch, &mut report).await?;
+        match tune_alone {
+            true => report.why = "no variant was asked for".to_owned(),
+            false => conclude(&inner, &request, &scratch, &mut report).await?,
+        }
         progress.add_done(1);
+        // What was adopted stays, whether or not there is time for this.
+        if request.tune && !cancel.is_cancelled() {
+            report.tuned = Some(tune(&inner, &request, &report).await);
+            progress.add_done(1);
+        }
         Ok(report)
+    }
+
+    /// Makes and measures every variant.
+    async fn try_all(&mut self) -> Result<(InputsUsed, Vec<VariantReport>), OptimizeError> {
+        let given = std::mem::take(&mut self.request.inputs);
+        let inputs = Arc::new(inputs::gather(&self.inner.engine, &self.model, given).await?);
+        let precisions = match self.request.precisions.as_slice() {
+            [] => Precision::suiting(&self.model.facts.device, inputs.origin != Origin::MadeUp),
+            asked => asked.to_vec(),
+        };
+        self.progress.add_total(precisions.len() as u64 * STEPS);
+        let mut original = Some(self.inner.engine.bare_session(&self.model).await?);
+        let mut variants = Vec::new();
+        for precision in precisions {
+            self.check_cancelled()?;
+            let outcome = self.try_one(precision, &inputs, &mut original).await?;
+            variants.push(VariantReport { precision, outcome });
+        }
+        if variants.iter().all(|variant| variant.outcome.is_err()) {
+            let reasons = variants.into_iter().map(|one| (one.precision.name(), one.reason()));
+            return Err(OptimizeError::NoVariant(reasons.collect()));
+        }
+        Ok((InputsUsed { origin: inputs.origin, count: inputs.compared.len() }, variants))
     }
 
     fn check_cancelled(&self) -> Result<(), OptimizeError> {
@@ -333,6 +352,21 @@ async fn conclude(
         report.why.push_str("; another version serves, as the version policy or a rollback says");
     }
     Ok(())
+}
+
+/// Measures how what serves now is served best, and lets it serve so.
+async fn tune(inner: &Inner, request: &OptimizeRequest, report: &Report) -> TuneReport {
+    let version = report.adopted.as_ref().and_then(|adopted| adopted.serving).unwrap_or(report.version);
+    let objective = match request.objective {
+        Objective::Latency => engine::Objective::Latency,
+        Objective::Both | Objective::Throughput => engine::Objective::Throughput,
+    };
+    let wanted = TuneRequest { objective, target_p99: None, force: request.force };
+    let outcome = match inner.engine.tune(&report.model, Some(version), wanted).await {
+        Ok(model) => model.tuned.clone().ok_or_else(|| "no input could be made up that runs in time".to_owned()),
+        Err(error) => Err(error.to_string()),
+    };
+    TuneReport { version, outcome }
 }
 
 /// The version that answers where none is named.

@@ -1,7 +1,7 @@
 //! What came of it.
 
 use super::{Origin, Precision};
-use crate::engine::{ModelName, Version};
+use crate::engine::{ModelName, Tuned, Version};
 use crate::rewrite::{Bounds, Drift, Objective, Rewritten, Verdict};
 
 /// All that was tried, and what was adopted.
@@ -19,6 +19,8 @@ pub struct Report {
     /// In the order in which they were tried.
     pub variants: Vec<VariantReport>,
     pub adopted: Option<Adopted>,
+    /// What tuning found, where it was asked for.
+    pub tuned: Option<TuneReport>,
     /// Why what was adopted was, or why nothing was.
     pub why: String,
 }
@@ -71,6 +73,15 @@ pub struct Adopted {
     pub version: Version,
     /// The version that answers requests now; `None` where none is loaded.
     pub serving: Option<Version>,
+}
+
+/// What came of tuning.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TuneReport {
+    /// The version that was measured.
+    pub version: Version,
+    /// Why nothing was found: what served before serves on.
+    pub outcome: Result<Tuned, String>,
 }
 
 impl Report {

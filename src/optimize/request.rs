@@ -46,8 +46,12 @@ impl Precision {
 pub struct OptimizeRequest {
     /// The default version where `None`.
     pub version: Option<Version>,
-    /// Empty = all that suit the device.
+    /// Empty = all that suit the device; none where [`OptimizeRequest::tune`] is all that is asked for.
     pub precisions: Vec<Precision>,
+    /// Whether what then serves is measured for its instances, threads, batches, graph level and memory, and serves by the outcome.
+    pub tune: bool,
+    /// Tune beside the model's own traffic.
+    pub force: bool,
     pub objective: Objective,
     pub bounds: Bounds,
     /// What the forms are run on; empty = what was recorded, the model's samples, or what can be made up.
@@ -69,6 +73,8 @@ impl Default for OptimizeRequest {
         OptimizeRequest {
             version: None,
             precisions: Vec::new(),
+            tune: false,
+            force: false,
             objective: Objective::default(),
             bounds: Bounds::default(),
             inputs: Vec::new(),

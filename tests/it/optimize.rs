@@ -255,3 +255,25 @@ fn every_variant_is_tried_and_told() {
     assert!(report["why"].as_str().unwrap().contains("calibrated on made-up inputs"), "{report}");
     assert!(work_is_gone(&server));
 }
+
+#[test]
+fn what_serves_is_tuned_and_serves_by_what_was_found() {
+    let server = Server::with(&["mlp"]);
+    let job = wait(&server, &submit(&server, "mlp", &json!({"tune": true, "objective": "latency"})), "succeeded");
+    let report = &job["result"];
+    assert_eq!((&report["variants"], &report["adopted"]), (&json!([]), &Value::Null), "{report}");
+    let found = &report["tuned"]["found"];
+    assert_eq!((&report["tuned"]["version"], &found["objective"]), (&json!("1"), &json!("latency")), "{report}");
+    assert!(found["measurements"].as_array().unwrap().contains(&found["chosen"]), "{report}");
+    let info = server.get_json("/v1/models/mlp");
+    assert_eq!(info["tuned"], *found, "{info}");
+    for key in ["instances", "intra_threads"] {
+        assert_eq!(info["config"]["batch"][key], found["chosen"][key], "{info}");
+    }
+    assert_eq!(mlp_version(&server), "1");
+    // Beside traffic figures are worth little.
+    let (status, problem) = server.post_json("/v1/models/mlp/optimize", &json!({"tune": true}));
+    assert_eq!((status, &problem["code"]), (409, &json!("model_busy")), "{problem}");
+    assert!(work_is_gone(&server));
+    server.assert_well();
+}

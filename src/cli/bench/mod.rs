@@ -30,6 +30,7 @@ use report::Report;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+pub(super) use tune::snippet;
 
 pub(super) fn bench(args: BenchArgs) -> Result<String, CliError> {
     if args.tune {

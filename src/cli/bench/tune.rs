@@ -104,7 +104,7 @@ fn as_json(model: &LoadedModel, tuned: &Tuned) -> Json {
 }
 
 /// What makes a model load like this without measuring.
-fn snippet(tuned: &Tuned) -> String {
+pub(in crate::cli) fn snippet(tuned: &Tuned) -> String {
     let setup = tuned.chosen.setup;
     let (instances, intra_threads) = (setup.layout.instances, setup.layout.intra_threads);
     let bounds = [("max_batch_size", tuned.max_batch_size), ("max_batch_tokens", tuned.max_batch_tokens)];

@@ -1,6 +1,7 @@
 //! `POST /v1/models/{name}/optimize`: makes variants of a model, measures them and adopts the best, as a job.
 
 use super::jobs::{self, JobInfo};
+use super::models::Tuned;
 use super::parse::{self, BodyKind, Input, Limits};
 use super::stats::VersionQuery;
 use crate::engine::{InferenceEngine, LoadedModel, ModelName, Parameters, RunInput, Version};
@@ -9,7 +10,7 @@ use crate::http::extract::{ApiQuery, ModelPath, RequestId, content_type};
 use crate::http::{HttpSettings, HttpState, body};
 use crate::jobs::{JobError, JobRequest, Kind, Output, Work};
 use crate::optimize::{
-    Bounds, Figures, Objective, OptimizeError, OptimizeRequest, Origin, Precision, Report, VariantReport,
+    Bounds, Figures, Objective, OptimizeError, OptimizeRequest, Origin, Precision, Report, TuneReport, VariantReport,
 };
 use crate::telemetry::printable;
 use axum::extract::{Request, State};
@@ -42,7 +43,10 @@ pub(in crate::http) struct OptimizeBody {
     /// The variants to try; all that suit the device where neither key is there.
     #[schema(max_items = 8)]
     precisions: Option<Vec<PrecisionName>>,
-    /// What is to become better; `both` where absent: runs of all sizes.
+    /// Measure at the end which instances, threads, batches, graph level and memory settings serve the model best, and let it serve
+    /// so; alone, no variant is tried.
+    tune: Option<bool>,
+    /// What is to become better; `both` where absent: runs of all sizes. Tuning takes `both` for `throughput`.
     objective: Option<ObjectiveName>,
     /// Most drift of a variant that may be adopted; 0.01 where absent.
     #[schema(minimum = 0, maximum = 2, example = 0.01)]
@@ -237,6 +241,8 @@ impl OptimizeBody {
                 min_speed: self.min_speed.unwrap_or(defaults.bounds.min_speed),
             },
             inputs: self.inputs(state, model).await?,
+            tune: self.tune.unwrap_or(false),
+            force: self.force.unwrap_or(false),
             adopt: self.adopt.unwrap_or(true),
             time: self.seconds.map_or(defaults.time, Duration::from_secs_f64),
             ..defaults
@@ -304,6 +310,9 @@ pub(in crate::http) struct ReportBody {
     /// In the order in which they were tried.
     variants: Vec<VariantBody>,
     adopted: Option<AdoptedBody>,
+    /// What tuning found; absent where it was not asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tuned: Option<TuneBody>,
     /// Why what was adopted was, or why nothing was.
     #[schema(example = "int8 was adopted as version 2: 2.26 times as fast within the drift")]
     why: String,
@@ -420,6 +429,31 @@ pub(in crate::http) struct AdoptedBody {
     roll_back: String,
 }
 
+/// What tuning found.
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = OptimizationTuning)]
+pub(in crate::http) struct TuneBody {
+    /// The version that was measured.
+    #[schema(example = "2")]
+    version: String,
+    /// What serves it best, and serves it now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    found: Option<Tuned>,
+    /// Why nothing was found; what served before serves on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+}
+
+impl From<&TuneReport> for TuneBody {
+    fn from(report: &TuneReport) -> TuneBody {
+        TuneBody {
+            version: report.version.to_string(),
+            found: report.outcome.as_ref().ok().map(Tuned::from),
+            problem: report.outcome.as_ref().err().cloned(),
+        }
+    }
+}
+
 impl From<&Report> for ReportBody {
     fn from(report: &Report) -> ReportBody {
         ReportBody {
@@ -438,6 +472,7 @@ impl From<&Report> for ReportBody {
                 serving: adopted.serving.map(|version| version.to_string()),
                 roll_back: format!("POST /v1/models/{}/rollback", report.model),
             }),
+            tuned: report.tuned.as_ref().map(TuneBody::from),
             why: report.why.clone(),
         }
     }
