@@ -181,6 +181,12 @@ def actions(page, server):
     page.click("button:text-is('Upload and load it')")
     page.wait_for_load_state("load")
     check("in the store" in page.locator(".notice").inner_text(), "a model is uploaded")
+    page.goto(server.url + "/ui/models/uploaded")
+    page.click("button:text-is('Compare variants')")
+    page.wait_for_load_state("load")
+    row = page.locator("tr", has_text="optimize").first
+    row.locator(".state.ok").wait_for(timeout=120_000)
+    check("uploaded" in row.inner_text(), "an optimisation runs as a job and is seen to end")
     page.goto(server.url + "/ui/events?text=ready&level=info")
     check(page.locator("tbody tr").count() > 0, "events are filtered")
 

@@ -36,6 +36,10 @@ pub(super) async fn act(visitor: Visitor, path: ModelPath, parameters: RawPathPa
         "load" | "unload" | "cleanup" => (Method::POST, format!("/v1/models/{name}/{action}"), None),
         "rollback" => (Method::POST, format!("/v1/models/{name}/rollback"), Some(json!({}))),
         "warmup" => (Method::POST, format!("/v1/models/{name}/warmup"), Some(json!({"iterations": 3}))),
+        "compare" | "optimize" => {
+            let body = json!({"adopt": action == "optimize"});
+            (Method::POST, format!("/v1/models/{name}/optimize"), Some(body))
+        }
         "reset" => (Method::DELETE, format!("/v1/models/{name}/stats"), None),
         _ => {
             let detail = "there is no such action".to_owned();
@@ -43,8 +47,11 @@ pub(super) async fn act(visitor: Visitor, path: ModelPath, parameters: RawPathPa
         }
     };
     let result = visitor.dashboard.api.send(method, &call, body).await;
-    let word = action.to_owned();
-    ended(&visitor, result, &page_of(name), &word)
+    // What takes minutes is a job.
+    match action {
+        "compare" | "optimize" => ended(&visitor, result, "/ui/jobs", "optimize"),
+        word => ended(&visitor, result, &page_of(name), word),
+    }
 }
 
 #[derive(Debug, Deserialize)]

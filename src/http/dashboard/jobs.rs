@@ -31,6 +31,7 @@ struct DownloadRow {
 struct JobRow {
     id: String,
     short: String,
+    kind: String,
     model: String,
     state: Look,
     error: Option<String>,
@@ -101,6 +102,7 @@ impl JobRow {
         let (id, word) = (text_or_dash(job, "/id"), text_or_dash(job, "/status"));
         JobRow {
             short: id.get(..8).unwrap_or(&id).to_owned(),
+            kind: text_or_dash(job, "/kind"),
             model: text_or_dash(job, "/model"),
             state: state(&word),
             error: text(job, "/error/detail"),

@@ -153,7 +153,13 @@ impl Model {
 fn actions(is_loaded: bool, versions: usize) -> Vec<(&'static str, &'static str)> {
     let mut actions = vec![("load", if is_loaded { "Load again" } else { "Load" })];
     if is_loaded {
-        actions.extend([("unload", "Unload"), ("warmup", "Warm up"), ("cleanup", "Free caches")]);
+        actions.extend([
+            ("unload", "Unload"),
+            ("warmup", "Warm up"),
+            ("cleanup", "Free caches"),
+            ("compare", "Compare variants"),
+            ("optimize", "Optimise and adopt"),
+        ]);
     }
     if versions > 1 {
         actions.push(("rollback", "Roll back"));

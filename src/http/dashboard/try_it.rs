@@ -180,6 +180,10 @@ fn parameters(task: Option<&str>, given: &Given) -> Result<Value, String> {
         "" => Map::new(),
         text => serde_json::from_str(text).map_err(|error| format!("The parameters are no JSON object: {error}"))?,
     };
+    if task == Some("token-classification") && !all.contains_key("aggregation_strategy") {
+        // Words, not pieces of words.
+        all.insert("aggregation_strategy".to_owned(), "simple".into());
+    }
     if Kind::wants_labels(task) {
         let labels: Vec<&str> = given.labels.split(',').map(str::trim).filter(|label| !label.is_empty()).collect();
         all.insert("candidate_labels".to_owned(), json!(labels));
