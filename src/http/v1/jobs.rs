@@ -99,8 +99,8 @@ pub(in crate::http) struct JobProgress {
 #[serde(untagged)]
 #[expect(dead_code, reason = "described for the document; results are kept as they were written")]
 pub(in crate::http) enum JobResult {
-    Prediction(PredictResponseBody),
-    Optimization(ReportBody),
+    Prediction(Box<PredictResponseBody>),
+    Optimization(Box<ReportBody>),
 }
 
 /// What a job does.
