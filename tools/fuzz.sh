@@ -24,7 +24,7 @@ seeds() {
     case $1 in
         image) find tests/fixtures \( -name '*.png' -o -name '*.jpg' -o -name '*.webp' -o -name '*.bmp' -o -name '*.gif' \) ;;
         audio) find tests/fixtures \( -name '*.wav' -o -name '*.flac' -o -name '*.ogg' -o -name '*.mp3' \) ;;
-        rewrite) find tests/fixtures/store -name '*.onnx' -size -64k ;;
+        rewrite) find tests/fixtures/store -type f -name '*.onnx' -size -64k ;;
         *) [ ! -d "fuzz/seeds/$1" ] || find "fuzz/seeds/$1" -type f ;;
     esac | sed -n 1,40p
 }
