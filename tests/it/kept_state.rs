@@ -167,9 +167,13 @@ fn what_needs_no_state_has_none() {
     // Tiny.
     let server = Server::with(&["mlp"]);
     let info = server.get_json("/v1/models/mlp")["optimization"].clone();
-    assert_eq!((&info["state"], &info["saved"]), (&json!("fresh"), &json!(false)), "{info}");
-    assert!(info["reason"].as_str().unwrap().contains("in no time"), "{info}");
-    assert!(!server.store.path().join(".ortus/optimized/mlp").exists());
+    assert_eq!(info["state"], json!("fresh"), "{info}");
+    // On a machine that is busy enough even this takes its time, and may then be worth a place.
+    if info["cold_load_ms"].as_f64().unwrap() < 20.0 {
+        assert_eq!(info["saved"], json!(false), "{info}");
+        assert!(info["reason"].as_str().unwrap().contains("in no time"), "{info}");
+        assert!(!server.store.path().join(".ortus/optimized/mlp").exists());
+    }
     // Switched off.
     let server = Server::start(&["mlp"], &[("ORTUS_OPTIMIZATION__ENABLE_OPTIMIZATION", "false")]);
     let info = server.get_json("/v1/models/mlp")["optimization"].clone();
