@@ -5,7 +5,6 @@ use super::frame::{Frame, Notice, Visitor, page};
 use super::values::{integer, list, number, text, text_or_dash};
 use super::{actions, format};
 use crate::engine::ModelName;
-use crate::telemetry::process;
 use askama::Template;
 use axum::Form;
 use axum::extract::Query;
@@ -28,7 +27,6 @@ struct Add {
 /// What an order would fetch.
 struct Found {
     size: String,
-    free: String,
     license: String,
     task: String,
     revision: String,
@@ -145,7 +143,6 @@ impl Found {
             |bytes: Option<f64>| bytes.map_or_else(|| "not known".to_owned(), |bytes| format::bytes(bytes as u64));
         Found {
             size: size(number(listing, "/bytes_total")),
-            free: process::available_bytes().map_or_else(|| "–".to_owned(), format::bytes),
             license: text(listing, "/license").unwrap_or_else(|| "not named".to_owned()),
             task: text(listing, "/task").unwrap_or_else(|| "told when it is there".to_owned()),
             revision: text_or_dash(listing, "/revision"),
