@@ -1,6 +1,6 @@
 //! Start, readiness, drain, deadlines, and connections that misbehave.
 
-use crate::server::{PATIENCE, Server, raw, store_of};
+use crate::server::{PATIENCE, Server, raw, store_of, wait_until};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -14,8 +14,7 @@ fn a_stopped_server_answers_what_it_accepted_and_exits() {
     let client = server.client.clone();
     #[expect(clippy::disallowed_methods, reason = "a scope would join before the server is told to stop")]
     let request = std::thread::spawn(move || client.post(url).json(&body).send().unwrap().status());
-    wait_until(|| server.get_json("/healthz").to_string().contains("ready"));
-    std::thread::sleep(Duration::from_millis(150));
+    wait_until(|| server.get("/metrics").text().unwrap().contains("ortus_inflight{model=\"slow\"} 1"));
     server.terminate();
     assert_eq!(request.join().unwrap(), 200);
     assert!(server.wait_exit().success());
@@ -108,14 +107,6 @@ fn slow_body(server: &Server, trips: u64) -> Value {
         );
     }
     json!({ "inputs": inputs })
-}
-
-fn wait_until(mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "it did not happen in time");
-        std::thread::sleep(Duration::from_millis(10));
-    }
 }
 
 #[test]

@@ -206,6 +206,16 @@ pub fn copy_folder(from: &Path, to: &Path) {
     }
 }
 
+/// Looks again and again until it is so.
+#[track_caller]
+pub fn wait_until(mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "it did not happen in time");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// A raw connection: sends these bytes and gives all that comes back until the peer closes or is silent.
 pub fn raw(address: SocketAddr, bytes: &[u8]) -> String {
     use std::io::Write;

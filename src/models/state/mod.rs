@@ -397,7 +397,10 @@ impl Keeper {
             }
             graphs.clear();
         }
-        self.reason = not_written.clone().or(self.reason.take());
+        self.reason = match (self.reason.take(), not_written.clone()) {
+            (Some(discarded), Some(problem)) => Some(format!("{discarded}; not saved again: {problem}")),
+            (discarded, problem) => problem.or(discarded),
+        };
         let Some(paths) = paths else { return Ok(None) };
         let is_empty = graphs.is_empty() && self.found.is_empty() && self.quantization.is_none();
         // A graph that serves and is not saved is made and tried again.
