@@ -14,6 +14,7 @@ use crate::pipelines::Pool;
 use crate::runtime::onnx::{LibraryError, OnnxRuntime, set_up_allocator};
 use crate::tasks::{Tasks, cores};
 use crate::telemetry::Stats;
+use crate::telemetry::trace::{TraceError, start_tracing};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -31,9 +32,14 @@ pub enum AppError {
     Store(#[from] StoreError),
     #[error("[hub]: {0}")]
     Hub(#[from] HubError),
+    #[error(transparent)]
+    Trace(#[from] TraceError),
     #[error("the async runtime or its signals could not be set up: {0}")]
     Runtime(#[from] std::io::Error),
 }
+
+/// How long the last spans may take on their way to the collector: one that is gone must not hold the exit.
+const LAST_SPANS: Duration = Duration::from_secs(2);
 
 /// Runs the server until SIGTERM or SIGINT, then drains it. A second signal ends the process at once.
 ///
@@ -41,7 +47,14 @@ pub enum AppError {
 /// Where ONNX Runtime's library is missing or the address is taken.
 pub fn serve(config: Config) -> Result<(), AppError> {
     let runtime = async_runtime()?;
+    let exporter = {
+        let _inside = runtime.enter();
+        start_tracing(&config.trace)?
+    };
     let result = runtime.block_on(run(config));
+    if let Some(exporter) = exporter {
+        exporter.stop(LAST_SPANS);
+    }
     // A run that ignores its stop signal (one long operator) must not hold the exit.
     runtime.shutdown_background();
     result

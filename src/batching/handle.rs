@@ -12,6 +12,7 @@ use super::{BatchError, BatchSettings, OnTimeout, PartError, batch};
 use crate::runtime::{Input, Interrupt, RuntimeError, Session};
 use crate::tasks::{Progress, Tasks};
 use crate::telemetry::stats::ModelStats;
+use crate::telemetry::trace;
 use crate::tensor::Value;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -218,6 +219,7 @@ impl Handle {
                 is_delayed: false,
                 interrupt,
                 progress: progress.clone(),
+                span: trace::link(),
                 reply,
             }
         };

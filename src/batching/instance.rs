@@ -13,6 +13,7 @@ use super::watch::{Slot, Watch};
 use super::{Answered, BatchError};
 use crate::runtime::{Input, Interrupt, RuntimeError, Session};
 use crate::telemetry::stats::ModelStats;
+use crate::telemetry::trace;
 use crate::tensor::Value;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -173,6 +174,8 @@ fn run_together(
         }
     }
     let rows = extents.iter().map(|extent| extent.rows).sum();
+    let spans = requests.iter().map(|request| request.span.as_ref());
+    trace::batch(&shared.model, rows, spans, started.into_std(), ran.into_std());
     shared.stats.record_batch(rows, stacked - started, ran - stacked, ran.elapsed());
     Together::Answers(shares, ran - stacked)
 }

@@ -12,6 +12,7 @@ use super::{Answered, BatchError, OnTimeout, WaitingSettings};
 use crate::runtime::{Input, Interrupt};
 use crate::tasks::Progress;
 use crate::telemetry::stats::ModelStats;
+use crate::telemetry::trace::SpanLink;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -34,6 +35,8 @@ pub(super) struct Pending {
     pub(super) is_delayed: bool,
     pub(super) interrupt: Interrupt,
     pub(super) progress: Option<Progress>,
+    /// Of the request, where spans are made of it.
+    pub(super) span: Option<SpanLink>,
     pub(super) reply: oneshot::Sender<Result<Answered, BatchError>>,
 }
 
@@ -329,6 +332,7 @@ mod tests {
             is_delayed: false,
             interrupt: Interrupt::new(),
             progress: None,
+            span: None,
             reply,
         };
         (pending, answer)

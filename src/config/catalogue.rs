@@ -7,6 +7,7 @@ use super::setting::{Given, Setting};
 use crate::models::ModelSettings;
 use crate::runtime::Fraction;
 use crate::telemetry::LogSettings;
+use crate::telemetry::trace::TraceSettings;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::time::Duration;
@@ -905,6 +906,33 @@ pub(super) const KEYS: &[Key] = &[
             expected: LogSettings::LEVELS,
             get: |config| config.log.level.clone(),
             set: |config, text| LogSettings::is_level(text).then(|| config.log.level = text.to_owned()),
+        },
+    },
+    Key {
+        section: "telemetry",
+        name: "otlp_endpoint",
+        doc: "Where spans of requests go: the gRPC port of an OpenTelemetry collector, such as http://localhost:4317; empty = \
+              nowhere. OTEL_EXPORTER_OTLP_HEADERS has headers for it.",
+        kind: Kind::Text {
+            expected: TraceSettings::ENDPOINT,
+            get: |config| config.trace.endpoint.clone().unwrap_or_default(),
+            set: |config, text| {
+                if !text.is_empty() && !TraceSettings::is_endpoint(text) {
+                    return None;
+                }
+                config.trace.endpoint = (!text.is_empty()).then(|| text.to_owned());
+                Some(())
+            },
+        },
+    },
+    Key {
+        section: "telemetry",
+        name: "trace_sample_ratio",
+        doc: "Share of the requests that come without a trace which are exported, above 0 and at most 1; all where not set. A \
+              request's own traceparent says whether it is.",
+        kind: Kind::Fraction {
+            get: |config| (config.trace.sample_ratio < 1.0).then_some(config.trace.sample_ratio),
+            set: |config, value| config.trace.sample_ratio = value.get(),
         },
     },
     Key {

@@ -20,6 +20,7 @@ use crate::hub::{HubSettings, Secret};
 use crate::jobs::JobSettings;
 use crate::models::{ModelOverrides, ModelSettings, StoreSettings};
 use crate::pipelines::PipelineLimits;
+use crate::telemetry::trace::TraceSettings;
 use crate::telemetry::{LogSettings, StatsSettings};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -38,6 +39,7 @@ pub struct Config {
     pub jobs: JobSettings,
     pub log: LogSettings,
     pub stats: StatsSettings,
+    pub trace: TraceSettings,
     /// Where each key's value comes from, by `section.key`; every key is there.
     pub origins: BTreeMap<String, Origin>,
     /// The model sections as written, from which `models` is made.
@@ -207,6 +209,7 @@ impl Default for Config {
             jobs: JobSettings::default(),
             log: LogSettings::default(),
             stats: StatsSettings::default(),
+            trace: TraceSettings::default(),
             origins: catalogue::KEYS.iter().map(|key| (key.path(), Origin::Default)).collect(),
             overrides: ModelOverrides::default(),
         }

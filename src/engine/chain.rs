@@ -11,6 +11,7 @@ use crate::batching::Request;
 use crate::pipelines::{Carry, PipelineError};
 use crate::runtime::Input;
 use crate::telemetry::stats::Stage;
+use crate::telemetry::trace;
 use crate::tensor::Value;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,6 +40,7 @@ impl InferenceEngine {
         has_begun: &AtomicBool,
     ) -> Result<PartsResponse, EngineError> {
         let Chain { parts, carried } = chain;
+        let started = std::time::Instant::now();
         let RunOptions { deadline, priority, progress, queue_timeout } = options;
         if let Some(progress) = &progress {
             progress.add_total(parts.len() as u64);
@@ -84,6 +86,8 @@ impl InferenceEngine {
         }
         model.stats.record_stage(Stage::Queue, timing.queue);
         model.stats.record_stage(Stage::Inference, timing.inference);
+        // One span for all its runs, with what lies between them: there may be thousands.
+        trace::stage("run", started, started.elapsed());
         Ok(PartsResponse { parts: given, timing })
     }
 }

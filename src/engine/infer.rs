@@ -7,8 +7,10 @@ use crate::cache::{KeyMaker, value_bytes};
 use crate::pipelines::PipelineError;
 use crate::runtime::{Input, RuntimeError};
 use crate::telemetry::stats::Stage;
+use crate::telemetry::trace;
 use crate::tensor::Value;
 use std::sync::Arc;
+use std::time::Instant;
 
 impl InferenceEngine {
     /// Runs the graph on the request's values.
@@ -55,6 +57,7 @@ impl InferenceEngine {
             wanted.iter().filter_map(|&index| model.outputs.get(index)).map(|spec| &spec.name).collect();
         parts.iter().for_each(|part| model.caches.recorder.record(part));
         let request = Request { parts, outputs: wanted.clone(), deadline, priority, queue_timeout, progress };
+        let started = Instant::now();
         let completed = model.handle.run(request).await.map_err(|PartError { part, error }| match error {
             BatchError::Runtime(RuntimeError::Run(problem)) if !single => {
                 PipelineError::Item { index: part, problem }.into()
@@ -63,6 +66,8 @@ impl InferenceEngine {
         })?;
         model.stats.record_stage(Stage::Queue, completed.queue);
         model.stats.record_stage(Stage::Inference, completed.inference);
+        trace::stage("queue", started, completed.queue);
+        trace::stage("run", started + completed.queue, completed.inference);
         let named = |values: Vec<Value>| names.iter().map(|name| (*name).clone()).zip(values).collect();
         Ok(PartsResponse {
             parts: completed.parts.into_iter().map(named).collect(),

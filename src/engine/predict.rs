@@ -12,6 +12,7 @@ use crate::pipelines::{
 };
 use crate::runtime::{Input, RuntimeError};
 use crate::telemetry::stats::Stage;
+use crate::telemetry::trace;
 use crate::tensor::{Tensor, Value};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -65,6 +66,7 @@ impl InferenceEngine {
         let predictions: Result<Vec<Prediction>, PipelineError> = self.compute(read).await?;
         timing.postprocess = started.elapsed();
         model.stats.record_stage(Stage::Postprocess, timing.postprocess);
+        trace::stage("postprocess", started, timing.postprocess);
         Ok(PredictResponse { predictions: predictions.map_err(internal_outputs)?, tokens, timing, cache: None })
     }
 
@@ -141,6 +143,7 @@ impl InferenceEngine {
         .await?;
         let preprocess = started.elapsed();
         model.stats.record_stage(Stage::Preprocess, preprocess);
+        trace::stage("preprocess", started, preprocess);
         let mut work = Vec::with_capacity(made.len());
         let mut bytes = 0usize;
         for (place, made) in made.into_iter().enumerate() {

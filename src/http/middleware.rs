@@ -8,6 +8,7 @@ use super::outcome;
 use super::tally::{self, Tally};
 use super::{HttpSettings, HttpState};
 use crate::telemetry::Stats;
+use crate::telemetry::trace::{RequestFacts, RequestTrace};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
@@ -32,6 +33,8 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use tower_http::decompression::{DecompressionBody, RequestDecompressionLayer};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 /// When the request's head had been read; deadlines count from here.
@@ -186,8 +189,16 @@ async fn observed<F: Future<Output = Response>>(
 ) -> Response {
     let stats = &around.stats;
     let id = request_id(request.headers());
-    let mut line =
-        AccessLine { method: request.method().clone(), route, id: id.clone(), started: Instant::now(), outcome: None };
+    let started = Instant::now();
+    let facts = RequestFacts {
+        method: method_name(request.method()),
+        route: route.as_str(),
+        request_id: &id,
+        started: started.into_std(),
+    };
+    let trace = RequestTrace::begin(request.headers(), facts);
+    let method = request.method().clone();
+    let mut line = AccessLine { method, route, id: id.clone(), started, trace, outcome: None };
     // A copy: a shared one would keep what the connection read (see `predict::respond`).
     let path: Box<str> = request.uri().path().into();
     let tally = Tally::begin(line.route.as_str(), stats, line.started.into_std());
@@ -195,16 +206,21 @@ async fn observed<F: Future<Output = Response>>(
     let closes = request.version() < Version::HTTP_2;
     let response = match head_problem(around, &request) {
         Some(error) => error.into_response(),
-        None => AssertUnwindSafe(next(request, visit)).catch_unwind().await.unwrap_or_else(|payload| {
-            stats.record_panic();
-            panicked(payload)
-        }),
+        None => {
+            let work = line.trace.follow(AssertUnwindSafe(next(request, visit)).catch_unwind());
+            work.await.unwrap_or_else(|payload| {
+                stats.record_panic();
+                panicked(payload)
+            })
+        }
     };
     let (mut response, code) = write_problem(response, &path, &id);
     add_security_headers(&mut response, path.starts_with("/docs"));
     if let Some(reason) = code.as_deref().and_then(tally::rejected) {
         stats.record_rejected(reason);
     }
+    let cache = response.headers().get(outcome::CACHE).and_then(|word| word.to_str().ok());
+    line.trace.end(response.status().as_u16(), code.as_deref(), cache);
     tally.finish(response.status().as_u16(), code);
     // What is left of a body that was refused would be read as the next request.
     if closes && matches!(response.status().as_u16(), 408 | 413 | 421 | 431) {
@@ -284,6 +300,7 @@ struct AccessLine {
     route: Route,
     id: Arc<str>,
     started: Instant,
+    trace: RequestTrace,
     /// Status and bytes of the answer.
     outcome: Option<(u16, u64)>,
 }
@@ -292,15 +309,38 @@ impl Drop for AccessLine {
     fn drop(&mut self) {
         let (status, bytes) = self.outcome.unwrap_or((CLIENT_CLOSED, 0));
         let duration_ms = self.started.elapsed().as_secs_f64() * 1000.0;
-        // A method is any token, of any length.
-        let method = if is_known(&self.method) { self.method.as_str() } else { "other" };
-        let (route, request_id) = (self.route.as_str(), &*self.id);
+        self.trace.end(status, Some("client_closed"), None);
+        let method = method_name(&self.method);
+        let (route, request_id, trace_id) = (self.route.as_str(), &*self.id, self.trace.id());
         if matches!(route, "/livez" | "/readyz" | "/healthz" | "/metrics") || route.starts_with("/v2/health/") {
-            tracing::debug!(method, route, status, duration_ms, bytes, request_id, "{method} {route} {status}");
+            tracing::debug!(
+                method,
+                route,
+                status,
+                duration_ms,
+                bytes,
+                request_id,
+                trace_id,
+                "{method} {route} {status}"
+            );
         } else {
-            tracing::info!(method, route, status, duration_ms, bytes, request_id, "{method} {route} {status}");
+            tracing::info!(
+                method,
+                route,
+                status,
+                duration_ms,
+                bytes,
+                request_id,
+                trace_id,
+                "{method} {route} {status}"
+            );
         }
     }
+}
+
+/// A method is any token, of any length.
+fn method_name(method: &Method) -> &str {
+    if is_known(method) { method.as_str() } else { "other" }
 }
 
 fn is_known(method: &Method) -> bool {
@@ -496,7 +536,14 @@ fn cors(origins: &[String]) -> CorsLayer {
     CorsLayer::new()
         .allow_origin(origins)
         .allow_methods([Method::GET, Method::HEAD, Method::POST, Method::DELETE])
-        .allow_headers([header::CONTENT_TYPE, header::ACCEPT, header::AUTHORIZATION, REQUEST_ID])
+        .allow_headers([
+            header::CONTENT_TYPE,
+            header::ACCEPT,
+            header::AUTHORIZATION,
+            REQUEST_ID,
+            TRACEPARENT,
+            TRACESTATE,
+        ])
         .expose_headers([REQUEST_ID, SERVER_TIMING, outcome::CACHE, header::RETRY_AFTER])
         .max_age(Duration::from_secs(600))
 }

@@ -7,6 +7,7 @@
 use super::dialects;
 use crate::engine::{EngineError, InferenceEngine, LoadedModel, ModelName, Version};
 use crate::telemetry::stats::{Protocol, Rejected};
+use crate::telemetry::trace;
 use crate::telemetry::{ModelStats, RequestGuard, Stats};
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
@@ -53,6 +54,7 @@ impl Tally {
     fn reach(&self, model: &Arc<ModelStats>) {
         if let Some(guard) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
             guard.reach(model);
+            trace::reached(model.name(), model.version());
         }
     }
 

@@ -1,4 +1,4 @@
-//! Logs, statistics and metrics: what the server says of itself. Ground floor: every room may use it.
+//! Logs, statistics, metrics and traces: what the server says of itself. Ground floor: every room may use it.
 
 mod events;
 mod exposition;
@@ -9,6 +9,7 @@ mod printable;
 pub mod process;
 pub mod stats;
 mod timestamp;
+pub mod trace;
 
 pub use events::{Event, EventLevel, recent_events};
 pub use exposition::{Exposition, ExpositionFormat, Family, Labels, Samples};

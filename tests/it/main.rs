@@ -57,6 +57,8 @@ mod tabular;
 mod text;
 /// Texts: classes, entities, masks and answers of the shared models against transformers.
 mod text_tasks;
+/// Traces: `traceparent` in, spans out.
+mod tracing;
 /// Pictures: tiny models of many architectures against transformers' own pipelines.
 mod transformers_images;
 /// A model folder of a Triton repository, with what such configurations use.

@@ -56,11 +56,16 @@ impl Server {
 
     /// A server that listens, perhaps not ready yet.
     pub fn launch(store: tempfile::TempDir, environment: &[(&str, &str)]) -> Server {
+        Server::launch_by(command(), store, environment)
+    }
+
+    /// The same by a command that says more than the usual.
+    pub fn launch_by(mut command: Command, store: tempfile::TempDir, environment: &[(&str, &str)]) -> Server {
         // Built first: what fails here leaves no server behind. The library takes its cryptography from whoever uses it.
         let _ = rustls::crypto::ring::default_provider().install_default();
         // No connection is kept: one that the server closes for being idle may be used in that very moment.
         let client = reqwest::blocking::Client::builder().timeout(PATIENCE).pool_max_idle_per_host(0).build().unwrap();
-        let mut child = command()
+        let mut child = command
             .args(["serve", "--listen", "127.0.0.1:0", "--models"])
             .arg(store.path())
             .envs(environment.iter().copied())
