@@ -5,7 +5,8 @@
 
 Parts, all by default: `serves` (the embedded model answers on the device), `answers` (every test model gives what the CPU gives,
 within tolerance), `throughput` (HTTP beside a bare session in the same run, by batch and precision), `graphs` (what recorded runs gain),
-`unload` (the GPU's memory comes back), `memory` (runs that do not fit are halved and answered), `metrics` (the GPUs in /metrics).
+`unload` (the GPU's memory comes back), `memory` (runs that do not fit are halved and answered), `engines`
+(TensorRT: a cold build in the background, the swap, a warm start, with fp16 too), `metrics` (the GPUs in /metrics).
 Each prints PASS, FAIL or SKIP with its figures; the exit code is 1 where one failed.
 
 `--device cpu` runs the same on the CPU, so that this script can be tried where there is no GPU; its figures then say nothing of one.
@@ -29,6 +30,7 @@ import urllib.request
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 START_SECONDS = 180
+ENGINE_SECONDS = 900
 BATCHES = [1, 8, 32, 128]
 # Of the largest value of an output: TF32 keeps ten bits of a factor's fraction.
 TOLERANCE = {"fp32": 1e-3, "tf32": 2e-2}
@@ -206,6 +208,49 @@ def memory(options):
     return [f"512 rows in {warmed['batches'][0]['mean_ms']:.0f} ms, in runs of {execution['max_rows']}; then one row in {small['batches'][0]['mean_ms']:.1f} ms"]
 
 
+def engines(options):
+    """A model serves while TensorRT builds its engine, is swapped without a request lost, and starts with it the next time."""
+    if options.device == "cpu":
+        raise Skip("a CPU has no TensorRT; the unit tests of models/tests/engines.rs do this with a machine that is made up")
+    with server(options, ROOT / "models") as address:
+        providers = json.loads(call(address, "/v1/system"))["execution_providers"]
+    reason = next((it.get("reason") for it in providers if it["name"] == "TensorrtExecutionProvider"), "it is not in this build")
+    if reason:
+        raise Skip(f"TensorRT does not work here: {reason}")
+    lines = []
+    for precision, fp16 in (("fp32", "false"), ("fp16", "true")):
+        settings = dict(DEVICE__DEVICE_TYPE="tensorrt", DEVICE__USE_FP16=fp16)
+        with tempfile.TemporaryDirectory() as folder:
+            store = pathlib.Path(folder)
+            shutil.copytree(ROOT / "models" / "digits", store / "digits")
+            with server(options, store, **settings) as address:
+                state = lambda: json.loads(call(address, "/v1/models/digits"))["execution"]
+                first, answered = state(), 0
+                if first["engine"]["state"] not in ("building", "ready"):
+                    raise CheckError(f"the engine should be built in the background, is {first['engine']}")
+                expected, deadline = infer(address, "digits"), time.monotonic() + ENGINE_SECONDS
+                # Each raises where it is not answered.
+                while (now := state())["engine"]["state"] == "building":
+                    infer(address, "digits")
+                    answered += 1
+                    if time.monotonic() > deadline:
+                        raise CheckError(f"no engine within {ENGINE_SECONDS} s: {now['engine']}")
+                if now["engine"]["state"] != "ready" or not now["nodes"].get("TensorrtExecutionProvider"):
+                    raise CheckError(f"TensorRT should serve by now: {now}")
+                difference = drift(expected, infer(address, "digits"))
+                if not difference <= TOLERANCE["tf32"]:
+                    raise CheckError(f"with an engine in {precision} answers differ by {difference:.2e} of the largest value")
+                built = now["engine"]["seconds"]
+            started = time.monotonic()
+            with server(options, store, **settings) as address:
+                warm, took = json.loads(call(address, "/v1/models/digits"))["execution"], time.monotonic() - started
+            if warm["engine"]["state"] != "ready" or warm["engine"]["since"] != now["engine"]["since"]:
+                raise CheckError(f"the next start should use the engine that was built at {now['engine']['since']}: {warm['engine']}")
+            lines.append(f"{precision}: built in {built:.1f} s while {answered} requests were answered, difference {difference:.2e}; "
+                         f"the next start took {took:.1f} s with it")
+    return lines
+
+
 def metrics(options):
     with server(options, ROOT / "models") as address:
         text = call(address, "/metrics").decode()
@@ -220,7 +265,7 @@ def metrics(options):
     return [*nodes, *found, *(f"{provider['name']}: {provider.get('reason', 'available')}" for provider in system["execution_providers"])]
 
 
-PARTS = {part.__name__: part for part in (serves, answers, throughput, graphs, unload, memory, metrics)}
+PARTS = {part.__name__: part for part in (serves, answers, throughput, graphs, unload, memory, engines, metrics)}
 
 
 # What they need.

@@ -6,7 +6,8 @@ use super::error::CliError;
 use super::lone_model;
 use super::store::{offline_config, with_engine};
 use super::table::{Table, count, size};
-use crate::engine::{Joining, LoadedModel, Optimization, Version};
+use crate::engine::{EngineState, Joining, LoadedModel, Optimization, Version};
+use crate::telemetry::rfc3339_of;
 use crate::tensor::{Dim, Spec};
 use serde_json::{Value, json};
 
@@ -99,13 +100,19 @@ fn as_text(model: &LoadedModel, versions: &[Version]) -> String {
     line("parameters", facts.num_parameters.map_or_else(unknown, count));
     line("size", size(facts.size_bytes));
     line("device", facts.device.clone());
-    let execution = &facts.execution;
+    let execution = model.execution();
     line("providers", execution.registered.join(", "));
     for (provider, nodes) in &execution.nodes {
         line("nodes", format!("{} on {provider}", count(*nodes)));
     }
     for missing in &execution.missing {
         line("not used", format!("{}: {}", missing.provider, missing.reason));
+    }
+    let engine = model.engine.status();
+    if engine.state != EngineState::None || engine.reason.is_some() {
+        let built = engine.seconds.map(|seconds| format!(", {seconds:.1} s")).unwrap_or_default();
+        let reason = engine.reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+        line("engine", format!("{}{built}{reason}", engine.state.as_str()));
     }
     line("batching", batching(model));
     line("threads of a run", model.intra_threads.to_string());
@@ -125,7 +132,7 @@ fn as_text(model: &LoadedModel, versions: &[Version]) -> String {
 }
 
 fn as_json(model: &LoadedModel, versions: &[Version]) -> Value {
-    let facts = &model.facts;
+    let (facts, execution, engine) = (&model.facts, model.execution(), model.engine.status());
     json!({
         "name": model.name.as_str(),
         "version": model.version.to_string(),
@@ -147,12 +154,18 @@ fn as_json(model: &LoadedModel, versions: &[Version]) -> Value {
         "device": facts.device,
         "providers": facts.execution.registered,
         "execution": {
-            "asked": facts.execution.asked,
+            "asked": execution.asked,
             "registered": facts.execution.registered,
             "nodes": facts.execution.nodes,
-            "missing": facts.execution.missing.iter()
+            "missing": execution.missing.iter()
                 .map(|missing| json!({ "provider": missing.provider, "reason": missing.reason })).collect::<Vec<_>>(),
-            "is_fallback": facts.execution.is_fallback,
+            "is_fallback": execution.is_fallback,
+            "engine": {
+                "state": engine.state.as_str(),
+                "since": engine.since.map(rfc3339_of),
+                "seconds": engine.seconds,
+                "reason": engine.reason,
+            },
         },
         "batching": { "joining": model.handle.joining().0.name(), "evidence": model.handle.joining().1 },
         "intra_threads": model.intra_threads,
@@ -261,6 +274,9 @@ mod tests {
             pipeline,
             task_evidence: "config.json".to_owned(),
             settings: ModelSettings::default(),
+            device: Default::default(),
+            gpu_bytes: None,
+            engine: Default::default(),
             instances: 1,
             intra_threads: 2,
             tuned: None,

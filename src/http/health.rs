@@ -66,7 +66,7 @@ impl Degraded {
     fn all(models: &[ModelStatus]) -> Vec<Degraded> {
         let loaded = models.iter().flat_map(|model| &model.versions).filter_map(|version| version.loaded.as_deref());
         let degraded = loaded.filter_map(|model| {
-            let execution = &model.facts.execution;
+            let execution = model.execution();
             let reason = match (execution.is_fallback, model.handle.pressure()) {
                 (true, _) => execution.problem(),
                 (false, Some(pressure)) if pressure.on_reserve => {

@@ -3,7 +3,7 @@
 use super::HttpState;
 use super::error::ApiError;
 use super::extract::negotiate;
-use crate::engine::{InferenceEngine, ModelName, ModelState};
+use crate::engine::{EngineState, InferenceEngine, ModelName, ModelState};
 use crate::telemetry::stats::CacheKind;
 use crate::telemetry::{Exposition, ExpositionFormat, gpu, metrics, resident_bytes};
 use axum::extract::State;
@@ -72,7 +72,15 @@ fn execution(engine: &InferenceEngine, out: &mut Exposition) {
     let mut samples = out.family(&metrics::MODEL_DEGRADED);
     for (model, version) in loaded() {
         let labels = [("model", model.name.as_str()), ("version", &version)];
-        samples.put(&labels, u64::from(model.facts.execution.is_fallback || model.handle.pressure().is_some()));
+        samples.put(&labels, u64::from(model.execution().is_fallback || model.handle.pressure().is_some()));
+    }
+    let mut samples = out.family(&metrics::ENGINE_STATE);
+    for (model, version) in loaded() {
+        let found = model.engine.status().state;
+        for state in EngineState::ALL {
+            let labels = [("model", model.name.as_str()), ("version", &version), ("state", state.as_str())];
+            samples.put(&labels, u64::from(found == state));
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 //! install that fails leaves the store as it was. Loads nothing to serve: [`ModelManager::load`] does.
 
 use super::admission::MakeRoom;
+use super::engines::EngineUse;
 use super::lifecycle::{self, Fingerprint};
 use super::loader::Job;
 use super::manifest::MANIFEST_BYTES_MAX;
@@ -229,6 +230,7 @@ impl ModelManager {
             traffic: None,
             is_verified: true,
             state: None,
+            engines: EngineUse::MayBuild,
             // Nothing of it is counted: there is no such model yet.
             stats: Stats::default().model(name.as_str(), version.0),
         })

@@ -4,6 +4,7 @@
 //! Knows no registry: who may be replaced by the result is decided elsewhere.
 
 use super::config_pbtxt::{GivenConfig, InForce, effective};
+use super::engines::{Choice, EngineUse, Order, Trials};
 use super::layout::{self, Layout, Setup};
 use super::made_up::{self, InputHints, Size};
 use super::measure::Means;
@@ -26,9 +27,10 @@ use crate::pipelines::{LabelsSource, Pipeline, PipelineLimits, text};
 use crate::rewrite::{Drift, Sample, drift};
 use crate::runtime::{
     DeviceSettings, DeviceType, GraphFacts, GraphSource, Input, Interrupt, Runtime, RuntimeError, Session,
-    SessionSettings, WorkingMemories,
+    SessionSettings, TENSORRT, WorkingMemories,
 };
 use crate::tasks::{Tasks, cores};
+use crate::telemetry::gpu;
 use crate::telemetry::stats::ModelStats;
 use crate::tensor::{Dim, Spec, ValueType};
 use std::collections::BTreeMap;
@@ -54,6 +56,7 @@ const SPARE_MAX: usize = 3;
 const TUNING_LENGTH: usize = 64;
 
 /// All that is needed to load one version.
+#[derive(Clone)]
 pub(super) struct Job {
     pub(super) name: ModelName,
     pub(super) version: Version,
@@ -68,6 +71,7 @@ pub(super) struct Job {
     pub(super) size_bytes: u64,
     /// Where what is found out is kept for the next load; `None` = nowhere.
     pub(super) state: Option<StatePlace>,
+    pub(super) engines: EngineUse,
     /// What the machine and the budget leave free beside what the load was let in for, in bytes.
     pub(super) room_bytes: u64,
     /// What the model has to do that measuring would disturb, in words.
@@ -131,14 +135,36 @@ pub(super) fn load(
     let source = source(job)?;
     verify(job, tasks)?;
     let place = job.state.as_ref();
-    let mut keeper = Keeper::open((&job.name, job.version), place, runtime, &source, &job.settings);
+    let (of, wanted) = ((&job.name, job.version), job);
+    let asked = session_settings(wanted, untuned(wanted, Layout { instances: 1, intra_threads: 1 }));
+    let key = job.state.as_ref().and_then(|_| runtime.engine_key(&source, &asked));
+    let mut choice = Choice::of(key.clone(), place, of, &source);
+    let mut in_force = with_device(wanted, choice.device(&wanted.settings.device));
+    let mut keeper = Keeper::open(of, place, runtime, &source, &in_force.settings);
     let runtime = &reshapes.seen_through(keeper.runtime());
     let graph_name = source
         .file
         .strip_prefix(&job.folder.folder)
         .map_or_else(|_| String::new(), |file| file.to_string_lossy().into_owned());
-    let build = |setup: Setup| sessions(job, runtime.as_ref(), tasks, &source, setup);
-    let (mut setup, mut sessions) = first_sessions(job, &build)?;
+    let gpu = (in_force.settings.device.device_type != DeviceType::Cpu).then_some(asked.device.device_index);
+    let gpu_before = gpu.and_then(gpu::own_bytes).unwrap_or(0);
+    let mut first = first_sessions(&in_force, &|setup| sessions_of(&in_force, runtime.as_ref(), tasks, &source, setup));
+    if let (Some(problem), Some(place)) = (useless(&choice, &first), place) {
+        place.discard_engines(of, &problem);
+        choice = Choice::of(key, Some(place), of, &source);
+        if job.engines == EngineUse::MayBuild {
+            drop(first);
+            in_force = with_device(wanted, choice.device(&wanted.settings.device));
+            first = first_sessions(&in_force, &|setup| sessions_of(&in_force, runtime.as_ref(), tasks, &source, setup));
+        } else {
+            first = Err(RuntimeError::Device(format!("the engine that was built does not load: {problem}")).into());
+        }
+    } else if job.engines == EngineUse::MustHave && !matches!(choice, Choice::Kept(_)) {
+        first = Err(RuntimeError::Device("the engine that was built does not fit any more".to_owned()).into());
+    }
+    let (mut setup, mut sessions) = first?;
+    let job = &in_force;
+    let build = |setup: Setup| sessions_of(job, runtime.as_ref(), tasks, &source, setup);
     let Some(first) = sessions.first() else { return Err(LoadError::Panicked) };
     let (mut inputs, mut outputs, mut facts) =
         (first.inputs().to_vec(), first.outputs().to_vec(), first.facts().clone());
@@ -274,6 +300,28 @@ pub(super) fn load(
             }
         }
     }
+    let gpu_bytes = gpu.filter(|_| facts.device != "cpu").and_then(gpu::own_bytes);
+    let gpu_bytes = gpu_bytes.map(|now| now.saturating_sub(gpu_before));
+    // Shown as they were asked for.
+    let device = std::mem::replace(&mut settings.device, wanted.settings.device.clone());
+    let order = |key, place| Order {
+        name: job.name.clone(),
+        version: job.version,
+        key,
+        place,
+        runtime: runtime.clone(),
+        source: kept_source.clone(),
+        settings: asked,
+        size_bytes: facts.size_bytes,
+        trials: Trials {
+            folder: job.folder.clone(),
+            manifest: job.manifest.clone(),
+            config: job.config.clone(),
+            pipeline: pipeline.clone(),
+            hints,
+        },
+    };
+    let engine = choice.told(&facts.execution, started.elapsed(), order);
     Ok(LoadedModel {
         name: job.name.clone(),
         version: job.version,
@@ -283,6 +331,9 @@ pub(super) fn load(
         pipeline,
         task_evidence,
         settings,
+        device,
+        gpu_bytes,
+        engine,
         instances,
         intra_threads,
         tuned,
@@ -543,8 +594,29 @@ fn shares(job: &Job, setup: Setup) -> bool {
     setup.layout.instances > 1 && copies_of(setup.layout, job.size_bytes) == 1
 }
 
+/// The same job on another device.
+fn with_device(job: &Job, device: DeviceSettings) -> Job {
+    Job { settings: ModelSettings { device, ..job.settings.clone() }, ..job.clone() }
+}
+
+/// Why kept engines are of no use, where a load with them shows that; in words.
+fn useless(choice: &Choice, first: &Result<(Setup, Sessions), LoadError>) -> Option<String> {
+    if !matches!(choice, Choice::Kept(_)) {
+        return None;
+    }
+    match first {
+        Ok((_, sessions)) => {
+            let execution = &sessions.first()?.facts().execution;
+            let is_used = execution.registered.iter().any(|provider| provider == TENSORRT);
+            (!is_used).then(|| execution.problem())
+        }
+        Err(LoadError::Runtime(error)) => Some(error.to_string()),
+        Err(_) => None,
+    }
+}
+
 /// A session for each instance.
-fn sessions(
+fn sessions_of(
     job: &Job,
     runtime: &dyn Runtime,
     tasks: &Tasks,

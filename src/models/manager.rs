@@ -6,6 +6,7 @@
 
 use super::admission::{Admission, MakeRoom, Reservation};
 use super::config_pbtxt::GivenConfig;
+use super::engines::{EngineUse, GpuTurns};
 use super::install::Claimed;
 use super::lifecycle::{self, Command, Fingerprint};
 use super::loader::{self, Job};
@@ -58,6 +59,7 @@ struct Inner {
     /// A std mutex: held for look-ups and swaps, never across an await.
     registry: Mutex<BTreeMap<ModelName, Entry>>,
     loads: Arc<Semaphore>,
+    turns: GpuTurns,
     admission: Admission,
     meter: LoadMeter,
     started: AtomicBool,
@@ -120,6 +122,7 @@ impl ModelManager {
             repository,
             registry: Mutex::default(),
             loads: Arc::new(Semaphore::new(LOADS_AT_ONCE)),
+            turns: GpuTurns::default(),
             admission: Admission::default(),
             meter: LoadMeter::default(),
             started: AtomicBool::new(false),
@@ -342,7 +345,11 @@ impl ModelManager {
             source.folder = file.parent().unwrap_or(Path::new(".")).to_owned();
             source.file = file;
         }
-        let settings = bare_settings(model);
+        let mut settings = bare_settings(model);
+        if source.file != model.source.file {
+            // Engines of another graph are not the model's.
+            settings.device.tensorrt.engines = None;
+        }
         let session = match self.check_copy(model.facts.size_bytes).await {
             Ok(()) => self.blocking(move || runtime.load(&source, &settings)).await.ok_or(LoadError::Panicked),
             Err(error) => Err(error),
@@ -389,6 +396,14 @@ impl ModelManager {
 
     pub(super) fn runtime(&self) -> &dyn Runtime {
         self.0.runtime.as_ref()
+    }
+
+    pub(super) fn tasks(&self) -> &Tasks {
+        &self.0.tasks
+    }
+
+    pub(super) fn gpu_turns(&self) -> &GpuTurns {
+        &self.0.turns
     }
 
     pub(super) fn admission(&self) -> &Admission {
@@ -762,6 +777,7 @@ impl ModelManager {
             traffic: None,
             // What a call brings is not there at the next start.
             state: (!overridden).then(|| self.state_place()),
+            engines: EngineUse::MayBuild,
             is_verified: self.is_verified(name, version, folder.fingerprint),
             stats: self.0.stats.model(name.as_str(), version.0),
         })
@@ -789,6 +805,7 @@ impl ModelManager {
         if matches!(result, Err(LoadError::Panicked)) {
             self.0.stats.record_panic();
         }
+        let mut ready = None;
         // Checked under the lock that `close` empties the registry with: nothing is put in afterwards.
         let replaced = self.edit(&name, |entry| {
             let slot = entry.slots.entry(version).or_default();
@@ -806,7 +823,9 @@ impl ModelManager {
                     slot.verified = Some(files);
                     slot.measured = model.memory.loaded_bytes.map(|bytes| (files, bytes)).or(slot.measured);
                     entry.on_demand = false;
-                    Ok(slot.serving.replace((files, Arc::new(model))))
+                    let model = Arc::new(model);
+                    ready = Some(model.clone());
+                    Ok(slot.serving.replace((files, model)))
                 }
                 Err(error @ (LoadError::NoMemory { .. } | LoadError::MemoryBusy { .. })) => {
                     // It may fit the next time, so it has not failed.
@@ -821,6 +840,9 @@ impl ModelManager {
             }
         });
         drop(reservation);
+        if let Some(model) = ready {
+            self.build_engines(&model, files);
+        }
         if matches!(replaced, Some(Ok(_))) {
             self.hold_budget(&name).await;
         }
@@ -1080,7 +1102,7 @@ impl Inner {
 /// How a session beside those of a model is built.
 fn bare_settings(model: &LoadedModel) -> SessionSettings {
     SessionSettings {
-        device: model.settings.device.clone(),
+        device: model.device.clone(),
         optimization_level: model.settings.optimization_level,
         intra_threads: model.intra_threads,
         memory: model.settings.memory(),

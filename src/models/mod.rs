@@ -3,12 +3,14 @@
 //! Knows the store's layout (`repository`, `manifest`, `config_pbtxt`, `config_settings`, `reshape`), decides what is loaded
 //! (`lifecycle`, pure) and does it (`loader`, `manager`), takes versions in and out (`install`, `versions`, on disk `swap`
 //! and `choice`), on as many threads as suit the model (`layout`, `tune`, `search`, `measure`), within the memory there is
-//! (`memory`, `eviction`, `admission`), and what a load found out for the next one (`state`). Knows no protocol.
+//! (`memory`, `eviction`, `admission`), and what a load found out for the next one (`state`), among it
+//! the engines that are built while a model serves (`engines`). Knows no protocol.
 
 mod admission;
 mod choice;
 mod config_pbtxt;
 mod config_settings;
+mod engines;
 mod error;
 mod eviction;
 mod install;
@@ -42,6 +44,7 @@ mod tests;
 
 pub use admission::MemoryTotals;
 pub use config_pbtxt::ConfigError;
+pub use engines::{EngineBuild, EngineState, EngineStatus};
 pub use error::{LoadError, ModelError};
 pub use install::{Claim, Staged, Tried};
 pub use layout::{Layout, Setup};

@@ -1,12 +1,13 @@
 //! What the room tells its neighbours: a loaded model, and the states of all models.
 
+use super::engines::EngineBuild;
 use super::made_up::{self, InputHints, Size};
 use super::{Manifest, ModelMemory, ModelName, ModelSettings, Optimization, Profiled, Tuned, Version};
 use crate::batching;
 use crate::cache::Caches;
 use crate::hub::Provenance;
 use crate::pipelines::Pipeline;
-use crate::runtime::{GraphFacts, GraphSource, Input, Runtime};
+use crate::runtime::{DeviceSettings, Execution, GraphFacts, GraphSource, Input, Runtime};
 use crate::telemetry::{ModelStats, process};
 use crate::tensor::Spec;
 use bytes::Bytes;
@@ -27,6 +28,12 @@ pub struct LoadedModel {
     /// What the task was told from.
     pub task_evidence: String,
     pub settings: ModelSettings,
+    /// How its sessions are built: what the settings ask for, as far as it is served.
+    pub device: DeviceSettings,
+    /// By how much the process's memory on its GPU grew over the load; `None` where it runs on none, or the driver does not tell.
+    pub gpu_bytes: Option<u64>,
+    /// What became of TensorRT's engines.
+    pub engine: EngineBuild,
     pub instances: usize,
     /// Threads of one run.
     pub intra_threads: usize,
@@ -95,6 +102,11 @@ impl LoadedModel {
             arena_bytes = arena.arena_bytes, arena_max_bytes = arena.arena_max_bytes,
             resident_bytes = process::resident_bytes(), "memory of a model"
         );
+    }
+
+    /// What runs where at this moment: as the session has it, with an engine that is still built or could not be.
+    pub fn execution(&self) -> Execution {
+        self.engine.seen_in(&self.facts.execution)
     }
 
     /// Values for the graph's inputs, made up from what it declares: `rows` in dimension 0, `None` as the graph has it and 1

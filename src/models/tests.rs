@@ -1,5 +1,6 @@
 //! The manager over real folders and a runtime without graphs: what a model's file holds tells how its load goes.
 
+mod engines;
 mod versions;
 
 use super::*;

@@ -2,7 +2,7 @@
 //!
 //! Knows one model: inputs and outputs as told, and a closure for the run.
 
-use super::{GraphFacts, GraphSource, Input, Interrupt, Runtime, RuntimeError, Session, SessionSettings};
+use super::{Execution, GraphFacts, GraphSource, Input, Interrupt, Runtime, RuntimeError, Session, SessionSettings};
 use crate::tensor::{Spec, Value};
 use std::sync::Arc;
 
@@ -14,6 +14,7 @@ pub struct FakeRuntime {
     inputs: Vec<Spec>,
     outputs: Vec<Spec>,
     run: Arc<Run>,
+    execution: Execution,
 }
 
 impl FakeRuntime {
@@ -22,7 +23,12 @@ impl FakeRuntime {
         outputs: Vec<Spec>,
         run: impl Fn(&[Input], &[usize], &Interrupt) -> Result<Vec<Value>, RuntimeError> + Send + Sync + 'static,
     ) -> FakeRuntime {
-        FakeRuntime { inputs, outputs, run: Arc::new(run) }
+        FakeRuntime { inputs, outputs, run: Arc::new(run), execution: Execution::default() }
+    }
+
+    /// Its sessions say so of what runs where.
+    pub fn on(self, execution: Execution) -> FakeRuntime {
+        FakeRuntime { execution, ..self }
     }
 }
 
@@ -30,7 +36,12 @@ impl Runtime for FakeRuntime {
     fn load(&self, _source: &GraphSource, _settings: &SessionSettings) -> Result<Box<dyn Session>, RuntimeError> {
         Ok(Box::new(FakeSession {
             runtime: self.clone(),
-            facts: GraphFacts { format: "fake", device: "cpu".into(), ..GraphFacts::default() },
+            facts: GraphFacts {
+                format: "fake",
+                device: "cpu".into(),
+                execution: self.execution.clone(),
+                ..GraphFacts::default()
+            },
         }))
     }
 

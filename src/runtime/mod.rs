@@ -3,6 +3,7 @@
 //! The traits are what the rooms above know; `onnx` keeps them with ONNX Runtime, `fake` for tests, `pair` with two sessions. Knows no model
 //! store, no queue and no task.
 
+mod engine;
 mod error;
 pub mod execution;
 mod interrupt;
@@ -15,6 +16,7 @@ mod written;
 pub mod fake;
 pub mod onnx;
 
+pub use engine::EngineKey;
 pub use error::RuntimeError;
 pub use execution::{Execution, MissingProvider, ProviderStatus, TENSORRT};
 pub use interrupt::Interrupt;
@@ -75,6 +77,12 @@ pub trait Runtime: Send + Sync {
     /// What a form that [`Runtime::load_writing`] writes is good for, besides the graph and the level; `None` where none can be
     /// written for such a device, or the device is not known before the load.
     fn form_key(&self, _device: &DeviceSettings) -> Option<FormKey> {
+        None
+    }
+
+    /// What engines depend on that TensorRT would build of this graph for these settings; `None` where they want none, or none
+    /// can be built here. The first call may take seconds, as [`Runtime::providers`]; each reads the graph's file.
+    fn engine_key(&self, _source: &GraphSource, _settings: &SessionSettings) -> Option<EngineKey> {
         None
     }
 

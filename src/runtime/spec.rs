@@ -70,6 +70,26 @@ pub struct DeviceSettings {
     pub tensorrt: TensorrtSettings,
 }
 
+impl DeviceSettings {
+    /// Whether TensorRT is the first that these settings try.
+    pub fn wants_tensorrt(&self) -> bool {
+        match self.device_type {
+            DeviceType::Cpu => false,
+            DeviceType::Tensorrt => true,
+            DeviceType::Auto | DeviceType::Cuda => self.enable_tensorrt,
+        }
+    }
+
+    /// The same without TensorRT: what they try after it.
+    pub fn without_tensorrt(&self) -> DeviceSettings {
+        let device_type = match self.device_type {
+            DeviceType::Tensorrt => DeviceType::Cuda,
+            other => other,
+        };
+        DeviceSettings { device_type, enable_tensorrt: false, ..self.clone() }
+    }
+}
+
 /// What is spent before the first request so that those after it are quicker.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]

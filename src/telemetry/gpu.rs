@@ -36,6 +36,26 @@ pub fn memory_total_bytes(index: u32) -> Option<u64> {
     Some(nvml().ok()?.device_by_index(index).ok()?.memory_info().ok()?.total)
 }
 
+/// Name and compute capability of a GPU, such as `NVIDIA H100 80GB HBM3, compute capability 9.0`; `None` where they cannot be
+/// read.
+pub fn identity(index: u32) -> Option<String> {
+    let device = nvml().ok()?.device_by_index(index).ok()?;
+    let capability = device.cuda_compute_capability().ok()?;
+    Some(format!("{}, compute capability {}.{}", device.name().ok()?, capability.major, capability.minor))
+}
+
+/// Memory of a GPU that this process holds, as the driver counts it: contexts and all. `None` where the driver does not tell, or knows
+/// the process by another number, as in some containers, or the process has not used the GPU yet.
+pub fn own_bytes(index: u32) -> Option<u64> {
+    use nvml_wrapper::enums::device::UsedGpuMemory;
+    let processes = nvml().ok()?.device_by_index(index).ok()?.running_compute_processes().ok()?;
+    let own = processes.into_iter().find(|process| process.pid == std::process::id())?;
+    match own.used_gpu_memory {
+        UsedGpuMemory::Used(bytes) => Some(bytes),
+        UsedGpuMemory::Unavailable => None,
+    }
+}
+
 /// Version of the driver; `None` where there is none.
 pub fn driver_version() -> Option<String> {
     nvml().ok()?.sys_driver_version().ok()
@@ -69,5 +89,7 @@ mod tests {
             assert!(gpu.utilization.is_none_or(|share| (0.0..=1.0).contains(&share)), "{gpu:?}");
         }
         assert_eq!(memory_total_bytes(100_000), None);
+        assert_eq!(own_bytes(100_000), None);
+        assert_eq!((identity(100_000), identity(0).is_some()), (None, !found.is_empty()));
     }
 }

@@ -57,6 +57,9 @@ pub const MODEL_DEGRADED: Family = gauge(
     "ortus_model_degraded",
     "1 where a loaded version runs on another device than it should, or with less than its memory; else 0.",
 );
+/// `model`, `version`, `state` (`none`, `building`, `ready`, `failed`): of the versions that are loaded.
+pub const ENGINE_STATE: Family =
+    gauge("ortus_engine_state", "1 for the state that the TensorRT engine of a loaded version is in; else 0.");
 /// `gpu`: its number. Absent where there is none.
 pub const GPU_MEMORY_USED: Family = gauge("ortus_gpu_memory_used_bytes", "Memory of a GPU in use, by all processes.");
 /// `gpu`.

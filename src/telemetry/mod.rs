@@ -17,4 +17,4 @@ pub use logging::{LogError, LogFormat, LogSettings, log_level, set_log_level, st
 pub use printable::printable;
 pub use process::resident_bytes;
 pub use stats::{ModelStats, RequestGuard, Stats, StatsSettings};
-pub use timestamp::{now_ms, rfc3339};
+pub use timestamp::{now_ms, rfc3339, rfc3339_of};

@@ -6,6 +6,12 @@ pub fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// A time of the wall clock, as [`rfc3339`].
+pub fn rfc3339_of(time: std::time::SystemTime) -> String {
+    let since = time.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    rfc3339(u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
 /// `2026-03-01T12:30:05.250Z`; `ms` are milliseconds since 1970.
 pub fn rfc3339(ms: u64) -> String {
     // A year has four digits in this form; later times show as the last one that has.

@@ -54,6 +54,7 @@ pub(super) struct Model {
     task: String,
     device: String,
     layout: String,
+    engine: Option<Engine>,
     memory: String,
     rate: String,
     queued: String,
@@ -75,6 +76,13 @@ pub(super) struct Model {
     settings: Vec<(String, String)>,
     reports: Vec<(String, String)>,
     snippets: Vec<Snippet>,
+}
+
+/// TensorRT's engine, where there is something to say of it.
+struct Engine {
+    look: Look,
+    time: String,
+    reason: Option<String>,
 }
 
 struct StageRow {
@@ -117,6 +125,7 @@ pub(super) async fn build(visitor: &Visitor, name: &ModelName) -> Result<Model, 
         task: text_or_dash(&model, "/task"),
         device: text_or_dash(&model, "/device"),
         layout: layout(&model).unwrap_or_default(),
+        engine: engine(&model),
         memory: if is_loaded { format::bytes(counts.memory_bytes) } else { "–".to_owned() },
         rate: format::rate(rate),
         queued: format::count(counts.queued),
@@ -184,6 +193,18 @@ fn stages(stats: &Value) -> Vec<StageRow> {
         }
     };
     stages.into_iter().map(row).collect()
+}
+
+/// What there is to say of TensorRT's engine; nothing where it is not asked for.
+fn engine(model: &Value) -> Option<Engine> {
+    let word = text(model, "/execution/engine/state")?;
+    let reason = text(model, "/execution/engine/reason");
+    let is_told = word != "none" || reason.is_some();
+    is_told.then(|| Engine {
+        look: if word == "none" { Look { word: "none", ..state(&word) } } else { state(&word) },
+        time: number(model, "/execution/engine/seconds").map_or_else(String::new, |time| format::seconds(Some(time))),
+        reason,
+    })
 }
 
 /// Runs by their rows.

@@ -27,6 +27,7 @@ pub(super) fn state(word: &str) -> Look {
         "verifying" => look("◌", "verifying", "busy"),
         "converting" => look("◌", "converting", "busy"),
         "queued" => look("…", "queued", "busy"),
+        "building" => look("◌", "building", "busy"),
         "running" => look("▶", "running", "busy"),
         "starting" => look("◌", "starting", "busy"),
         "stopping" => look("■", "stopping", "busy"),

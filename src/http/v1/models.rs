@@ -9,7 +9,7 @@ use crate::http::extract::{ApiQuery, ModelPath, content_type};
 use crate::http::v1::optimization::OptimizationInfo;
 use crate::http::{HttpState, body};
 use crate::hub::{Provenance, ProvenanceFile};
-use crate::telemetry::process;
+use crate::telemetry::{process, rfc3339_of};
 use crate::tensor::{Dim, Spec};
 use axum::Json;
 use axum::extract::{Request, State};
@@ -114,6 +114,32 @@ pub(in crate::http) struct ExecutionInfo {
     max_rows: Option<usize>,
     /// Whether the last run was made on the CPU, since the device had no memory for it or failed.
     on_reserve: bool,
+    engine: EngineInfo,
+}
+
+/// What TensorRT compiles of the graph: it is built in the background while the other providers serve, and kept.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct EngineInfo {
+    /// `building`: the model serves without TensorRT meanwhile; `failed`: it goes on so; `none`: TensorRT is not asked for, does
+    /// not work here, or runs none of the nodes.
+    #[schema(example = "none", pattern = "^(none|building|ready|failed)$")]
+    state: &'static str,
+    /// When it came to that; of one that is ready, when it was built.
+    #[schema(example = json!(null), format = DateTime)]
+    since: Option<String>,
+    /// How long the build has taken so far, or took.
+    #[schema(example = json!(null))]
+    seconds: Option<f64>,
+    /// Why it failed, what it waits for, or why there is none.
+    #[schema(example = json!(null))]
+    reason: Option<String>,
+}
+
+impl From<engine::EngineStatus> for EngineInfo {
+    fn from(status: engine::EngineStatus) -> EngineInfo {
+        let engine::EngineStatus { state, since, seconds, reason } = status;
+        EngineInfo { state: state.as_str(), since: since.map(rfc3339_of), seconds, reason }
+    }
 }
 
 #[derive(Debug, Serialize, ToSchema)]
@@ -127,7 +153,7 @@ pub(in crate::http) struct MissingProvider {
 
 impl From<&LoadedModel> for ExecutionInfo {
     fn from(model: &LoadedModel) -> ExecutionInfo {
-        let (execution, pressure) = (&model.facts.execution, model.handle.pressure());
+        let (execution, pressure) = (model.execution(), model.handle.pressure());
         let missing = |missing: &engine::MissingProvider| MissingProvider {
             provider: missing.provider.clone(),
             reason: missing.reason.clone(),
@@ -140,6 +166,7 @@ impl From<&LoadedModel> for ExecutionInfo {
             is_fallback: execution.is_fallback,
             max_rows: pressure.and_then(|pressure| pressure.max_rows),
             on_reserve: pressure.is_some_and(|pressure| pressure.on_reserve),
+            engine: model.engine.status().into(),
         }
     }
 }
@@ -281,6 +308,8 @@ pub(in crate::http) struct TunedMeasurement {
 #[derive(Debug, Default, Serialize, ToSchema)]
 pub(in crate::http) struct MemoryUsage {
     gpu_allocated_mb: Option<f64>,
+    /// By how much the process's memory on the GPU grew over the loads, as the driver counts it; the first one's has CUDA's own
+    /// context too. `null` without a GPU, or where the driver does not tell.
     gpu_reserved_mb: Option<f64>,
     gpu_max_allocated_mb: Option<f64>,
     /// By how much the process grew over the load, and what working memory was taken or given back since.
@@ -651,7 +680,9 @@ fn accepted(state: &HttpState, path: &ModelPath) -> Response {
 fn memory_of(status: &ModelStatus) -> MemoryUsage {
     let Some(default) = default_of(status) else { return MemoryUsage::default() };
     let loaded = status.versions.iter().filter_map(|version| version.loaded.as_deref());
+    let on_gpu: Vec<u64> = loaded.clone().filter_map(|model| model.gpu_bytes).collect();
     MemoryUsage {
+        gpu_reserved_mb: (!on_gpu.is_empty()).then(|| mebibytes(on_gpu.into_iter().fold(0, u64::saturating_add))),
         cpu_memory_mb: Some(mebibytes(loaded.map(|model| model.memory.total_bytes()).fold(0, u64::saturating_add))),
         total_params: default.facts.num_parameters,
         trainable_params: Some(0),

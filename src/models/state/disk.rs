@@ -1,4 +1,5 @@
-//! The files of a version's saved state: `<root>/<model>/<version>/` with the written graph, `state.json` and `report.json`.
+//! The files of a version's saved state: `<root>/<model>/<version>/` with the written graph, `state.json` and `report.json`,
+//! and `<root>/<model>/<version>.engines/` with what TensorRT built of it and `engines.json`.
 //!
 //! Invariants: a state is put together beside its place and comes there by one rename, so that whenever the process ends
 //! there is none or the whole; every file of the written graph is held to its digest before it is used, so what a power cut
@@ -24,6 +25,22 @@ const STATE_BYTES_MAX: u64 = 16 << 20;
 
 pub(super) const STATE: &str = "state.json";
 const REPORT: &str = "report.json";
+/// Says what engines in the same folder are good for.
+pub(super) const ENGINES: &str = "engines.json";
+
+/// Ends the name of a folder of engines, after the version's number.
+const OF_ENGINES: &str = ".engines";
+
+/// Where a version's engines are.
+pub(super) fn engines_folder(root: &Path, (model, version): (&ModelName, Version)) -> PathBuf {
+    root.join(model.as_str()).join(format!("{version}{OF_ENGINES}"))
+}
+
+/// The version of a state or of engines, by their folder's name.
+fn version_of(folder: &OsStr) -> Option<Version> {
+    let name = folder.to_str()?;
+    Version::parse(name.strip_suffix(OF_ENGINES).unwrap_or(name))
+}
 
 /// What is kept of a version.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -203,7 +220,7 @@ pub(super) fn begin(root: &Path) -> io::Result<PathBuf> {
     Ok(folder)
 }
 
-fn write(file: &Path, value: &impl Serialize) -> io::Result<()> {
+pub(super) fn write(file: &Path, value: &impl Serialize) -> io::Result<()> {
     let bytes = serde_json::to_vec_pretty(value)?;
     if bytes.len() as u64 > STATE_BYTES_MAX {
         return Err(io::ErrorKind::FileTooLarge.into());
@@ -228,20 +245,25 @@ pub(super) fn put(
     steps::reached("report of a state written")?;
     write(&begun.join(STATE), state)?;
     steps::reached("state written")?;
+    let place = root.join(model.as_str()).join(version.to_string());
+    bring(root, begun, &place)?;
+    Ok(place)
+}
+
+/// Lets what was put together in `begun` take `place`, which lies in a folder of `root`; what was there goes.
+pub(super) fn bring(root: &Path, begun: &Path, place: &Path) -> io::Result<()> {
     sync_folder(begun)?;
-    let beside = root.join(model.as_str());
-    fs::create_dir_all(&beside)?;
-    let place = beside.join(version.to_string());
-    discard(root, &place);
+    let beside = place.parent().unwrap_or(root);
+    fs::create_dir_all(beside)?;
+    discard(root, place);
     steps::reached("old state gone")?;
-    if fs::symlink_metadata(&place).is_ok() {
+    if fs::symlink_metadata(place).is_ok() {
         // A rename would take the place of an empty folder without a word.
         return Err(io::ErrorKind::AlreadyExists.into());
     }
-    fs::rename(begun, &place)?;
+    fs::rename(begun, place)?;
     steps::reached("state in its place")?;
-    sync_folder(&beside)?;
-    Ok(place)
+    sync_folder(beside)
 }
 
 /// Replaces what is said in a state whose files stay.
@@ -259,7 +281,7 @@ pub(super) fn update(folder: &Path, state: &State, report: &serde_json::Value) -
 /// Whether a folder is a state, whatever became of it. The root may be a folder that somebody has named, with other things in
 /// it: nothing else is ever removed from it.
 fn is_state(folder: &Path) -> bool {
-    [STATE, REPORT].iter().any(|file| folder.join(file).is_file())
+    [STATE, REPORT, ENGINES].iter().any(|file| folder.join(file).is_file())
 }
 
 /// Whether it is named as what [`begin`] makes.
@@ -284,7 +306,10 @@ pub(super) fn discard(root: &Path, place: &Path) {
 pub(super) fn forget(root: &Path, model: &ModelName, version: Option<Version>) {
     let folder = root.join(model.as_str());
     match version {
-        Some(version) => discard(root, &folder.join(version.to_string())),
+        Some(version) => {
+            discard(root, &folder.join(version.to_string()));
+            discard(root, &engines_folder(root, (model, version)));
+        }
         None => entries(&folder).iter().for_each(|version| discard(root, &version.path())),
     }
     // Only an empty folder goes.
@@ -304,7 +329,7 @@ pub(super) fn clean(root: &Path, is_there: impl Fn(&ModelName, Option<Version>) 
             continue;
         }
         for version in entries(&entry.path()) {
-            let number = version.file_name().to_str().and_then(Version::parse);
+            let number = version_of(&version.file_name());
             if number.is_some_and(|number| !is_there(&model, Some(number))) {
                 discard(root, &version.path());
             }
@@ -415,12 +440,20 @@ mod tests {
         for path in ["here/1", "here/2", "gone/1", ".config", "photos/2024/x"] {
             make(path);
         }
+        for version in ["here/1", "here/2", "gone/1"] {
+            let folder = root.path().join(format!("{version}.engines"));
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join(ENGINES), "{}").unwrap();
+        }
         fs::create_dir_all(root.path().join("here/3")).unwrap();
         clean(root.path(), |model, version| model.as_str() == "here" && version.is_none_or(|version| version.0 == 2));
         let mut left: Vec<_> = fs::read_dir(root.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, [".config", "here", "photos"]);
         assert!(root.path().join("here/2").is_dir() && !root.path().join("here/1").exists() && !begun.exists());
+        assert!(root.path().join("here/2.engines").is_dir() && !root.path().join("here/1.engines").exists());
+        forget(root.path(), &ModelName::parse("here").unwrap(), Some(Version(2)));
+        assert!(!root.path().join("here/2.engines").exists());
         assert!(root.path().join("here/3").is_dir() && root.path().join("photos/2024/x").is_dir());
     }
 }

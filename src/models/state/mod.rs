@@ -6,6 +6,7 @@
 //! with a line in the log, and the model is loaded from its own files; a load never fails because of a state. Blocks.
 
 mod disk;
+mod engines;
 mod quantized;
 mod report;
 mod saved;
@@ -13,6 +14,7 @@ mod saved;
 pub use quantized::Quantization;
 pub use report::{Optimization, OptimizationState};
 
+pub(super) use engines::{Begun, Engines};
 pub(super) use quantized::Samples;
 
 use super::{Layout, ModelName, ModelSettings, StoreSettings, Version, swap};
@@ -89,11 +91,16 @@ impl StatePlace {
 impl State {
     /// Whether it was made of these graphs, whatever they hold.
     fn is_of(&self, source: &GraphSource) -> bool {
-        let sources = std::iter::once(&source.file).chain(&source.text_tower);
-        sources.into_iter().all(|file| {
-            file.strip_prefix(&source.folder).is_ok_and(|path| self.originals.iter().any(|known| known.path == path))
-        })
+        are_of(&self.originals, source)
     }
+}
+
+/// Whether these files are of these graphs, whatever they hold.
+fn are_of(originals: &[OriginalFile], source: &GraphSource) -> bool {
+    let sources = std::iter::once(&source.file).chain(&source.text_tower);
+    sources.into_iter().all(|file| {
+        file.strip_prefix(&source.folder).is_ok_and(|path| originals.iter().any(|known| known.path == path))
+    })
 }
 
 /// Stands by one load.

@@ -14,6 +14,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path};
 
 /// What was read of a graph file.
+#[derive(Default)]
 pub(super) struct Graph {
     pub(super) facts: GraphFacts,
     /// Inputs and outputs that declare no shape at all; the session reports those as rank 0.

@@ -1,9 +1,10 @@
 //! Finds and opens ONNX Runtime's shared library, once for the process.
 
-use super::{graph, memory, provider, session, written};
+use super::{graph, memory, provider, session, tensorrt, written};
 use crate::runtime::pair::Pair;
 use crate::runtime::{
-    DeviceSettings, FormKey, GraphSource, ProviderStatus, Runtime, RuntimeError, Session, SessionSettings, WrittenGraph,
+    DeviceSettings, EngineKey, FormKey, GraphSource, ProviderStatus, Runtime, RuntimeError, Session, SessionSettings,
+    WrittenGraph,
 };
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -152,6 +153,10 @@ impl Runtime for OnnxRuntime {
 
     fn form_key(&self, device: &DeviceSettings) -> Option<FormKey> {
         written::form_key(&self.version, device)
+    }
+
+    fn engine_key(&self, source: &GraphSource, settings: &SessionSettings) -> Option<EngineKey> {
+        tensorrt::engine_key(&self.environment, &self.version, source, settings)
     }
 
     fn load_writing(

@@ -15,6 +15,7 @@ mod provider;
 mod raw;
 mod recorded;
 mod session;
+mod tensorrt;
 #[cfg(test)]
 mod working_memory_tests;
 mod written;

@@ -114,7 +114,7 @@ fn note(missing: &mut Vec<MissingProvider>, found: MissingProvider) {
 }
 
 /// What the options of a device depend on besides its settings.
-fn machine(graph: &graph::Graph, settings: &SessionSettings) -> Machine {
+pub(super) fn machine(graph: &graph::Graph, settings: &SessionSettings) -> Machine {
     let device = &settings.device;
     Machine {
         // Opens the driver's library: only for those who need it.
