@@ -5,8 +5,8 @@
 
 Parts, all by default: `serves` (the embedded model answers on the device), `answers` (every test model gives what the CPU gives,
 within tolerance), `throughput` (HTTP beside a bare session in the same run, by batch and precision), `graphs` (what recorded runs gain),
-`unload` (the GPU's memory comes back), `memory` (runs that do not fit are halved and answered), `engines`
-(TensorRT: a cold build in the background, the swap, a warm start, with fp16 too), `metrics` (the GPUs in /metrics).
+`unload` (the GPU's memory comes back), `memory` (runs that do not fit are halved and answered), `half` (what use_fp16
+gains on CUDA), `engines` (TensorRT: a cold build in the background, the swap, a warm start, with fp16 too), `metrics` (the GPUs in /metrics).
 Each prints PASS, FAIL or SKIP with its figures; the exit code is 1 where one failed.
 
 `--device cpu` runs the same on the CPU, so that this script can be tried where there is no GPU; its figures then say nothing of one.
@@ -208,6 +208,35 @@ def memory(options):
     return [f"512 rows in {warmed['batches'][0]['mean_ms']:.0f} ms, in runs of {execution['max_rows']}; then one row in {small['batches'][0]['mean_ms']:.1f} ms"]
 
 
+def half(options):
+    """What becomes of use_fp16 on CUDA: tried at the load, served where it is faster, and near to fp32 then."""
+    if options.device == "cpu":
+        raise Skip("use_fp16 has no effect on a CPU; the unit tests of models/tests/half.rs do this with a GPU that is made up")
+    models = [path for path in sorted(options.models.glob("*")) if (path / "1" / "model.onnx").is_file()]
+    with tempfile.TemporaryDirectory() as folder:
+        store = pathlib.Path(folder)
+        shutil.copytree(ROOT / "models" / "digits", store / "digits")
+        for model in models[:5]:
+            shutil.copytree(model, store / model.name)
+        with server(options, store) as address:
+            expected = {name: infer(address, name) for name in ready(address)}
+        lines = []
+        with server(options, store, DEVICE__USE_FP16="true") as address:
+            for name in sorted(ready(address)):
+                tried = json.loads(call(address, f"/v1/models/{name}"))["optimization"].get("fp16")
+                if not tried:
+                    lines.append(f"{name}: not tried, its graph is not of fp32")
+                    continue
+                outputs = expected.get(name)
+                difference = drift(outputs, infer(address, name)) if outputs is not None else 0.0
+                lines.append(f"{name}: {'serves' if tried['adopted'] else 'does not serve'}, {tried['reason']}; differs by {difference:.2e}")
+                if tried["adopted"] and not difference <= 5 * TOLERANCE["tf32"]:
+                    raise CheckError(f"{name} in fp16 differs by {difference:.2e} of its largest value")
+    if not any("serve" in line for line in lines):
+        raise CheckError("nothing was tried: " + "; ".join(lines))
+    return lines
+
+
 def engines(options):
     """A model serves while TensorRT builds its engine, is swapped without a request lost, and starts with it the next time."""
     if options.device == "cpu":
@@ -265,7 +294,7 @@ def metrics(options):
     return [*nodes, *found, *(f"{provider['name']}: {provider.get('reason', 'available')}" for provider in system["execution_providers"])]
 
 
-PARTS = {part.__name__: part for part in (serves, answers, throughput, graphs, unload, memory, engines, metrics)}
+PARTS = {part.__name__: part for part in (serves, answers, throughput, graphs, unload, memory, half, engines, metrics)}
 
 
 # What they need.

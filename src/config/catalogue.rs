@@ -413,7 +413,7 @@ pub(super) const KEYS: &[Key] = &[
     Key {
         section: "device",
         name: "use_fp16",
-        doc: "Let TensorRT compute in half precision; CUDA and the CPU run the graph's own (`ortus optimize` makes an fp16 graph).",
+        doc: "Let a GPU compute in half precision: TensorRT chooses it, CUDA serves an fp16 graph where that is faster within the drift. None on a CPU.",
         kind: Kind::Boolean {
             get: |config| config.overrides.apply(&ModelSettings::default()).device.use_fp16,
             set: |config, value| config.overrides.device.use_fp16 = Some(value),

@@ -25,6 +25,7 @@ use crate::cache::Caches;
 use crate::hub::{PROVENANCE, Provenance};
 use crate::pipelines::{LabelsSource, Pipeline, PipelineLimits, text};
 use crate::rewrite::{Drift, Sample, drift};
+use crate::runtime::execution::CUDA;
 use crate::runtime::{
     DeviceSettings, DeviceType, GraphFacts, GraphSource, Input, Interrupt, Runtime, RuntimeError, Session,
     SessionSettings, TENSORRT, WorkingMemories,
@@ -141,6 +142,8 @@ pub(super) fn load(
     let mut choice = Choice::of(key.clone(), place, of, &source);
     let mut in_force = with_device(wanted, choice.device(&wanted.settings.device));
     let mut keeper = Keeper::open(of, place, runtime, &source, &in_force.settings);
+    // Engines are of the model's own graph, whatever serves meanwhile.
+    let for_engines = reshapes.clone().seen_through(runtime.clone());
     let runtime = &reshapes.seen_through(keeper.runtime());
     let graph_name = source
         .file
@@ -176,9 +179,9 @@ pub(super) fn load(
 
     warming();
     let hints = InputHints::read(task_folder(job));
-    if keeper.may_quantize()
+    if source.text_tower.is_none()
         && let Some(first) = sessions.first_mut()
-        && quantize(job, &mut keeper, first.as_mut(), runtime.as_ref(), setup, &hints, interrupt)
+        && rewritten(job, &mut keeper, first.as_mut(), runtime.as_ref(), setup, &hints, interrupt)
     {
         sessions.clear();
         sessions = build(setup)?;
@@ -309,7 +312,7 @@ pub(super) fn load(
         version: job.version,
         key,
         place,
-        runtime: runtime.clone(),
+        runtime: for_engines,
         source: kept_source.clone(),
         settings: asked,
         size_bytes: facts.size_bytes,
@@ -355,8 +358,8 @@ pub(super) fn load(
     })
 }
 
-/// Whether the graph is from here on one with products of eight bits: tried beside its own with made-up input.
-fn quantize(
+/// Whether the graph is from here on one with smaller numbers: tried beside its own with made-up input.
+fn rewritten(
     job: &Job,
     keeper: &mut Keeper,
     session: &mut dyn Session,
@@ -365,6 +368,29 @@ fn quantize(
     hints: &InputHints,
     interrupt: &Interrupt,
 ) -> bool {
+    let (quantizes, halves) = (keeper.may_quantize(), wants_half(job, session.facts()));
+    if !quantizes && !halves {
+        return false;
+    }
+    let samples = trial_samples(session, hints, interrupt);
+    let settings = session_settings(job, setup);
+    let load = |source: &GraphSource| runtime.load(source, &settings);
+    (quantizes && keeper.quantize(session, &samples, &load, interrupt))
+        || (halves && keeper.halve(session, &samples, &load, interrupt))
+}
+
+/// Whether the graph is to be tried with numbers of 16 bits: on a GPU, where TensorRT does not choose them itself.
+fn wants_half(job: &Job, facts: &GraphFacts) -> bool {
+    job.settings.device.use_fp16
+        && facts.device != "cpu"
+        && facts.format != "ort"
+        && facts.precision.as_deref() == Some("fp32")
+        && facts.execution.registered.iter().all(|provider| provider != TENSORRT)
+        && facts.execution.registered.iter().any(|provider| provider == CUDA)
+}
+
+/// Inputs for the trial of another graph beside the session's.
+fn trial_samples(session: &mut dyn Session, hints: &InputHints, interrupt: &Interrupt) -> Samples {
     let specs = session.inputs().to_vec();
     let all: Vec<usize> = (0..session.outputs().len()).collect();
     let make = |rows, length, seed| made_up::inputs(&specs, &Size { rows, length }, seed, hints);
@@ -372,7 +398,7 @@ fn quantize(
         |length: &usize| make(None, *length, 1).is_some_and(|inputs| session.run(&inputs, &all, interrupt).is_ok());
     let length = [TUNING_LENGTH, Size::default().length].into_iter().find(|length| runs(length));
     let sample = |rows: Option<usize>, length| Some(Sample { rows: rows.unwrap_or(1), inputs: make(rows, length, 1)? });
-    let samples = Samples {
+    Samples {
         timed: length
             .into_iter()
             .flat_map(|length| [None, Some(8)].map(|rows| sample(rows, length)))
@@ -382,9 +408,7 @@ fn quantize(
             .into_iter()
             .flat_map(|length| (1..=4).filter_map(move |seed| make(None, length, seed)))
             .collect(),
-    };
-    let settings = session_settings(job, setup);
-    keeper.quantize(session, &samples, &|source| runtime.load(source, &settings), interrupt)
+    }
 }
 
 /// Measurements that are kept from one load to the next, by name.

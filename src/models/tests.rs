@@ -1,6 +1,7 @@
 //! The manager over real folders and a runtime without graphs: what a model's file holds tells how its load goes.
 
 mod engines;
+mod half;
 mod versions;
 
 use super::*;

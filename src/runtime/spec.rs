@@ -60,7 +60,8 @@ pub struct DeviceSettings {
     pub device_index: u32,
     /// Whether a device named by the user may be replaced by the CPU where it does not work.
     pub allow_fallback: bool,
-    /// Whether a GPU may compute in half precision: by TensorRT. The CPU always computes in the graph's own.
+    /// Whether a GPU may compute in half precision: TensorRT chooses it itself, for CUDA the loader tries a graph of 16 bits. The CPU
+    /// always computes in the graph's own.
     pub use_fp16: bool,
     pub compile_mode: CompileMode,
     /// Share of the GPU's memory that one session may take; `None` = what there is.

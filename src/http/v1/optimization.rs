@@ -36,9 +36,12 @@ pub(in crate::http) struct OptimizationInfo {
     /// What came of trying the graph with products of eight bits; left out where that was not asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     quantization: Option<QuantizationInfo>,
+    /// The same with numbers of 16 bits, which `use_fp16` asks for on CUDA; left out where that does not apply.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fp16: Option<QuantizationInfo>,
 }
 
-/// A graph with products of eight bits, run by turns with the model's own.
+/// A graph with products of eight bits, or with numbers of 16, run by turns with the model's own.
 #[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct QuantizationInfo {
     /// Whether it serves.
@@ -83,6 +86,7 @@ impl From<&engine::Optimization> for OptimizationInfo {
             saved_bytes: found.saved_bytes,
             reused_measurements: found.measurements.clone(),
             quantization: found.quantization.as_ref().map(QuantizationInfo::from),
+            fp16: found.halved.as_ref().map(QuantizationInfo::from),
         }
     }
 }

@@ -18,6 +18,7 @@ pub(super) use engines::{Begun, Engines};
 pub(super) use quantized::Samples;
 
 use super::{Layout, ModelName, ModelSettings, StoreSettings, Version, swap};
+use crate::rewrite::{Fp16Options, QuantizeOptions, Rewriting};
 use crate::runtime::{DeviceSettings, GraphSource, Interrupt, OptimizationLevel, Runtime, Session, WrittenGraph};
 use disk::{FORMAT, Kept, OriginalFile, State};
 use saved::{Form, SavedRuntime};
@@ -123,6 +124,9 @@ pub(super) struct Keeper {
     /// Whether the graph is to be tried with products of eight bits.
     quantizes: bool,
     quantization: Option<Quantization>,
+    /// Where a graph of 16 bits may lie while it serves; `None` where nothing may be written.
+    halves_in: Option<StatePlace>,
+    halved: Option<Quantization>,
     /// The model's files, where another graph is loaded in their place.
     originals: Option<Vec<PathBuf>>,
 }
@@ -163,6 +167,8 @@ impl Keeper {
             off,
             quantizes: settings.enable_quantization && source.text_tower.is_none() && off.is_none(),
             quantization: None,
+            halves_in: place.filter(|place| place.writes).cloned(),
+            halved: None,
             originals: None,
         };
         let Some(place) = keeper.place.clone() else { return keeper };
@@ -286,7 +292,10 @@ impl Keeper {
                 return false;
             }
         };
-        let mut found = quantized::try_beside(original, &self.source, &folder, samples, load, interrupt);
+        let mut found = {
+            let rewriting = Rewriting::Int8(QuantizeOptions::here());
+            quantized::try_beside(original, &self.source, (&folder, &rewriting), samples, load, interrupt)
+        };
         if interrupt.is_fired() {
             found.adopted = false;
         }
@@ -308,6 +317,41 @@ impl Keeper {
         }
         self.quantization = Some(found);
         true
+    }
+
+    /// Tries the graph with numbers of 16 bits beside `original`, a session of it on a GPU. Where that is better, it is loaded in the
+    /// graph's place for as long as anybody loads by [`Keeper::runtime`]; sessions that there are have to be loaded again. It is made
+    /// and tried at each load: nothing is kept for a GPU.
+    pub(super) fn halve(
+        &mut self,
+        original: &mut dyn Session,
+        samples: &Samples,
+        load: &quantized::Load<'_>,
+        interrupt: &Interrupt,
+    ) -> bool {
+        let Some(place) = &self.halves_in else { return false };
+        let folder = match place.made().and_then(disk::begin) {
+            Ok(folder) => folder,
+            Err(error) => {
+                self.cannot_write(&error);
+                return false;
+            }
+        };
+        let rewriting = Rewriting::Fp16(Fp16Options::default());
+        let mut found = quantized::try_beside(original, &self.source, (&folder, &rewriting), samples, load, interrupt);
+        found.adopted &= !interrupt.is_fired();
+        tracing::info!(
+            model = %self.model, version = %self.version, adopted = found.adopted, speed = found.speed,
+            cosine = found.cosine, reason = found.reason, "the graph was tried with numbers of 16 bits"
+        );
+        let is_adopted = found.adopted;
+        if is_adopted {
+            self.runtime.serve_instead(folder.join(quantized::FILE));
+        } else {
+            swap::remove(&folder);
+        }
+        self.halved = Some(found);
+        is_adopted
     }
 
     /// The model's files, relative to its folder.
@@ -350,7 +394,8 @@ impl Keeper {
             // Nothing where it has come to its place.
             swap::remove(&begun);
         }
-        if let Some(folder) = self.runtime.restore().as_deref().and_then(Path::parent) {
+        let serves_instead = self.halved.as_ref().is_some_and(|found| found.adopted);
+        if !serves_instead && let Some(folder) = self.runtime.restore().as_deref().and_then(Path::parent) {
             swap::remove(folder);
         }
         let state = self.reused.as_ref().or(fresh.as_ref());
@@ -472,6 +517,7 @@ impl Keeper {
             }),
             saved_bytes: state.map(|state| state.written.iter().map(|file| file.bytes).sum()),
             quantization: self.quantization.clone(),
+            halved: self.halved.clone(),
             measurements: self.reused.iter().flat_map(|state| state.measured.keys().cloned()).collect(),
         }
     }

@@ -1,9 +1,10 @@
-//! `enable_quantization`: at a load, the graph with products of eight bits is run by turns with the graph itself.
+//! `enable_quantization`, and `use_fp16` on CUDA: at a load, the graph with products of eight bits, or with numbers of 16, is run by
+//! turns with the graph itself.
 //!
 //! It serves in the graph's place where [`decide`] finds it better: faster by [`crate::rewrite::WIN_MIN`], and its answers to
-//! made-up inputs within [`DRIFT_MAX`]. What was found counts for the next loads, as all of a state does.
+//! made-up inputs within [`DRIFT_MAX`]. What was found of eight bits counts for the next loads, as all of a state does.
 
-use crate::rewrite::{Objective, QuantizeOptions, Rewriting, Sample, Trial, compare, decide, rewrite_file, speed};
+use crate::rewrite::{Objective, Rewriting, Sample, Trial, compare, decide, rewrite_file, speed};
 use crate::runtime::{GraphSource, Input, Interrupt, RuntimeError, Session};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -53,7 +54,7 @@ pub(super) type Load<'a> = dyn Fn(&GraphSource) -> Result<Box<dyn Session>, Runt
 pub(super) fn try_beside(
     original: &mut dyn Session,
     source: &GraphSource,
-    folder: &Path,
+    (folder, rewriting): (&Path, &Rewriting),
     samples: &Samples,
     load: &Load<'_>,
     interrupt: &Interrupt,
@@ -62,7 +63,7 @@ pub(super) fn try_beside(
         return Quantization::refused("no input could be made up that the graph runs on".to_owned());
     }
     let file = folder.join(FILE);
-    let rewritten = match rewrite_file(&source.file, &file, &Rewriting::Int8(QuantizeOptions::here())) {
+    let rewritten = match rewrite_file(&source.file, &file, rewriting) {
         Ok(rewritten) => rewritten,
         Err(error) => return Quantization::refused(error.to_string()),
     };

@@ -52,6 +52,8 @@ pub struct Optimization {
     pub measurements: Vec<String>,
     /// What came of trying the graph with products of eight bits, where that was asked for.
     pub quantization: Option<Quantization>,
+    /// The same with numbers of 16 bits, which `use_fp16` asks for on CUDA.
+    pub halved: Option<Quantization>,
 }
 
 impl Default for Optimization {
@@ -67,6 +69,7 @@ impl Default for Optimization {
             saved_bytes: None,
             measurements: Vec::new(),
             quantization: None,
+            halved: None,
         }
     }
 }

@@ -78,6 +78,14 @@ impl SavedRuntime {
         })
     }
 
+    /// From here on `file` is loaded in place of the model's own graph at any level, and goes with the last who loads by this.
+    pub(super) fn serve_instead(&self, file: PathBuf) {
+        self.with(|(form, _, instead)| {
+            *form = Form::Original;
+            *instead = Some(file);
+        });
+    }
+
     /// The model's own graph is loaded again where the saved form does not load; gives what was loaded in its place.
     pub(super) fn restore(&self) -> Option<PathBuf> {
         self.with(|(.., instead)| instead.take())
@@ -165,7 +173,11 @@ impl Drop for SavedRuntime {
 impl Runtime for SavedRuntime {
     fn load(&self, source: &GraphSource, settings: &SessionSettings) -> Result<Box<dyn Session>, RuntimeError> {
         if !self.is_own(source, settings) {
-            return self.runtime.load(source, settings);
+            let is_other_level = source.file == self.source.file && source.text_tower == self.source.text_tower;
+            return match is_other_level {
+                true => self.runtime.load(&self.present(source), settings),
+                false => self.runtime.load(source, settings),
+            };
         }
         let saved = self.with(|(form, ..)| match form {
             Form::Saved { folder, graphs, checking } => Some((folder.clone(), graphs.clone(), *checking)),
