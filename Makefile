@@ -25,7 +25,7 @@ LIBRARY := library
 GPU_ENV := source lib-cuda/env.sh
 endif
 
-.PHONY: browser exporter exporter-test fuzz help run test check gpu-run gpu-check clients models fixtures zero-shot-fixtures bench bench-models soak clean library gpu-library fmt-check lint docs openapi-check deny
+.PHONY: browser exporter exporter-test fuzz help run test check gpu-run gpu-check clients models fixtures zero-shot-fixtures bench bench-models optimize-table soak clean library gpu-library fmt-check lint docs openapi-check deny
 
 help:  ## List these commands
 	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## */\1\t/' | column -t -s $$'\t'
@@ -138,6 +138,11 @@ soak: $(LIBRARY) bench-models  ## Load a release build for ten minutes, rightly 
 # Each target for so many seconds, as in: make fuzz FUZZ="600 image"
 fuzz:  ## Give everything that reads foreign bytes made-up ones
 	tools/fuzz.sh $(FUZZ)
+
+# Original, variants and tuned settings of three models, then cold beside warm loads; on an idle machine, under 8 minutes.
+optimize-table: $(LIBRARY) bench-models  ## Measure what optimising brings, as a table
+	$(CARGO) build --release --locked
+	$(PYTHON) tools/optimize_table.py $(TARGET)/release/ortus $(TARGET)/bench-models $(OPTIMIZE_TABLE)
 
 bench-models: $(VENV)/.installed
 	$(VENV)/bin/python tools/make_bench_models.py $(TARGET)/bench-models

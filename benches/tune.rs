@@ -1,10 +1,14 @@
 //! The tuner's choice against an exhaustive sweep of the same candidates, with real models: the MLP of the fixtures, and
 //! `encoder` and `resnet18` of `target/bench-models` where they are there.
 //!
-//! Every combination of layout, batch, graph level and memory is loaded and measured as tuning would measure it, by naming all
-//! of it in the settings. Then the best of the sweep and the tuner's choice are measured by turns; printed is the ratio of
-//! the medians, and the time that the sweep and the tuner took. `MODELS=mlp,resnet18` chooses models, `OBJECTIVE=latency`
-//! what is best.
+//! Every combination of layout, batch up to `LARGEST` (8), graph level and arena is loaded and measured as tuning would measure
+//! it, by naming all of it in the settings; memory patterns stay on, for the tuner too. Then the three best of the sweep, since
+//! chance makes one of them first, and the tuner's choice are measured by turns. Printed is a table: what the sweep and the
+//! tuner took, both choices, the medians of the turns and their ratio; 1 is as good, 0.95 the aim.
+//!
+//! `MODELS=mlp,resnet18` chooses models, `OBJECTIVE=latency` what is best, `SECONDS` (150) when a model's sweep ends though
+//! candidates are left, which the table then says. Three models take at most three times the sweep, 45 s and 40 s: under 12
+//! minutes. Run it on an idle machine.
 
 #![expect(
     clippy::unwrap_used,
@@ -13,7 +17,10 @@
     reason = "a measurement that cannot go on says so"
 )]
 
-use ortus::models::{LoadedModel, Measured, ModelManager, ModelName, ModelSettings, Objective, Setup, StoreSettings};
+use ortus::models::{
+    Layout, LoadedModel, Measured, ModelManager, ModelName, ModelSettings, Objective, Setup, StoreSettings,
+    TuningSettings,
+};
 use ortus::pipelines::PipelineLimits;
 use ortus::runtime::onnx::OnnxRuntime;
 use ortus::runtime::{DeviceType, MemorySettings, OptimizationLevel, Runtime};
@@ -22,10 +29,11 @@ use ortus::telemetry::Stats;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const TURNS: usize = 5;
-const BATCHES: [usize; 5] = [1, 2, 4, 8, 16];
+/// Of the sweep's candidates, as many of the best are measured again.
+const BEST: usize = 3;
 const LEVELS: [OptimizationLevel; 4] =
     [OptimizationLevel::Aggressive, OptimizationLevel::Balanced, OptimizationLevel::Basic, OptimizationLevel::None];
 
@@ -42,7 +50,28 @@ fn main() {
     let wanted = std::env::var("MODELS").unwrap_or_else(|_| "mlp,resnet18,encoder".to_owned());
     let async_runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let runtime: Arc<dyn Runtime> = Arc::new(OnnxRuntime::open().unwrap());
-    println!("{} cores; {objective:?}", cores());
+    let number = |name: &str, default: u64| {
+        std::env::var(name).map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name} is no number")))
+    };
+    let (largest, sweep_max) = (number("LARGEST", 8) as usize, Duration::from_secs(number("SECONDS", 150)));
+    let unit = if objective == Objective::Latency { "p99 ms" } else { "rows/s" };
+    println!(
+        "{} cores; {objective:?}; batches up to {largest}; figures are {unit}, medians of {TURNS} turns\n",
+        cores()
+    );
+    println!(
+        "{:10} {:>10} {:>8} {:>8} {:>9}  {:44} {:>10}  {:44} {:>10} {:>6}",
+        "MODEL",
+        "CANDIDATES",
+        "SWEEP S",
+        "TUNER S",
+        "MEASURED",
+        "SWEEP'S BEST",
+        "AGAIN",
+        "TUNER'S CHOICE",
+        "AGAIN",
+        "RATIO"
+    );
     for name in wanted.split(',') {
         let folders = [root.join("tests/fixtures/store").join(name), root.join("target/bench-models").join(name)];
         let Some(from) = folders.into_iter().find(|folder| folder.is_dir()) else {
@@ -51,7 +80,8 @@ fn main() {
         };
         let store = tempfile::tempdir().unwrap();
         assert!(Command::new("cp").arg("-r").arg(from).arg(store.path().join(name)).status().unwrap().success());
-        let house = House { runtime: runtime.clone(), store: store.path(), name: ModelName::parse(name).unwrap() };
+        let name = ModelName::parse(name).unwrap();
+        let house = House { runtime: runtime.clone(), store: store.path(), name, largest, sweep_max };
         async_runtime.block_on(house.compare(objective));
     }
 }
@@ -60,58 +90,87 @@ struct House<'a> {
     runtime: Arc<dyn Runtime>,
     store: &'a Path,
     name: ModelName,
+    largest: usize,
+    sweep_max: Duration,
 }
 
 impl House<'_> {
-    async fn compare(&self, objective: Objective) {
-        let begun = Instant::now();
-        let mut all: Vec<Measured> = Vec::new();
-        for instances in (1..=cores()).filter(|instances| cores().is_multiple_of(*instances)) {
-            for optimization_level in LEVELS {
-                for (arena, pattern) in [(true, true), (true, false), (false, true), (false, false)] {
-                    let layout = ortus::models::Layout { instances, intra_threads: cores() / instances };
-                    let memory = MemorySettings { arena, pattern };
-                    let setup = Setup { layout, optimization_level, memory };
-                    for batch_size in BATCHES {
-                        all.extend(self.measured(setup, batch_size, objective).await);
-                    }
+    /// All that is measured. The level comes first: what is kept of a level for the next load is of no use to another.
+    fn candidates(&self) -> Vec<(Setup, usize)> {
+        let mut all = Vec::new();
+        let doubled =
+            || std::iter::successors(Some(1usize), |rows| Some(rows * 2)).take_while(|rows| *rows <= self.largest);
+        for optimization_level in LEVELS {
+            for arena in [true, false] {
+                for instances in (1..=cores()).filter(|instances| cores().is_multiple_of(*instances)) {
+                    let layout = Layout { instances, intra_threads: cores() / instances };
+                    let memory = MemorySettings { arena, pattern: true };
+                    all.extend(doubled().map(|rows| (Setup { layout, optimization_level, memory }, rows)));
                 }
             }
         }
-        let sweep = begun.elapsed();
-        let Some(best) = all.iter().max_by(|one, two| value(one, objective).total_cmp(&value(two, objective))) else {
-            println!("{}: nothing could be measured", self.name);
-            return;
-        };
+        all
+    }
+
+    async fn compare(&self, objective: Objective) {
         let begun = Instant::now();
-        let mut settings = settings();
-        settings.tuning.objective = objective;
+        let (candidates, mut all) = (self.candidates(), Vec::<Measured>::new());
+        let mut tried = 0;
+        for (setup, batch_size) in &candidates {
+            if begun.elapsed() > self.sweep_max {
+                break;
+            }
+            tried += 1;
+            all.extend(self.measured(*setup, *batch_size, objective).await);
+        }
+        let sweep = begun.elapsed();
+        all.sort_by(|one, two| value(two, objective).total_cmp(&value(one, objective)));
+        all.truncate(BEST);
+        let begun = Instant::now();
+        let mut settings = settings(objective);
+        settings.batch.max_batch_size = self.largest;
         let model = self.load(settings).await;
         let tuner = begun.elapsed();
         let tuned = model.tuned.clone().unwrap_or_else(|| panic!("not tuned: {:?}", model.untuned));
         drop(model);
-        let (mut of_best, mut of_tuner) = (Vec::new(), Vec::new());
-        for _ in 0..TURNS {
-            for (one, figures) in [(best, &mut of_best), (&tuned.chosen, &mut of_tuner)] {
+        // The tuner's last: which comes first makes no difference over turns that begin elsewhere each time.
+        let contestants: Vec<Measured> = all.into_iter().chain([tuned.chosen]).collect();
+        let mut figures = vec![Vec::new(); contestants.len()];
+        for turn in 0..TURNS {
+            for place in (0..contestants.len()).map(|offset| (turn + offset) % contestants.len()) {
+                let one = &contestants[place];
                 let again = self.measured(one.setup, one.batch_size.unwrap_or(1), objective).await;
-                figures.extend(again.map(|again| value(&again, objective)));
+                figures[place].extend(again.map(|again| value(&again, objective)));
             }
         }
-        println!("{}: {} candidates in {:.1} s", self.name, all.len(), sweep.as_secs_f64());
-        print_one("  sweep", best);
-        print_one("  tuner", &tuned.chosen);
+        let mut medians: Vec<f64> = figures.iter_mut().map(|figures| median(figures)).collect();
+        let of_tuner = medians.pop().unwrap();
+        let best = (0..medians.len()).max_by(|one, two| medians[*one].total_cmp(&medians[*two]));
+        let Some(best) = best else {
+            println!("{:10} nothing could be measured", self.name.as_str());
+            return;
+        };
         println!(
-            "  tuner: {} candidates measured, {:.1} s, with the load {:.1} s; by turns {:.3} of the sweep's best",
-            tuned.measured.len(),
-            tuned.took.as_secs_f64(),
+            "{:10} {:>10} {:>8.1} {:>8.1} {:>9}  {:44} {:>10.1}  {:44} {:>10.1} {:>6.3}",
+            self.name.as_str(),
+            candidates.len(),
+            sweep.as_secs_f64(),
             tuner.as_secs_f64(),
-            median(&mut of_tuner) / median(&mut of_best)
+            tuned.measured.len(),
+            described(&contestants[best]),
+            shown(medians[best], objective),
+            described(&tuned.chosen),
+            shown(of_tuner, objective),
+            of_tuner / medians[best]
         );
+        if tried < candidates.len() {
+            println!("{:10} NOT EXHAUSTIVE: time for {tried} of {} candidates", "", candidates.len());
+        }
     }
 
     /// One candidate: a load whose settings name it all has nothing else to measure.
     async fn measured(&self, setup: Setup, batch_size: usize, objective: Objective) -> Option<Measured> {
-        let mut settings = settings();
+        let mut settings = settings(objective);
         settings.instances = Some(setup.layout.instances);
         settings.intra_threads = Some(setup.layout.intra_threads);
         settings.optimization_level = setup.optimization_level;
@@ -120,7 +179,6 @@ impl House<'_> {
         settings.memory_pattern = Some(setup.memory.pattern);
         settings.batch.max_batch_size = batch_size;
         settings.max_batch_size_is_set = true;
-        settings.tuning.objective = objective;
         Some(self.load(settings).await.tuned.as_ref()?.chosen)
     }
 
@@ -142,13 +200,15 @@ impl House<'_> {
     }
 }
 
-fn settings() -> ModelSettings {
-    let mut settings = ModelSettings { warmup_iterations: 0, ..ModelSettings::default() };
+fn settings(objective: Objective) -> ModelSettings {
+    let mut settings = ModelSettings { warmup_iterations: 0, memory_pattern: Some(true), ..ModelSettings::default() };
     settings.device.device_type = DeviceType::Cpu;
-    settings.tuning.tune = true;
+    // Insisting takes no figure that an earlier load kept.
+    settings.tuning = TuningSettings { tune: true, insists: true, objective, ..settings.tuning };
     settings
 }
 
+/// Larger is better.
 fn value(one: &Measured, objective: Objective) -> f64 {
     match objective {
         Objective::Throughput => one.rows_per_second,
@@ -156,21 +216,21 @@ fn value(one: &Measured, objective: Objective) -> f64 {
     }
 }
 
-fn median(all: &mut [f64]) -> f64 {
-    all.sort_by(f64::total_cmp);
-    all[all.len() / 2]
+fn shown(value: f64, objective: Objective) -> f64 {
+    match objective {
+        Objective::Throughput => value,
+        Objective::Latency => 1e3 / value,
+    }
 }
 
-fn print_one(what: &str, one: &Measured) {
+fn median(all: &mut [f64]) -> f64 {
+    all.sort_by(f64::total_cmp);
+    all.get(all.len() / 2).copied().unwrap_or(0.0)
+}
+
+fn described(one: &Measured) -> String {
     let Setup { layout, optimization_level, memory } = one.setup;
-    println!(
-        "{what}: {} x {} threads, batch {:?}, {optimization_level:?}, arena {}, pattern {}: {:.1} rows/s, p99 {:.2} ms",
-        layout.instances,
-        layout.intra_threads,
-        one.batch_size,
-        memory.arena,
-        memory.pattern,
-        one.rows_per_second,
-        one.p99.as_secs_f64() * 1e3
-    );
+    let arena = if memory.arena { "arena" } else { "no arena" };
+    let batch = one.batch_size.map_or_else(|| "-".to_owned(), |rows| rows.to_string());
+    format!("{} x {} threads, batch {batch}, {optimization_level:?}, {arena}", layout.instances, layout.intra_threads)
 }

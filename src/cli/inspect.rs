@@ -6,15 +6,19 @@ use super::error::CliError;
 use super::lone_model;
 use super::store::{offline_config, with_engine};
 use super::table::{Table, count, size};
-use crate::engine::{EngineState, Joining, LoadedModel, Optimization, Version};
-use crate::telemetry::rfc3339_of;
+use crate::engine::{EngineState, Joining, LoadedModel, Objective, Optimization, RunMemory, Tuned, Version};
+use crate::telemetry::{rfc3339, rfc3339_of};
 use crate::tensor::{Dim, Spec};
 use serde_json::{Value, json};
+use std::time::SystemTime;
 
 pub(super) fn inspect(args: InspectArgs) -> Result<String, CliError> {
     let mut config = offline_config(args.store)?;
     // Nothing is to be waited for, and one copy tells all.
     config.models.instances = Some(1);
+    // What an earlier load found is shown; nothing is measured to be looked at.
+    let tuning = &mut config.models.tuning;
+    (tuning.tune, tuning.target_p99, tuning.insists) = (false, None, true);
     let target = lone_model::resolve(&args.model, &mut config)?;
     let version = args.model_version.map(Version);
     with_engine(&config, Some(&target.name), async |engine| {
@@ -59,6 +63,24 @@ fn batching(model: &LoadedModel) -> String {
     format!("{how} ({evidence})")
 }
 
+/// What runs take for each row, and the largest batch that fits.
+fn run_memory(runs: &RunMemory) -> String {
+    let found = &runs.activation;
+    let of = runs.row_tokens.map_or_else(String::new, |tokens| format!(" of {tokens} tokens"));
+    let rows: Vec<String> = found.measured.iter().map(|(rows, _)| rows.to_string()).collect();
+    let mut text = format!(
+        "{} for each row{of}, {} for each run (by {}, {} rows)",
+        size(found.bytes_per_row),
+        size(found.fixed_bytes),
+        found.measured_by.as_str(),
+        rows.join(", ")
+    );
+    if let (Some(rows), Some(budget)) = (runs.rows_max, runs.budget_bytes) {
+        text.push_str(&format!("; {} rows at once fit {}", count(rows as u64), size(budget)));
+    }
+    text
+}
+
 /// Where the optimised graph came from.
 fn optimization(found: &Optimization) -> String {
     let times = [("cold", found.cold_load_ms), ("saved", found.warm_load_ms)];
@@ -68,6 +90,73 @@ fn optimization(found: &Optimization) -> String {
         Some(reason) => format!("{} ({reason})", all.join(", ")),
         None => all.join(", "),
     }
+}
+
+fn saved_graph(found: &Optimization, before: u64, after: u64) -> String {
+    let level = format!("{:?}", found.graph_level.unwrap_or(found.level)).to_lowercase();
+    let bytes = found.saved_bytes.map_or_else(String::new, |bytes| format!(", {}", size(bytes)));
+    format!("level {level}, {} nodes made {}{bytes}", count(before), count(after))
+}
+
+/// What tuning chose, for what, when, and what it brought.
+fn tuned_text(tuned: &Tuned) -> String {
+    let chosen = &tuned.chosen;
+    let batch = chosen.batch_size.map_or_else(String::new, |rows| format!(", batches of {rows}"));
+    let (layout, optimization_level, memory) =
+        (chosen.setup.layout, chosen.setup.optimization_level, chosen.setup.memory);
+    let mut text = format!(
+        "{} instances of {} threads{batch}, level {}, arena {}, pattern {}",
+        layout.instances,
+        layout.intra_threads,
+        format!("{optimization_level:?}").to_lowercase(),
+        on_off(memory.arena),
+        on_off(memory.pattern)
+    );
+    text.push_str(match tuned.objective {
+        Objective::Throughput => "; for throughput",
+        Objective::Latency => "; for latency",
+    });
+    if let Some(target) = tuned.target_p99 {
+        let kept = if tuned.target_reached { "kept" } else { "missed" };
+        text.push_str(&format!(" with a p99 of {} ms, {kept}", target.as_millis()));
+    }
+    text.push_str(&format!(": {:.1} rows/s, p99 {:.2} ms", chosen.rows_per_second, chosen.p99.as_secs_f64() * 1e3));
+    if let Some(gain) = tuned.gain() {
+        text.push_str(&format!(", {:.2} times as good as untuned", gain.times_as_good));
+    }
+    if let Some(at) = tuned_at(tuned) {
+        text.push_str(&format!("; measured at {at}"));
+    }
+    text
+}
+
+fn on_off(value: bool) -> &'static str {
+    if value { "on" } else { "off" }
+}
+
+fn tuned_at(tuned: &Tuned) -> Option<String> {
+    let since = tuned.at?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    u64::try_from(since.as_millis()).ok().map(rfc3339)
+}
+
+fn tuned_json(tuned: &Tuned) -> Value {
+    let setup = tuned.chosen.setup;
+    let (layout, optimization_level, memory) = (setup.layout, setup.optimization_level, setup.memory);
+    json!({
+        "objective": tuned.objective,
+        "target_p99_ms": tuned.target_p99.map(|target| target.as_secs_f64() * 1e3),
+        "target_reached": tuned.target_reached,
+        "instances": layout.instances,
+        "intra_threads": layout.intra_threads,
+        "batch_size": tuned.chosen.batch_size,
+        "optimization_level": optimization_level,
+        "memory_arena": memory.arena,
+        "memory_pattern": memory.pattern,
+        "rows_per_second": tuned.chosen.rows_per_second,
+        "p99_ms": tuned.chosen.p99.as_secs_f64() * 1e3,
+        "times_as_good": tuned.gain().map(|gain| gain.times_as_good),
+        "measured_at": tuned_at(tuned),
+    })
 }
 
 fn as_text(model: &LoadedModel, versions: &[Version]) -> String {
@@ -115,8 +204,17 @@ fn as_text(model: &LoadedModel, versions: &[Version]) -> String {
         line("engine", format!("{}{built}{reason}", engine.state.as_str()));
     }
     line("batching", batching(model));
+    if let Some(runs) = &model.memory.runs {
+        line("memory of runs", run_memory(runs));
+    }
     line("threads of a run", model.intra_threads.to_string());
     line("optimisation", optimization(&model.optimization));
+    if let Some((before, after)) = model.optimization.nodes {
+        line("saved graph", saved_graph(&model.optimization, before, after));
+    }
+    if let Some(tuned) = &model.optimization.tuned {
+        line("tuned", tuned_text(tuned));
+    }
     line("load time", format!("{} ms", model.load_time.as_millis()));
     for (key, value) in &facts.custom {
         line("metadata", format!("{key} = {value}"));
@@ -168,13 +266,27 @@ fn as_json(model: &LoadedModel, versions: &[Version]) -> Value {
             },
         },
         "batching": { "joining": model.handle.joining().0.name(), "evidence": model.handle.joining().1 },
+        "memory": model.memory.runs.as_ref().map(|runs| json!({
+            "activation_bytes_per_row": runs.activation.bytes_per_row,
+            "activation_fixed_bytes": runs.activation.fixed_bytes,
+            "measured_by": runs.activation.measured_by.as_str(),
+            "tokens_per_row": runs.row_tokens,
+            "budget_bytes": runs.budget_bytes,
+            "optimal_batch_size": runs.rows_max,
+        })),
         "intra_threads": model.intra_threads,
         "optimization": {
             "state": model.optimization.state.as_str(),
             "reason": model.optimization.reason,
             "cold_load_ms": model.optimization.cold_load_ms,
             "warm_load_ms": model.optimization.warm_load_ms,
+            "level": model.optimization.level,
+            "graph_level": model.optimization.graph_level,
+            "nodes": model.optimization.nodes.map(|(before, after)| json!({ "before": before, "after": after })),
+            "saved_bytes": model.optimization.saved_bytes,
+            "measurements_reused": model.optimization.measurements,
         },
+        "tuned": model.optimization.tuned.as_ref().map(tuned_json),
         "load_time_ms": u64::try_from(model.load_time.as_millis()).unwrap_or(u64::MAX),
         "metadata": facts.custom,
         "missing": missing(model),
@@ -203,7 +315,7 @@ mod tests {
     use crate::tensor::{DType, ValueType};
     use std::collections::BTreeMap;
     use std::sync::Arc;
-    use std::time::{Duration, SystemTime};
+    use std::time::Duration;
 
     struct Classes(Vec<String>);
 

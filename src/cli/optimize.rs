@@ -13,7 +13,7 @@ use super::store::offline_config;
 use super::table::{Table, size};
 use crate::app::{self, Offline};
 use crate::config::Config;
-use crate::engine::{InferenceEngine, LoadOverrides, ModelName, Version};
+use crate::engine::{Gain, InferenceEngine, LoadOverrides, ModelName, Tuned, Version};
 use crate::http;
 use crate::optimize::{
     Bounds, Figures, Objective, OptimizeError, OptimizeRequest, Optimizer, Origin, Precision, Report, VariantReport,
@@ -109,7 +109,10 @@ fn as_text(report: &Report) -> String {
     }
     text.push_str(&format!("\n\n{}", report.why));
     match report.tuned.as_ref().map(|tuned| &tuned.outcome) {
-        Some(Ok(tuned)) => text.push_str(&format!("\n\nServed best, for its model.toml:\n\n{}", snippet(tuned))),
+        Some(Ok(tuned)) => {
+            text.push_str(&tuned_text(tuned));
+            text.push_str(&format!("\n\nServed best, for its model.toml:\n\n{}", snippet(tuned)));
+        }
         Some(Err(problem)) => text.push_str(&format!("\nnot tuned: {problem}")),
         None => {}
     }
@@ -122,6 +125,24 @@ fn as_text(report: &Report) -> String {
         (None, None) => {}
     }
     text
+}
+
+/// What serves without tuning beside what was chosen, of the same measurement.
+fn tuned_text(tuned: &Tuned) -> String {
+    let Some(Gain { before, times_as_good }) = tuned.gain() else { return String::new() };
+    let mut table = Table::new(["", "INSTANCES", "THREADS", "BATCH", "ROWS/S", "P99 MS", "TIMES AS GOOD"]);
+    for (name, one, times) in [("untuned", &before, 1.0), ("tuned", &tuned.chosen, times_as_good)] {
+        table.row([
+            name.to_owned(),
+            one.setup.layout.instances.to_string(),
+            one.setup.layout.intra_threads.to_string(),
+            one.batch_size.map_or_else(|| "-".to_owned(), |rows| rows.to_string()),
+            format!("{:.1}", one.rows_per_second),
+            format!("{:.3}", one.p99.as_secs_f64() * 1e3),
+            format!("{times:.2}"),
+        ]);
+    }
+    format!("\n\n{}", table.finish())
 }
 
 fn variants_text(report: &Report) -> String {

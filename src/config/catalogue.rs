@@ -432,7 +432,7 @@ pub(super) const KEYS: &[Key] = &[
     Key {
         section: "device",
         name: "memory_fraction",
-        doc: "Share of a GPU's memory that a session may take for its runs, above 0 and at most 1; not set = all there is.",
+        doc: "Share of a GPU's memory that a session may take for its runs, above 0 and at most 1; not set = all there is. On the CPU: of the memory that is left at load, what bounds the rows of a run; not set = 0.8.",
         kind: Kind::Fraction {
             get: |config| config.overrides.device.memory_fraction.map(Fraction::get),
             set: |config, value| config.overrides.device.memory_fraction = Some(value),

@@ -227,6 +227,7 @@ impl ModelManager {
             max_model_bytes: self.store().max_model_bytes,
             size_bytes: 0,
             room_bytes: 0,
+            runs_bytes: 0,
             traffic: None,
             is_verified: true,
             state: None,

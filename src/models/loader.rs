@@ -3,6 +3,7 @@
 //! Invariant: what is returned has run its samples and can answer at once; on any error everything taken is given back.
 //! Knows no registry: who may be replaced by the result is decided elsewhere.
 
+use super::activation::{self, Activation, RunMemory};
 use super::config_pbtxt::{GivenConfig, InForce, effective};
 use super::engines::{Choice, EngineUse, Order, Trials};
 use super::layout::{self, Layout, Setup};
@@ -12,7 +13,7 @@ use super::memory::{Measuring, resident_estimate};
 use super::profile;
 use super::repository::{GraphFiles, VersionFolder, companion, graph_files, read_bounded};
 use super::search::{Goal, Space};
-use super::state::{Keeper, Samples, StatePlace, circumstances};
+use super::state::{Keeper, Samples, StatePlace, TUNED, circumstances};
 use super::tune::{self, Question, Sessions, Tuned};
 use super::{
     KeptProfile, LoadError, LoadedModel, Manifest, ModelMemory, ModelName, ModelSettings, Version, VersionPolicy,
@@ -56,6 +57,12 @@ const SPARE_MAX: usize = 3;
 /// Tokens of a sequence while measuring: an ordinary sentence or two. Models that take less get what warm-ups give.
 const TUNING_LENGTH: usize = 64;
 
+/// The part of the memory that is left which runs on the CPU may take where `memory_fraction` is not set: others grow, too.
+const RUNS_FRACTION: f64 = 0.8;
+
+/// A measurement of activations that took less is made again at the next load, and not kept.
+const WORTH_KEEPING: Duration = Duration::from_millis(100);
+
 /// All that is needed to load one version.
 #[derive(Clone)]
 pub(super) struct Job {
@@ -75,6 +82,8 @@ pub(super) struct Job {
     pub(super) engines: EngineUse,
     /// What the machine and the budget leave free beside what the load was let in for, in bytes.
     pub(super) room_bytes: u64,
+    /// What of it the runs may take, in bytes; `u64::MAX` where no limit is known.
+    pub(super) runs_bytes: u64,
     /// What the model has to do that measuring would disturb, in words.
     pub(super) traffic: Option<String>,
     /// Whether the checksums of these files were found right before.
@@ -151,14 +160,23 @@ pub(super) fn load(
         .map_or_else(|_| String::new(), |file| file.to_string_lossy().into_owned());
     let gpu = (in_force.settings.device.device_type != DeviceType::Cpu).then_some(asked.device.device_index);
     let gpu_before = gpu.and_then(gpu::own_bytes).unwrap_or(0);
-    let mut first = first_sessions(&in_force, &|setup| sessions_of(&in_force, runtime.as_ref(), tasks, &source, setup));
+    let is_tuned = job.settings.tuning.is_asked() && !job.settings.tuning.insists && job.traffic.is_none();
+    let begin = |job: &Job| {
+        let build = |setup: Setup| sessions_of(job, runtime.as_ref(), tasks, &source, setup);
+        match keeper.tuned_setup(&job.settings).filter(|_| is_tuned) {
+            // What was saved is of its level.
+            Some(setup) => Ok((setup, build(setup)?)),
+            None => first_sessions(job, &build),
+        }
+    };
+    let mut first = begin(&in_force);
     if let (Some(problem), Some(place)) = (useless(&choice, &first), place) {
         place.discard_engines(of, &problem);
         choice = Choice::of(key, Some(place), of, &source);
         if job.engines == EngineUse::MayBuild {
             drop(first);
             in_force = with_device(wanted, choice.device(&wanted.settings.device));
-            first = first_sessions(&in_force, &|setup| sessions_of(&in_force, runtime.as_ref(), tasks, &source, setup));
+            first = begin(&in_force);
         } else {
             first = Err(RuntimeError::Device(format!("the engine that was built does not load: {problem}")).into());
         }
@@ -187,6 +205,8 @@ pub(super) fn load(
         sessions = build(setup)?;
         facts = sessions.first().map_or(facts, |first| first.facts().clone());
     }
+    let activation = activation_of(job, setup, &mut sessions, &hints, runtime.as_ref(), &mut keeper, interrupt);
+    let rows_within = |layout: Layout| rows_within(job, activation.as_ref(), layout);
     let mut settings = job.settings.clone();
     let (mut tuned, mut plan, mut skipped) = (None, None, None);
     if let Some(traffic) = job.traffic.as_ref().filter(|_| settings.tuning.is_asked()) {
@@ -203,7 +223,7 @@ pub(super) fn load(
                 drop(sessions);
                 (Some(tuned), Vec::new())
             }
-            None => tuned_sessions(job, (setup, sessions), &found, &hints, &build, tasks, interrupt),
+            None => tuned_sessions(job, (setup, sessions), &found, &hints, (&build, &rows_within), tasks, interrupt),
         };
         if let Some(tuned) = outcome.as_ref().filter(|_| !interrupt.is_fired()) {
             keeper.keep(TUNED, &under, tuned);
@@ -235,7 +255,7 @@ pub(super) fn load(
         warmup::configured(&mut sessions, sample, &job.folder, interrupt)?;
     }
     warmup::samples(&mut sessions, pipeline.as_deref(), &job.manifest, &job.folder, interrupt)?;
-    warmup::made_up(&mut sessions, &hints, job.settings.warmup_iterations, interrupt);
+    warmup::made_up(&job.name, &mut sessions, &hints, job.settings.warmup_iterations, interrupt);
     let (is_tuned, begun) = (plan.is_some(), Instant::now());
     let mut plan =
         plan.unwrap_or_else(|| joining_plan(job, &mut sessions, &hints, &inputs, pipeline.as_deref(), interrupt));
@@ -247,16 +267,34 @@ pub(super) fn load(
     // After the try above: before it, libc kept the weights of the session that was tried in half of the loads, and a model's
     // memory read as twice of what it is.
     if !is_tuned && is_quick {
-        settings.batch =
-            joined_as_far_as_it_pays(job, setup.layout, &mut sessions, &hints, &mut plan, &mut keeper, interrupt);
+        let fit = rows_within(setup.layout);
+        settings.batch = joined_as_far_as_it_pays(
+            job,
+            (setup.layout, fit),
+            &mut sessions,
+            &hints,
+            &mut plan,
+            &mut keeper,
+            interrupt,
+        );
     }
+    let runs = activation
+        .filter(|_| plan.joining == Joining::Rows)
+        .map(|activation| held_to_memory(job, activation, setup.layout, &mut plan, &mut settings.batch));
     tracing::info!(model = %job.name, version = %job.version, joining = ?plan.joining, evidence = plan.evidence, "how requests share runs");
     let working = WorkingMemories::new(sessions.iter().filter_map(|session| session.working_memory()));
     let arena = working.read().map_or(0, |memory| memory.arena_bytes);
-    let memory = ModelMemory::new(facts.size_bytes, measuring.expected(), measuring.finish(arena), working);
+    let mut memory = ModelMemory::new(facts.size_bytes, measuring.expected(), measuring.finish(arena), working);
+    memory.runs = runs;
 
-    // At the level that is written, whatever was tuned.
-    let one = session_settings(job, untuned(job, setup.layout));
+    if tuned.is_some() {
+        let one = session_settings(job, setup);
+        let load = || runtime.load(&source, &one).map(drop).map_err(|error| error.to_string());
+        keeper.move_to(setup.optimization_level, load);
+    }
+    // At the level that is written.
+    let one = Setup { optimization_level: keeper.graph_level(), ..untuned(job, setup.layout) };
+    let one = session_settings(job, one);
     let optimization = keeper.finish(|| {
         let started = Instant::now();
         let mut again = runtime.load(&source, &one).map_err(|error| error.to_string())?;
@@ -412,8 +450,8 @@ fn trial_samples(session: &mut dyn Session, hints: &InputHints, interrupt: &Inte
 }
 
 /// Measurements that are kept from one load to the next, by name.
-const TUNED: &str = "tuned";
 const JOINING: &str = "joining";
+const ACTIVATION: &str = "activation";
 
 /// Whether two sessions of one graph give the same for made-up input.
 fn answers_alike(
@@ -679,13 +717,16 @@ fn first_sessions(
     Ok((found, build(found)?))
 }
 
+/// Loads the sessions of a setup.
+type Build<'a> = dyn Fn(Setup) -> Result<Sessions, LoadError> + 'a;
+
 /// Measures what suits the model, and gives the sessions that it chose, or none where they are not loaded any more.
 fn tuned_sessions(
     job: &Job,
     (setup, mut sessions): (Setup, Sessions),
     plan: &Plan,
     hints: &InputHints,
-    build: &dyn Fn(Setup) -> Result<Sessions, LoadError>,
+    (build, rows_within): (&Build<'_>, &dyn Fn(Layout) -> Option<usize>),
     tasks: &Tasks,
     interrupt: &Interrupt,
 ) -> (Option<Tuned>, Sessions) {
@@ -719,7 +760,9 @@ fn tuned_sessions(
         usize::try_from(others).unwrap_or(0).min(SPARE_MAX)
     };
     let make = |rows| of_length(rows, length);
-    let means = Means { tasks, interrupt, load: build, make: &make, spare: &spare };
+    let fits =
+        |setup: Setup, rows: Option<usize>| rows.zip(rows_within(setup.layout)).is_none_or(|(rows, most)| rows <= most);
+    let means = Means { tasks, interrupt, load: build, make: &make, spare: &spare, fits: &fits };
     let (tuned, sessions) = tune::tune(&question, &means, setup, sessions);
     if let Some(Tuned { chosen, measured, objective, target_reached, target_p99, took, .. }) = &tuned {
         let millis = |time: Duration| time.as_secs_f64() * 1e3;
@@ -739,6 +782,75 @@ fn tuned_sessions(
         }
     }
     (tuned, sessions)
+}
+
+/// What a run takes for each row: as an earlier load measured it, or by the first runs of the first session. `None` where that
+/// cannot be told, or the graph fixes the rows.
+fn activation_of(
+    job: &Job,
+    setup: Setup,
+    sessions: &mut [Box<dyn Session>],
+    hints: &InputHints,
+    runtime: &dyn Runtime,
+    keeper: &mut Keeper,
+    interrupt: &Interrupt,
+) -> Option<Activation> {
+    let session = sessions.first_mut()?.as_mut();
+    let is_open = |spec: &Spec| matches!(spec.ty.shape().and_then(<[Dim]>::first), Some(Dim::Dynamic(_)));
+    if !job.settings.batch.dynamic_batching || !session.inputs().iter().all(|spec| spec.optional || is_open(spec)) {
+        return None;
+    }
+    let Setup { layout, optimization_level, memory } = setup;
+    let under = circumstances(&(optimization_level, memory), Some(layout));
+    if let Some(kept) = keeper.measured(ACTIVATION, &under) {
+        keeper.keep(ACTIVATION, &under, &kept);
+        return Some(kept);
+    }
+    let begun = Instant::now();
+    let make = rows_of(session, hints);
+    let found = [TUNING_LENGTH, Size::default().length].into_iter().find_map(|length| {
+        let give_back = || runtime.give_back();
+        activation::measure(session, &|rows| make(rows, length, 1), length, job.runs_bytes, &give_back, interrupt)
+    })?;
+    if begun.elapsed() >= WORTH_KEEPING && !interrupt.is_fired() {
+        keeper.keep(ACTIVATION, &under, &found);
+    }
+    tracing::debug!(model = %job.name, version = %job.version, ?found, "what a row takes while it runs");
+    Some(found)
+}
+
+/// What the runs of all instances together may take; `None` where no limit is known.
+fn runs_budget(job: &Job) -> Option<u64> {
+    let fraction = job.settings.device.memory_fraction.map_or(RUNS_FRACTION, |fraction| fraction.get());
+    (job.runs_bytes != u64::MAX).then_some((job.runs_bytes as f64 * fraction) as u64)
+}
+
+/// Most rows of a run of a layout that fit; `None` where that is not known.
+fn rows_within(job: &Job, activation: Option<&Activation>, layout: Layout) -> Option<usize> {
+    Some(activation?.rows_within(runs_budget(job)?, layout.instances))
+}
+
+/// Lowers the batches to what fits, and says so.
+fn held_to_memory(
+    job: &Job,
+    activation: Activation,
+    layout: Layout,
+    plan: &mut Plan,
+    batch: &mut BatchSettings,
+) -> RunMemory {
+    let rows_max = rows_within(job, Some(&activation), layout);
+    let row_tokens = plan.padding.as_ref().map(|_| activation.length);
+    let lowered_from = rows_max.and_then(|rows| activation::bound(batch, rows, row_tokens));
+    if let (Some(before), Some(rows)) = (lowered_from, rows_max) {
+        let unit = if row_tokens.is_some() { "tokens" } else { "rows" };
+        tracing::warn!(
+            model = %job.name, version = %job.version, before, now = rows * row_tokens.unwrap_or(1), unit,
+            bytes_per_row = activation.bytes_per_row, budget_bytes = runs_budget(job), instances = layout.instances,
+            "batches are lowered to what fits the memory that is left; unload other models, or lower instances"
+        );
+        plan.evidence.push_str(&format!("; at most {} {unit} at once fit the memory", rows * row_tokens.unwrap_or(1)));
+    }
+    RunMemory { activation, budget_bytes: runs_budget(job), rows_max, row_tokens, lowered_from }
 }
 
 /// How requests share runs.
@@ -781,7 +893,7 @@ fn rows_of(session: &dyn Session, hints: &InputHints) -> impl Fn(usize, usize, u
 /// Measures with the first session how far joining pays; what follows of it goes into the plan and the settings of batches.
 fn joined_as_far_as_it_pays(
     job: &Job,
-    layout: Layout,
+    (layout, fit): (Layout, Option<usize>),
     sessions: &mut [Box<dyn Session>],
     hints: &InputHints,
     plan: &mut Plan,
@@ -796,7 +908,7 @@ fn joined_as_far_as_it_pays(
     };
     // Two rows tell what copying is worth.
     let is_open = layout::is_joining_open(&job.settings, plan.padding.is_some());
-    let most = if is_open { batch.max_batch_size } else { 2 };
+    let most = if is_open { batch.max_batch_size } else { 2 }.min(fit.unwrap_or(usize::MAX));
     let make = rows_of(session.as_ref(), hints);
     let under = circumstances(&(batch, most, plan.padding.is_some()), Some(layout));
     let measured = keeper

@@ -774,6 +774,7 @@ impl ModelManager {
             // Known once the load is let in.
             size_bytes: 0,
             room_bytes: 0,
+            runs_bytes: 0,
             traffic: None,
             // What a call brings is not there at the next start.
             state: (!overridden).then(|| self.state_place()),
@@ -795,6 +796,7 @@ impl ModelManager {
             Ok(reservation) => {
                 job.size_bytes = reservation.size_bytes;
                 job.room_bytes = reservation.room_bytes;
+                job.runs_bytes = reservation.runs_bytes;
                 (self.run_loader(job, &reservation).await, Some(reservation))
             }
             Err(error) => (Err(error), None),

@@ -30,6 +30,8 @@ pub(super) struct Means<'a> {
     pub(super) make: &'a dyn Fn(Option<usize>) -> Option<Vec<Input>>,
     /// How many setups' sessions may be held at a time beside this one's.
     pub(super) spare: &'a dyn Fn(Setup) -> usize,
+    /// Whether runs of so many rows by all instances of a setup fit what memory is left.
+    pub(super) fits: &'a dyn Fn(Setup, Option<usize>) -> bool,
 }
 
 /// The runs of each instance, and how long they took together.

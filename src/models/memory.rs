@@ -4,6 +4,7 @@
 //! what was expected of each ([`Attribution`], pure). Traffic to other models counts into it too; what comes out too small
 //! to be true is not believed.
 
+use super::RunMemory;
 use crate::runtime::{Runtime, SessionMemory, WorkingMemories};
 use crate::telemetry::process;
 use std::collections::BTreeMap;
@@ -31,6 +32,8 @@ pub struct ModelMemory {
     pub weights_bytes: u64,
     /// How much the process grew over the load; `None` where that could not be told.
     pub loaded_bytes: Option<u64>,
+    /// What its runs take; `None` where that was not measured or its rows do not join.
+    pub runs: Option<RunMemory>,
     estimate: u64,
     /// What of `loaded_bytes` was working memory.
     arena_at_load: u64,
@@ -48,7 +51,7 @@ impl ModelMemory {
     ) -> ModelMemory {
         let arena_at_load = working.read().map_or(0, |memory| memory.arena_bytes);
         let last_used = AtomicU64::new(now());
-        ModelMemory { weights_bytes, loaded_bytes, estimate, arena_at_load, working, last_used }
+        ModelMemory { weights_bytes, loaded_bytes, runs: None, estimate, arena_at_load, working, last_used }
     }
 
     /// The working memory of all instances at this moment; `None` where the device does not tell.

@@ -3,9 +3,10 @@
 //! Knows the store's layout (`repository`, `manifest`, `config_pbtxt`, `config_settings`, `reshape`), decides what is loaded
 //! (`lifecycle`, pure) and does it (`loader`, `manager`), takes versions in and out (`install`, `versions`, on disk `swap`
 //! and `choice`), on as many threads as suit the model (`layout`, `tune`, `search`, `measure`), within the memory there is
-//! (`memory`, `eviction`, `admission`), and what a load found out for the next one (`state`), among it
+//! (`memory`, `eviction`, `admission`; of runs `activation`), and what a load found out for the next one (`state`), among it
 //! the engines that are built while a model serves (`engines`). Knows no protocol.
 
+mod activation;
 mod admission;
 mod choice;
 mod config_pbtxt;
@@ -42,6 +43,7 @@ mod warmup;
 #[cfg(test)]
 mod tests;
 
+pub use activation::{Activation, MeasuredBy, RunMemory};
 pub use admission::MemoryTotals;
 pub use config_pbtxt::ConfigError;
 pub use engines::{EngineBuild, EngineState, EngineStatus};
@@ -60,7 +62,7 @@ pub use retune::TuneRequest;
 pub use settings::{ModelOverrides, ModelSettings, Objective, StoreSettings, TuningSettings};
 pub use state::{Optimization, OptimizationState, Quantization};
 pub use status::{KeptProfile, LoadOverrides, LoadedModel, ModelState, ModelStatus, VersionStatus};
-pub use tune::{Measured, Tuned};
+pub use tune::{Gain, Measured, Tuned};
 pub use versions::Deleted;
 
 /// Reads a model configuration (`config.pbtxt`), for the fuzzer alone.

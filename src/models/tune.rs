@@ -10,10 +10,10 @@ use super::measure::Means;
 use super::search::{self, BUDGET, Candidate, Gauge, Goal, Space};
 use crate::runtime::Session;
 use serde::{Deserialize, Serialize};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// When no further candidate is measured, loading them counted: large models load for seconds.
-const ENDS: Duration = Duration::from_secs(45);
+const ENDS: Duration = Duration::from_secs(55);
 
 /// One candidate as it was measured.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -46,6 +46,34 @@ pub struct Tuned {
     pub max_batch_tokens: Option<usize>,
     /// How long it all took.
     pub took: Duration,
+    /// When it ended; not known of what an earlier version kept.
+    #[serde(default)]
+    pub at: Option<SystemTime>,
+}
+
+impl Tuned {
+    /// What serves without tuning, the best of its batches where they are open, and what was chosen.
+    pub fn gain(&self) -> Option<Gain> {
+        let first = self.measured.first()?.setup;
+        let alike = self.measured.iter().filter(|one| one.setup == first);
+        let goal = Goal { objective: self.objective, target_p99: self.target_p99 };
+        let before =
+            alike.copied().reduce(|best, one| if goal.value(&one) > goal.value(&best) { one } else { best })?;
+        let (before_p99, p99) = (before.p99.as_secs_f64(), self.chosen.p99.as_secs_f64());
+        let times_as_good = match self.objective {
+            Objective::Throughput => self.chosen.rows_per_second / before.rows_per_second.max(f64::MIN_POSITIVE),
+            Objective::Latency => before_p99 / p99.max(f64::MIN_POSITIVE),
+        };
+        Some(Gain { before, times_as_good })
+    }
+}
+
+/// How much better a choice is than what serves without it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Gain {
+    pub before: Measured,
+    /// As the objective counts it; above 1 is better.
+    pub times_as_good: f64,
 }
 
 /// What is to be found out.
@@ -87,6 +115,7 @@ pub(super) fn tune(
             max_batch_tokens: tokens.map(|(tokens, rows)| tokens.saturating_mul(rows)),
             measured: outcome.measured,
             took: started.elapsed(),
+            at: Some(SystemTime::now()),
         }
     });
     (tuned, held.map(|held| held.sessions).unwrap_or_default())
@@ -118,7 +147,7 @@ struct Floor<'a> {
 
 impl Gauge for Floor<'_> {
     fn measure(&mut self, candidate: Candidate, slice: Duration) -> Option<Measured> {
-        if self.failed.contains(&candidate) {
+        if self.failed.contains(&candidate) || !(self.means.fits)(candidate.setup, candidate.batch_size) {
             return None;
         }
         let measured = self.held(candidate.setup).and_then(|held| self.runs(held, candidate, slice));
@@ -203,6 +232,8 @@ mod tests {
         alive: Arc<AtomicUsize>,
         /// Of how many setups sessions may be alive beside those that are loaded.
         spare: usize,
+        /// What fits the memory.
+        rows_max: usize,
     }
 
     /// Counts a session while it lives.
@@ -223,6 +254,7 @@ mod tests {
                 loads: Mutex::default(),
                 alive: Arc::default(),
                 spare: 0,
+                rows_max: usize::MAX,
             }
         }
 
@@ -287,8 +319,9 @@ mod tests {
                 Some(vec![(0, Value::Tensor(tensor))])
             };
             let (load, spare) = (|setup| self.load(setup), |_| self.spare);
-            let means =
-                Means { tasks: &self.tasks, interrupt: &self.interrupt, load: &load, make: &make, spare: &spare };
+            let fits = |_, rows: Option<usize>| rows.is_none_or(|rows| rows <= self.rows_max);
+            let (tasks, interrupt) = (&self.tasks, &self.interrupt);
+            let means = Means { tasks, interrupt, load: &load, make: &make, spare: &spare, fits: &fits };
             let sessions = self.load(base).unwrap();
             let (tuned, sessions) = tune(&Question { space, goal, row_tokens }, &means, base, sessions);
             (tuned, sessions.len())
@@ -308,6 +341,9 @@ mod tests {
         let tuned = tuned.unwrap();
         assert_eq!((tuned.chosen.setup.layout, tuned.chosen.batch_size), (layout(2, 2), Some(4)), "{tuned:?}");
         assert!(tuned.target_reached && tuned.measured.contains(&tuned.chosen));
+        let gain = tuned.gain().unwrap();
+        assert_eq!(gain.before.setup.layout, layout(1, 4));
+        assert!(gain.times_as_good > 1.5, "{gain:?}");
         // The first were there already; the best were loaded again, and are given back.
         let loads: Vec<Layout> = house.loads.lock().unwrap().iter().map(|setup| setup.layout).collect();
         assert_eq!((loads.as_slice(), left), (&[layouts[0], layouts[1], layouts[2], layouts[1]][..], 2));
@@ -348,6 +384,16 @@ mod tests {
         assert_eq!((tuned.measured.len(), tuned.chosen.setup.layout, left), (1, layout(3, 1), 3), "{tuned:?}");
         let (tuned, _) = house.tune(&[layout(1, 1)], &[1], None);
         assert_eq!(tuned, None);
+    }
+
+    #[test]
+    fn what_does_not_fit_the_memory_is_never_run() {
+        let house = House::new(|_, rows| if rows > 4 { panic!("too large") } else { Ok(2) });
+        let house = House { rows_max: 4, ..house };
+        let (tuned, _) = house.tune(&[layout(1, 1)], &[1, 2, 4, 8, 16], None);
+        let tuned = tuned.unwrap();
+        assert_eq!(tuned.chosen.batch_size, Some(4), "{tuned:?}");
+        assert!(tuned.measured.iter().all(|one| one.batch_size <= Some(4)), "{tuned:?}");
     }
 
     #[test]

@@ -5,30 +5,48 @@
 use super::config_pbtxt::{WarmupData, WarmupInput};
 use super::made_up::{self, INPUT_BYTES_MAX, InputHints, Size};
 use super::repository::{VersionFolder, companion, companion_in, read_bounded};
-use super::{LoadError, LoadedModel, Manifest};
+use super::{LoadError, LoadedModel, Manifest, ModelName};
 use crate::pipelines::{Item, Outputs, Parameters, Pipeline};
 use crate::runtime::{Input, Interrupt, Session};
 use crate::tensor::{Spec, Tensor, Value};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-/// Runs every session `iterations` times with made-up input.
-pub(super) fn made_up(sessions: &mut [Box<dyn Session>], hints: &InputHints, iterations: usize, interrupt: &Interrupt) {
+/// Runs every session of `model` `iterations` times with made-up input, and says in the log how long the first run and the last
+/// one took.
+pub(super) fn made_up(
+    model: &ModelName,
+    sessions: &mut [Box<dyn Session>],
+    hints: &InputHints,
+    iterations: usize,
+    interrupt: &Interrupt,
+) {
     let Some(first) = sessions.first() else { return };
     let Some(inputs) = made_up::inputs(first.inputs(), &Size::default(), 1, hints) else {
-        tracing::info!("no warm-up: an input is too large or of a kind that is not made up");
+        tracing::info!(%model, "no warm-up: an input is too large or of a kind that is not made up");
         return;
     };
+    let (count, mut times) = (sessions.len(), Vec::<Duration>::new());
     for session in sessions {
         for _ in 0..iterations {
             if interrupt.is_fired() {
                 return;
             }
+            let begun = Instant::now();
             if let Err(error) = run(session.as_mut(), &inputs, interrupt) {
                 // The graph may rightly refuse what is made up; the first real request then pays for the preparation.
-                tracing::info!(%error, "the warm-up with made-up input failed");
+                tracing::info!(%model, %error, "the warm-up with made-up input failed");
                 return;
             }
+            times.push(begun.elapsed());
         }
+    }
+    if let (Some(first), Some(last)) = (times.first(), times.last()) {
+        let millis = |time: &Duration| time.as_secs_f64() * 1e3;
+        tracing::info!(
+            %model, iterations, instances = count, first_ms = millis(first), last_ms = millis(last),
+            total_ms = millis(&times.iter().sum()), "a model is warmed up"
+        );
     }
 }
 

@@ -9,6 +9,16 @@ pub fn resident_bytes() -> Option<u64> {
     kib_line(&std::fs::read_to_string("/proc/self/status").ok()?, "VmRSS:")
 }
 
+/// The most that was in memory of this process at a time (peak RSS), since [`reset_peak`] where that was called.
+pub fn peak_bytes() -> Option<u64> {
+    kib_line(&std::fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
+}
+
+/// Lets the peak begin anew at what is in memory now; whether the system can do that.
+pub fn reset_peak() -> bool {
+    std::fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
 /// Bytes that this process may still take: what the machine has to give, or what its control groups leave, whichever is
 /// less. `None` where the system does not tell.
 pub fn available_bytes() -> Option<u64> {
@@ -78,6 +88,7 @@ mod tests {
     #[test]
     fn this_process_is_in_memory_and_may_take_more() {
         assert!(resident_bytes().unwrap() > 1 << 20);
+        assert!(peak_bytes().unwrap() > 1 << 20);
         assert!(available_bytes().unwrap() > 0);
     }
 

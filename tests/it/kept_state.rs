@@ -224,6 +224,33 @@ fn what_was_tuned_is_not_measured_again() {
 }
 
 #[test]
+fn the_graph_of_the_level_that_was_tuned_is_saved() {
+    let tune = [("ORTUS_PERFORMANCE__TUNE", "true"), ("ORTUS_BATCH__MAX_BATCH_SIZE", "1")];
+    let (store, answers) = saved(&tune);
+    // As if another level had been found: which one is best here is chance.
+    let file = state(store.path()).join("state.json");
+    let mut kept: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    let chosen = &mut kept["measured"]["tuned"]["found"]["chosen"]["setup"]["optimization_level"];
+    let other = if *chosen == "basic" { "balanced" } else { "basic" };
+    *chosen = json!(other);
+    fs::write(&file, kept.to_string()).unwrap();
+    // This start takes the level from there, and saves its graph; the next one loads that.
+    let server = Server::on(store, &tune);
+    let moved = info(&server);
+    assert_eq!((&moved["graph_level"], &moved["saved"]), (&json!(other), &json!(true)), "{moved}");
+    let store = stop(server);
+    let server = Server::on(store, &tune);
+    let reused = info(&server);
+    assert_eq!((&reused["state"], &reused["graph_level"]), (&json!("reused"), &json!(other)), "{reused}");
+    let model = server.get_json("/v1/models/wide");
+    assert_eq!(model["config"]["optimization"]["optimization_level"], other, "{model}");
+    assert_eq!(model["tuned"]["chosen"]["optimization_level"], other, "{model}");
+    let [one, two] = [&answers["y"][0], &answer(&server)["y"][0]].map(numbers);
+    assert!(cosine(&one, &two) > 0.99999);
+    server.assert_well();
+}
+
+#[test]
 fn a_process_that_is_killed_while_it_saves_leaves_a_whole_state_or_none() {
     let (store, answers) = saved(&[]);
     drop(store);

@@ -23,9 +23,21 @@ const MIB: f64 = (1 << 20) as f64;
 
 /// `x [N, 64]` → `MatMul` with `a [64, wide]` → `MatMul` with `b [wide, 64]` → `y [N, 64]`, in the folder's version 1.
 pub fn write_wide_model(folder: &Path, wide: usize) {
+    write_products(folder, &[64], [(64, wide), (wide, 64)]);
+}
+
+/// `x [N, 1024, 1]` → `w [N, 1024, 1024]`, 4 MiB a row → `y [N, 1024, 1]`: hardly any weights.
+fn write_growing_model(folder: &Path) {
+    write_products(folder, &[1024, 1], [(1, 1024), (1024, 1)]);
+}
+
+/// `x [N, …]` → `MatMul` with a matrix of this size → another → `y [N, …]`.
+fn write_products(folder: &Path, row: &[i64], [a, b]: [(usize, usize); 2]) {
     let dim = |value| Dimension { value: Some(value), ..Dimension::default() };
     let value = |name: &str| {
-        let dims = vec![dim(dimension::Value::DimParam("N".into())), dim(dimension::Value::DimValue(64))];
+        let rows = dim(dimension::Value::DimParam("N".into()));
+        let rest = row.iter().map(|size| dim(dimension::Value::DimValue(*size)));
+        let dims: Vec<Dimension> = std::iter::once(rows).chain(rest).collect();
         let tensor = type_proto::Tensor { elem_type: Some(1), shape: Some(TensorShapeProto { dim: dims }) };
         let ty = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() };
         ValueInfoProto { name: Some(name.into()), r#type: Some(ty), ..ValueInfoProto::default() }
@@ -46,7 +58,7 @@ pub fn write_wide_model(folder: &Path, wide: usize) {
     let graph = GraphProto {
         name: Some("wide".into()),
         node: vec![node(["x", "a"], "w"), node(["w", "b"], "y")],
-        initializer: vec![weights("a", 64, wide), weights("b", wide, 64)],
+        initializer: vec![weights("a", a.0, a.1), weights("b", b.0, b.1)],
         input: vec![value("x")],
         output: vec![value("y")],
         ..GraphProto::default()
@@ -150,6 +162,7 @@ fn a_models_memory_is_measured() {
         "total_params",
         "trainable_params",
         "model_size_mb",
+        "activation",
     ];
     assert_eq!(fields, expected);
     assert_eq!(answer["gpu_allocated_mb"], Value::Null);
@@ -165,6 +178,59 @@ fn a_models_memory_is_measured() {
     // Not loaded: nothing is known.
     assert_eq!(server.post_json("/v1/models/wide/unload", &json!({})).0, 200);
     assert_eq!(server.get_json("/v1/models/wide/memory")["cpu_memory_mb"], Value::Null);
+}
+
+/// The bytes that a row of the growing model really takes: what lies between its products, and what comes out.
+const GROWING_ROW: f64 = (4 << 20) as f64 + 4096.0;
+
+#[test]
+fn what_a_row_takes_is_measured_and_bounds_the_batch() {
+    let store = store_of(&[]);
+    write_growing_model(&store.path().join("growing"));
+    // Of the budget, 2 MiB are for the model; half of the rest is for two instances, whose arenas take twice what is in use.
+    let server = Server::on(
+        store,
+        &[
+            ("ORTUS_STORE__MAX_LOADED_MEMORY_MB", "162"),
+            ("ORTUS_DEVICE__DEVICE_TYPE", "cpu"),
+            ("ORTUS_DEVICE__MEMORY_FRACTION", "0.5"),
+            ("ORTUS_BATCH__INSTANCES", "2"),
+            ("ORTUS_BATCH__MAX_BATCH_SIZE", "64"),
+        ],
+    );
+    let activation = server.get_json("/v1/models/growing/memory")["activation"].clone();
+    let number = |key: &str| activation[key].as_f64().unwrap();
+    let row = number("bytes_per_row");
+    assert!(row > GROWING_ROW / 1.25 && row < GROWING_ROW * 1.25, "{activation}");
+    assert!(number("fixed_bytes") < GROWING_ROW, "{activation}");
+    assert_eq!((&activation["measured_by"], &activation["tokens_per_row"]), (&json!("arena"), &Value::Null));
+    assert_eq!((number("input_bytes_per_row"), number("lowered_from")), (4096.0, 64.0), "{activation}");
+    let (budget, rows) = (number("budget_bytes"), number("optimal_batch_size"));
+    assert!(budget > 70.0 * MIB && budget < 80.0 * MIB, "{activation}");
+    assert!((3.0..=5.0).contains(&rows), "{activation}");
+    let model = server.get_json("/v1/models/growing");
+    assert_eq!(model["config"]["batch"]["max_batch_size"].as_f64(), Some(rows), "{model}");
+    assert_eq!(model["memory_usage"]["activation"], activation);
+    assert!(model["batching"]["evidence"].as_str().unwrap().contains("rows at once fit the memory"), "{model}");
+    // More rows are split, and what their runs take stays within the budget.
+    let request = json!({ "inputs": vec![vec![[0.5]; 1024]; 24] });
+    let (status, answer) = server.post_json("/v1/models/growing/predict", &request);
+    assert_eq!((status, answer["outputs"]["y"].as_array().map(Vec::len)), (200, Some(24)));
+    assert!(memory(&server, "growing") * MIB < budget + 8.0 * MIB, "{}", memory(&server, "growing"));
+    server.assert_well();
+}
+
+#[test]
+fn without_an_arena_the_peak_of_the_process_tells_what_a_row_takes() {
+    let store = store_of(&[]);
+    write_growing_model(&store.path().join("growing"));
+    let server = Server::on(store, &[("ORTUS_OPTIMIZATION__MEMORY_ARENA", "false")]);
+    let activation = server.get_json("/v1/models/growing/memory")["activation"].clone();
+    let row = activation["bytes_per_row"].as_f64().unwrap();
+    assert_eq!(activation["measured_by"], "process");
+    assert!(row > GROWING_ROW / 2.0 && row < GROWING_ROW * 2.0, "{activation}");
+    // Nothing is lowered on a machine that has the room.
+    assert_eq!(activation["lowered_from"], Value::Null, "{activation}");
 }
 
 #[test]

@@ -22,7 +22,7 @@ pub(super) fn tune(args: BenchArgs) -> Result<String, CliError> {
         tuning.objective = objective.into();
     }
     tuning.target_p99 = args.target_p99_ms.map(Duration::from_millis);
-    note("measuring for up to 20 s, and loading the model for each candidate in between");
+    note("measuring for up to 30 s, and loading the model for each candidate in between");
     with_engine(&config, Some(&target.name), async |engine| {
         let model = engine.model(&target.name, args.model_version.map(Version)).await?;
         let Some(tuned) = &model.tuned else {

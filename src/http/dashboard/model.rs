@@ -277,10 +277,21 @@ fn facts(model: &Value) -> Vec<(&'static str, String)> {
         ("Format", text(model, "/metadata/model_type")),
         ("Opset", text(model, "/metadata/opset")),
         ("Made by", text(model, "/metadata/producer")),
+        ("Memory of a row", run_memory(model)),
         ("Requests share runs", text(model, "/batching/joining")),
         ("because", text(model, "/batching/evidence")),
     ];
     all.into_iter().filter_map(|(what, value)| Some((what, value.filter(|value| !value.is_empty())?))).collect()
+}
+
+/// What a run takes for each row, and how many rows fit.
+fn run_memory(model: &Value) -> Option<String> {
+    let activation = model.pointer("/memory_usage/activation")?;
+    let row = format::bytes(activation.get("bytes_per_row")?.as_u64()?);
+    Some(match activation.get("optimal_batch_size").and_then(Value::as_u64) {
+        Some(rows) => format!("{row}; {} rows at once fit what is left", format::count(rows)),
+        None => row,
+    })
 }
 
 impl VersionRow {

@@ -1,7 +1,8 @@
 //! Which models there are, and their loading and unloading.
 
 use crate::engine::{
-    self, Cleaned, LoadOverrides, LoadedModel, ModelState, ModelStatus, Objective, OptimizationLevel, Version,
+    self, Cleaned, LoadOverrides, LoadedModel, ModelState, ModelStatus, Objective, OptimizationLevel, RunMemory,
+    Version,
 };
 use crate::http::codec::json::{JsonLimits, parse_object};
 use crate::http::error::ApiError;
@@ -263,6 +264,10 @@ pub(in crate::http) struct Tuned {
     /// The same where rows are padded to one length.
     #[schema(example = json!(null))]
     max_batch_tokens: Option<usize>,
+    /// How many times as good the choice is, by the objective, as the best batch of what serves without tuning, both as they
+    /// were measured here.
+    #[schema(example = 1.18)]
+    times_as_good: Option<f64>,
     /// How long measuring and loading the candidates took.
     #[schema(example = 9.4)]
     seconds: f64,
@@ -323,6 +328,57 @@ pub(in crate::http) struct MemoryUsage {
     /// The graph's file and its external data.
     #[schema(example = 97.8)]
     model_size_mb: Option<f64>,
+    /// What runs of the version that answers take; `null` where it is not loaded, rows do not join, or it was not measured.
+    activation: Option<ActivationMemory>,
+}
+
+/// What working memory grows by with the rows of a run, as it was measured at load, and the batch that fits what is left.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct ActivationMemory {
+    /// What a run takes more for each row, inputs not counted.
+    #[schema(example = 4194304)]
+    bytes_per_row: u64,
+    /// What a run takes whatever its rows.
+    #[schema(example = 65536)]
+    fixed_bytes: u64,
+    #[schema(example = 602112)]
+    input_bytes_per_row: u64,
+    /// `arena`: by the highest mark of ONNX Runtime's arena; `process`: by the peak of the process, which other work is part of.
+    #[schema(example = "arena")]
+    measured_by: &'static str,
+    /// Rows of the runs that it was measured by.
+    #[schema(example = json!([1, 2, 4, 8]))]
+    measured_rows: Vec<usize>,
+    /// Tokens of each row, where rows are padded to one length; else `null`.
+    #[schema(example = json!(null))]
+    tokens_per_row: Option<usize>,
+    /// What all instances together may take for their runs; `null` where no limit is known.
+    #[schema(example = 6442450944u64)]
+    budget_bytes: Option<u64>,
+    /// Most rows of a run that fit it, arenas taken for twice of what is in use; `null` where no limit is known.
+    #[schema(example = 512)]
+    optimal_batch_size: Option<usize>,
+    /// What `max_batch_size`, or `max_batch_tokens` where rows are padded, was before it was lowered to what fits; `null`
+    /// where it was not.
+    #[schema(example = json!(null))]
+    lowered_from: Option<usize>,
+}
+
+impl From<&RunMemory> for ActivationMemory {
+    fn from(runs: &RunMemory) -> ActivationMemory {
+        let found = &runs.activation;
+        ActivationMemory {
+            bytes_per_row: found.bytes_per_row,
+            fixed_bytes: found.fixed_bytes,
+            input_bytes_per_row: found.input_bytes_per_row,
+            measured_by: found.measured_by.as_str(),
+            measured_rows: found.measured.iter().map(|(rows, _)| *rows).collect(),
+            tokens_per_row: runs.row_tokens,
+            budget_bytes: runs.budget_bytes,
+            optimal_batch_size: runs.rows_max,
+            lowered_from: runs.lowered_from,
+        }
+    }
 }
 
 /// Where the files of the default version came from; all but the type is `null` where they do not say so.
@@ -687,6 +743,7 @@ fn memory_of(status: &ModelStatus) -> MemoryUsage {
         total_params: default.facts.num_parameters,
         trainable_params: Some(0),
         model_size_mb: Some(mebibytes(default.facts.size_bytes)),
+        activation: default.memory.runs.as_ref().map(ActivationMemory::from),
         ..MemoryUsage::default()
     }
 }
@@ -829,6 +886,7 @@ impl From<&engine::Tuned> for Tuned {
             tokens_per_row: tuned.row_tokens,
             max_batch_size: tuned.max_batch_size,
             max_batch_tokens: tuned.max_batch_tokens,
+            times_as_good: tuned.gain().map(|gain| gain.times_as_good),
             seconds: tuned.took.as_secs_f64(),
         }
     }

@@ -30,6 +30,10 @@ pub(in crate::http) struct OptimizationInfo {
     /// What the saved graph takes on the disk.
     #[schema(example = 90294272)]
     saved_bytes: Option<u64>,
+    /// The level of the saved graph, where tuning chose another than the settings'.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, example = "balanced")]
+    graph_level: Option<engine::OptimizationLevel>,
     /// Measurements that were not made again.
     #[schema(example = json!(["joining"]))]
     reused_measurements: Vec<String>,
@@ -83,6 +87,7 @@ impl From<&engine::Optimization> for OptimizationInfo {
             warm_load_ms: found.warm_load_ms,
             nodes_before: found.nodes.map(|(before, _)| before),
             nodes_after: found.nodes.map(|(_, after)| after),
+            graph_level: found.graph_level,
             saved_bytes: found.saved_bytes,
             reused_measurements: found.measurements.clone(),
             quantization: found.quantization.as_ref().map(QuantizationInfo::from),

@@ -51,6 +51,9 @@ pub(super) struct State {
     pub(super) ortus: String,
     pub(super) form: FormKey,
     pub(super) level: OptimizationLevel,
+    /// The level of the written graph, where tuning chose another.
+    #[serde(default)]
+    pub(super) graph_level: Option<OptimizationLevel>,
     /// The graph's file, what it keeps outside of it, and the same of a second graph.
     pub(super) originals: Vec<OriginalFile>,
     /// Empty where only measurements are kept.
@@ -351,6 +354,7 @@ mod tests {
             ortus: "1".into(),
             form: FormKey { runtime: "r".into(), cpu: "c".into(), device: "d".into() },
             level: OptimizationLevel::Basic,
+            graph_level: None,
             originals: vec![],
             graphs: vec![],
             written: vec![],

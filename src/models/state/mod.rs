@@ -17,7 +17,7 @@ pub use report::{Optimization, OptimizationState};
 pub(super) use engines::{Begun, Engines};
 pub(super) use quantized::Samples;
 
-use super::{Layout, ModelName, ModelSettings, StoreSettings, Version, swap};
+use super::{Layout, ModelName, ModelSettings, Setup, StoreSettings, Tuned, Version, swap};
 use crate::rewrite::{Fp16Options, QuantizeOptions, Rewriting};
 use crate::runtime::{DeviceSettings, GraphSource, Interrupt, OptimizationLevel, Runtime, Session, WrittenGraph};
 use disk::{FORMAT, Kept, OriginalFile, State};
@@ -36,6 +36,9 @@ const WORTH_SAVING: Duration = Duration::from_millis(20);
 
 /// The part of the time without a state that a load from it may take at most to be worth its place on the disk.
 const QUICKER: f64 = 0.8;
+
+/// The name under which a [`Tuned`] is kept.
+pub(super) const TUNED: &str = "tuned";
 
 /// Where the states of a store are, and whether this process may write them.
 #[derive(Debug, Clone)]
@@ -179,6 +182,7 @@ impl Keeper {
                     let graphs = state.graphs.clone();
                     keeper.runtime.set(Form::Saved { folder, graphs, checking: started.elapsed() });
                 }
+                keeper.runtime.set_level(state.graph_level.unwrap_or(level));
                 keeper.reason.clone_from(&state.not_written);
                 keeper.measured.clone_from(&state.measured);
                 keeper.quantization.clone_from(&state.quantization);
@@ -261,6 +265,46 @@ impl Keeper {
     pub(super) fn measured<T: DeserializeOwned>(&self, name: &str, under: &str) -> Option<T> {
         let kept = self.measured.get(name).filter(|kept| kept.under == under)?;
         serde_json::from_value(kept.found.clone()).ok()
+    }
+
+    /// The setup that an earlier load was tuned to under these settings, so that it is loaded at once.
+    pub(super) fn tuned_setup(&self, settings: &ModelSettings) -> Option<Setup> {
+        let kept = self.measured.get(TUNED)?;
+        let begins = format!("{} cores, None, ({settings:?}, ", crate::tasks::cores());
+        kept.under.starts_with(&begins).then(|| self.tuned()).flatten().map(|tuned| tuned.chosen.setup)
+    }
+
+    /// What tuning found, at this load or an earlier one.
+    fn tuned(&self) -> Option<Tuned> {
+        let kept = self.found.get(TUNED).or_else(|| self.measured.get(TUNED))?;
+        serde_json::from_value(kept.found.clone()).ok()
+    }
+
+    /// The level that is saved.
+    pub(super) fn graph_level(&self) -> OptimizationLevel {
+        self.runtime.level()
+    }
+
+    /// Has the graph saved at `level`, which tuning chose, so that the next start takes it from there: `load` loads a session of
+    /// that level by [`Keeper::runtime`]. What was saved of another level goes when it is there.
+    pub(super) fn move_to(&mut self, level: OptimizationLevel, load: impl FnOnce() -> Result<(), String>) {
+        let is_quantized = self.quantization.as_ref().is_some_and(|found| found.adopted);
+        let Some(place) = self.place.clone().filter(|place| place.writes) else { return };
+        // Without optimisation there is nothing to save; what was tried for its answers is of the settings' level.
+        if level == OptimizationLevel::None || level == self.runtime.level() || is_quantized {
+            return;
+        }
+        if let Some(built) = self.runtime.take().built {
+            swap::remove(&built.folder);
+        }
+        for (name, kept) in self.reused.take().into_iter().flat_map(|state| state.measured) {
+            self.found.entry(name).or_insert(kept);
+        }
+        self.runtime.set_level(level);
+        self.prepare(&place);
+        if let Err(problem) = load() {
+            tracing::info!(model = %self.model, version = %self.version, problem, "the graph of the tuned level is not saved");
+        }
     }
 
     /// Keeps a measurement for the next load.
@@ -471,6 +515,7 @@ impl Keeper {
             ortus: env!("CARGO_PKG_VERSION").to_owned(),
             form,
             level: self.level,
+            graph_level: Some(self.runtime.level()).filter(|level| *level != self.level),
             originals,
             graphs,
             written,
@@ -518,6 +563,11 @@ impl Keeper {
             saved_bytes: state.map(|state| state.written.iter().map(|file| file.bytes).sum()),
             quantization: self.quantization.clone(),
             halved: self.halved.clone(),
+            graph_level: Some(self.runtime.level()).filter(|level| *level != self.level),
+            tuned: self.tuned().or_else(|| {
+                let kept = state.and_then(|state| state.measured.get(TUNED))?;
+                serde_json::from_value(kept.found.clone()).ok()
+            }),
             measurements: self.reused.iter().flat_map(|state| state.measured.keys().cloned()).collect(),
         }
     }

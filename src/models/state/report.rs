@@ -2,7 +2,7 @@
 
 use super::disk::State;
 use super::quantized::Quantization;
-use crate::models::{ModelName, Version};
+use crate::models::{ModelName, Tuned, Version};
 use crate::runtime::OptimizationLevel;
 use crate::telemetry::{now_ms, rfc3339};
 use serde_json::{Value, json};
@@ -48,6 +48,10 @@ pub struct Optimization {
     pub nodes: Option<(u64, u64)>,
     /// What the saved graph takes on the disk.
     pub saved_bytes: Option<u64>,
+    /// The level that the saved graph is of, where it is another than `level`: what tuning chose.
+    pub graph_level: Option<OptimizationLevel>,
+    /// What tuning found, at this load or an earlier one, whether or not it counts under the settings of this one.
+    pub tuned: Option<Tuned>,
     /// Measurements that were not made again.
     pub measurements: Vec<String>,
     /// What came of trying the graph with products of eight bits, where that was asked for.
@@ -67,6 +71,8 @@ impl Default for Optimization {
             warm_load_ms: None,
             nodes: None,
             saved_bytes: None,
+            graph_level: None,
+            tuned: None,
             measurements: Vec::new(),
             quantization: None,
             halved: None,
@@ -98,6 +104,7 @@ pub(super) fn report(model: &ModelName, version: Version, state: &State) -> Valu
         "processor": state.form.cpu,
         "device": state.form.device,
         "optimization_level": state.level,
+        "graph_level": state.graph_level.unwrap_or(state.level),
         "cold_load_ms": state.cold_load_ms,
         "warm_load_ms": state.warm_load_ms,
         "not_written": state.not_written,

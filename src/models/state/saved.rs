@@ -50,18 +50,28 @@ type Standing = (Form, Outcome, Option<PathBuf>);
 pub(super) struct SavedRuntime {
     runtime: Arc<dyn Runtime>,
     source: GraphSource,
-    level: OptimizationLevel,
+    /// The level that is saved.
+    level: Mutex<OptimizationLevel>,
     /// A std mutex: held for a look, never across a load.
     state: Mutex<Standing>,
 }
 
 impl SavedRuntime {
     pub(super) fn new(runtime: Arc<dyn Runtime>, source: GraphSource, level: OptimizationLevel) -> SavedRuntime {
-        SavedRuntime { runtime, source, level, state: Mutex::default() }
+        SavedRuntime { runtime, source, level: Mutex::new(level), state: Mutex::default() }
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut Standing) -> T) -> T {
         act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// From here on sessions of this level are the saved ones.
+    pub(super) fn set_level(&self, level: OptimizationLevel) {
+        *self.level.lock().unwrap_or_else(PoisonError::into_inner) = level;
+    }
+
+    pub(super) fn level(&self) -> OptimizationLevel {
+        *self.level.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn set(&self, form: Form) {
@@ -117,7 +127,7 @@ impl SavedRuntime {
     fn is_own(&self, source: &GraphSource, settings: &SessionSettings) -> bool {
         source.file == self.source.file
             && source.text_tower == self.source.text_tower
-            && settings.optimization_level == self.level
+            && settings.optimization_level == self.level()
     }
 
     fn load_and_write(
