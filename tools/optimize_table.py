@@ -69,9 +69,9 @@ def variants(arguments):
         report = json.loads(done.stdout)
         first = True
         for variant in report["variants"]:
-            figures = variant["figures"]
+            figures = variant if "bytes" in variant else None
             if first and figures is not None:
-                print(f"| {name} | original | | | 1.00 | {figures['bytes']['original'] / 1e6:.1f} | 1.0000 | |")
+                print(f"| {name} | original | | | 1.00 | {figures['bytes']['original'] / 1e6:.3g} | 1.0000 | |")
                 first = False
             print(row("" if not first else name, variant, figures))
         tuned = (report.get("tuned") or {}).get("found")
@@ -94,10 +94,10 @@ def row(name, variant, figures):
     times = figures["times"]
     pair = lambda at: f"{at['original_ms']:.3f} → {at['variant_ms']:.3f}"
     most = f"{pair(times[-1])} ({times[-1]['rows']})" if len(times) > 1 else ""
-    cosine = figures["drift"]["cosine"] if figures["drift"] else None
+    cosine = (figures.get("drift") or {}).get("cosine")
     return (
         f"| {name} | {variant['precision']} | {pair(times[0])} | {most} | {figures['speed']:.2f} | "
-        f"{figures['bytes']['variant'] / 1e6:.1f} | {'' if cosine is None else f'{cosine:.4f}'} | {variant['verdict']} |"
+        f"{figures['bytes']['variant'] / 1e6:.3g} | {'' if cosine is None else f'{cosine:.4f}'} | {variant['verdict']} |"
     )
 
 

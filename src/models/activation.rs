@@ -131,8 +131,11 @@ pub(super) fn measure(
     interrupt: &Interrupt,
 ) -> Option<Activation> {
     let mut gauge = Gauge::of(session)?;
+    gauge.begin(give_back);
     let outputs: Vec<usize> = (0..session.outputs().len()).collect();
-    let (floor, started) = (gauge.floor()?, Instant::now());
+    // What the session holds all the time is no part of a run.
+    let (held, started) = (gauge.held()?, Instant::now());
+    let floor = gauge.end()?.saturating_sub(held);
     let (mut marks, mut row_bytes): (Vec<(usize, u64)>, u64) = (Vec::new(), 0);
     for rows in std::iter::successors(Some(1usize), |rows| Some(rows * 2)).take_while(|rows| *rows <= ROWS_MAX) {
         let Some(inputs) = make(rows) else { break };
@@ -145,7 +148,7 @@ pub(super) fn measure(
         let Ok(results) = session.run(&inputs, &outputs, interrupt) else { break };
         let took = begun.elapsed();
         drop(results);
-        let mark = gauge.end()?;
+        let mark = gauge.end()?.saturating_sub(held);
         marks.push((rows, mark));
         let time = if rows == 1 { BUDGET.1 } else { BUDGET.0 };
         let expected = mark.saturating_mul(2 * TAKEN);
@@ -191,9 +194,9 @@ impl Gauge {
         }
     }
 
-    fn floor(&self) -> Option<u64> {
+    fn held(&self) -> Option<u64> {
         match self {
-            Gauge::Arena(memory) => memory.read().map(|memory| memory.arena_max_bytes),
+            Gauge::Arena(memory) => memory.read().map(|memory| memory.arena_in_use_bytes),
             Gauge::Process(_) => Some(0),
         }
     }

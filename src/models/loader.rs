@@ -846,7 +846,7 @@ fn held_to_memory(
         tracing::warn!(
             model = %job.name, version = %job.version, before, now = rows * row_tokens.unwrap_or(1), unit,
             bytes_per_row = activation.bytes_per_row, budget_bytes = runs_budget(job), instances = layout.instances,
-            "batches are lowered to what fits the memory that is left; unload other models, or lower instances"
+            "batches are lowered to what fits the memory that is left; raise max_loaded_memory_mb, unload other models, or lower instances"
         );
         plan.evidence.push_str(&format!("; at most {} {unit} at once fit the memory", rows * row_tokens.unwrap_or(1)));
     }
