@@ -18,8 +18,7 @@
 )]
 
 use ortus::models::{
-    Layout, LoadedModel, Measured, ModelManager, ModelName, ModelSettings, Objective, Setup, StoreSettings,
-    TuningSettings,
+    Layout, Measured, ModelManager, ModelName, ModelSettings, Objective, Setup, StoreSettings, Tuned, TuningSettings,
 };
 use ortus::pipelines::PipelineLimits;
 use ortus::runtime::onnx::OnnxRuntime;
@@ -129,10 +128,8 @@ impl House<'_> {
         let begun = Instant::now();
         let mut settings = settings(objective);
         settings.batch.max_batch_size = self.largest;
-        let model = self.load(settings).await;
+        let tuned = self.load(settings).await.unwrap_or_else(|| panic!("{} is not tuned", self.name));
         let tuner = begun.elapsed();
-        let tuned = model.tuned.clone().unwrap_or_else(|| panic!("not tuned: {:?}", model.untuned));
-        drop(model);
         // The tuner's last: which comes first makes no difference over turns that begin elsewhere each time.
         let contestants: Vec<Measured> = all.into_iter().chain([tuned.chosen]).collect();
         let mut figures = vec![Vec::new(); contestants.len()];
@@ -179,10 +176,11 @@ impl House<'_> {
         settings.memory_pattern = Some(setup.memory.pattern);
         settings.batch.max_batch_size = batch_size;
         settings.max_batch_size_is_set = true;
-        Some(self.load(settings).await.tuned.as_ref()?.chosen)
+        Some(self.load(settings).await?.chosen)
     }
 
-    async fn load(&self, settings: ModelSettings) -> Arc<LoadedModel> {
+    /// What a load found.
+    async fn load(&self, settings: ModelSettings) -> Option<Tuned> {
         let store = StoreSettings {
             models_dir: self.store.to_owned(),
             autoload: true,
@@ -195,8 +193,11 @@ impl House<'_> {
         let (tasks, limits) = (Tasks::new(), PipelineLimits::default());
         let manager = ModelManager::new(self.runtime.clone(), tasks, store, settings, limits, Stats::default());
         let model = manager.get_or_load(&self.name, None).await.unwrap();
+        let tuned = model.tuned.clone();
+        // Closing waits for whoever holds it.
+        drop(model);
         manager.close().await;
-        model
+        tuned
     }
 }
 
