@@ -29,9 +29,9 @@ pub use crate::batching::{Joining, Levels, WaitingPolicy, WaitingSettings};
 
 pub use crate::cache::{CachesUsage, Usage as CacheUsage};
 pub use crate::models::{
-    Deleted, EngineState, EngineStatus, Gain, LoadOverrides, LoadedModel, Measured, MemoryTotals, ModelName, ModelState,
-    ModelStatus, NameError, Objective, Optimization, OptimizationState, Profiled, Quantization, RunMemory, TuneRequest,
-    Tuned, Version, VersionStatus,
+    Deleted, EngineState, EngineStatus, Gain, LoadOverrides, LoadedModel, Measured, MemoryTotals, ModelName,
+    ModelState, ModelStatus, NameError, Objective, Optimization, OptimizationState, Profiled, Quantization, RunMemory,
+    TuneRequest, Tuned, Version, VersionStatus,
 };
 pub use crate::pipelines::image::picture_size;
 /// One input of a run: its place among the graph's inputs, and its value.
