@@ -63,8 +63,10 @@ pub(super) async fn gather(
         (compared, origin) = (engine.samples_of(model).await?, Origin::Samples);
     }
     if compared.is_empty() {
-        (compared, origin) =
-            ((1..=MADE_UP).filter_map(|seed| model.made_up_sample(None, seed)).collect(), Origin::MadeUp);
+        // A graph that fixes its rows takes that many, though requests may bring fewer.
+        let rows = model.handle.plan().max_rows(1);
+        let made_up = (1..=MADE_UP).filter_map(|seed| model.made_up_sample(rows, seed));
+        (compared, origin) = (made_up.collect(), Origin::MadeUp);
     }
     compared.truncate(COMPARED_MAX);
     let first = compared.first().ok_or(OptimizeError::NoInputs)?.clone();

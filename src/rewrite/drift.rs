@@ -1,6 +1,7 @@
 //! How far a variant's outputs are from the original's.
 
-use crate::tensor::{Tensor, Value};
+use crate::tensor::{Data, Tensor, Value};
+use std::collections::BTreeMap;
 
 /// Of all outputs together, over all samples.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -9,7 +10,8 @@ pub struct Drift {
     pub max_abs: f64,
     /// The lowest cosine of an output with its original, 1 where they point the same way.
     pub cosine: f64,
-    /// Rows (along the last axis) whose largest number stands in the same place, among all, 0 to 1.
+    /// Rows (along the last axis) whose largest number stands in the same place, and labels that are the same, among all, 0
+    /// to 1.
     pub top1: f64,
 }
 
@@ -22,8 +24,8 @@ impl Drift {
     }
 }
 
-/// Compares outputs, a list for each sample, in the same order. `None` where they differ in number, shape or kind, or hold no
-/// numbers.
+/// Compares outputs, a list for each sample, in the same order. `None` where they differ in number, shape or type, or one is no
+/// tensor.
 pub fn drift(original: &[Vec<Value>], variant: &[Vec<Value>]) -> Option<Drift> {
     if original.len() != variant.len() {
         return None;
@@ -39,11 +41,14 @@ pub(super) struct Drifting {
     cosine: f64,
     rows: usize,
     same: usize,
+    /// Outputs of one number, by their place: those of all samples, of the original and the variant, as one vector each.
+    /// A number alone has no direction.
+    singles: BTreeMap<usize, (Vec<f32>, Vec<f32>)>,
 }
 
 impl Default for Drifting {
     fn default() -> Drifting {
-        Drifting { max_abs: 0.0, cosine: 1.0, rows: 0, same: 0 }
+        Drifting { max_abs: 0.0, cosine: 1.0, rows: 0, same: 0, singles: BTreeMap::new() }
     }
 }
 
@@ -51,15 +56,17 @@ impl Drifting {
     /// Adds the outputs of one sample; `false` where they cannot be compared.
     pub(super) fn add(&mut self, original: &[Value], variant: &[Value]) -> bool {
         original.len() == variant.len()
-            && original.iter().zip(variant).all(|(original, variant)| self.add_output(original, variant).is_some())
+            && original.iter().zip(variant).enumerate().all(|(at, (a, b))| self.add_output(at, a, b).is_some())
     }
 
-    fn add_output(&mut self, original: &Value, variant: &Value) -> Option<()> {
+    fn add_output(&mut self, at: usize, original: &Value, variant: &Value) -> Option<()> {
         let (original, variant) = (original.as_tensor()?, variant.as_tensor()?);
-        if original.shape() != variant.shape() {
+        if original.shape() != variant.shape() || original.dtype() != variant.dtype() {
             return None;
         }
-        let (a, b) = (numbers(original)?, numbers(variant)?);
+        let (Some(a), Some(b)) = (original.to_f32(), variant.to_f32()) else {
+            return self.add_labels(original, variant);
+        };
         // A number that is none in the one has to be none in the other.
         let apart =
             |(a, b): (&f32, &f32)| if a.is_nan() && b.is_nan() || a == b { 0.0 } else { f64::from(a - b).abs() };
@@ -69,7 +76,13 @@ impl Drifting {
             .map(apart)
             .fold(0.0, |most: f64, next| if next.is_nan() { f64::INFINITY } else { most.max(next) });
         self.max_abs = self.max_abs.max(farthest);
-        self.cosine = self.cosine.min(cosine_of(&a, &b));
+        if let ([one], [other]) = (a.as_slice(), b.as_slice()) {
+            let (all, others) = self.singles.entry(at).or_default();
+            all.push(*one);
+            others.push(*other);
+        } else {
+            self.cosine = self.cosine.min(cosine_of(&a, &b));
+        }
         let width = original.shape().last().copied().unwrap_or(1).max(1);
         if width > 1 {
             self.rows += a.len() / width;
@@ -78,14 +91,37 @@ impl Drifting {
         Some(())
     }
 
-    pub(super) fn finish(self) -> Drift {
+    /// Whole numbers, truths and texts: names of classes and their like, which are right or wrong.
+    fn add_labels(&mut self, original: &Tensor, variant: &Tensor) -> Option<()> {
+        let count = labels_of(original);
+        let same = match (original.data(), variant.data()) {
+            (Data::Strings(a), Data::Strings(b)) => a.iter().zip(b.iter()).filter(|(a, b)| a == b).count(),
+            (Data::Bytes(a), Data::Bytes(b)) => {
+                let size = original.dtype().size().unwrap_or(1);
+                a.chunks(size).zip(b.chunks(size)).filter(|(a, b)| a == b).count()
+            }
+            (Data::Strings(_), Data::Bytes(_)) | (Data::Bytes(_), Data::Strings(_)) => return None,
+        };
+        self.rows += count;
+        self.same += same;
+        Some(())
+    }
+
+    pub(super) fn finish(mut self) -> Drift {
+        for (all, others) in self.singles.values() {
+            self.cosine = self.cosine.min(cosine_of(all, others));
+        }
         let top1 = if self.rows == 0 { 1.0 } else { self.same as f64 / self.rows as f64 };
         Drift { max_abs: self.max_abs, cosine: self.cosine, top1 }
     }
 }
 
-fn numbers(tensor: &Tensor) -> Option<Vec<f32>> {
-    tensor.to_f32()
+/// Elements of a tensor that are compared each by itself; packed ones count by the byte.
+fn labels_of(tensor: &Tensor) -> usize {
+    match tensor.data() {
+        Data::Strings(strings) => strings.len(),
+        Data::Bytes(bytes) => bytes.len() / tensor.dtype().size().unwrap_or(1).max(1),
+    }
 }
 
 fn cosine_of(a: &[f32], b: &[f32]) -> f64 {
@@ -136,5 +172,21 @@ mod tests {
         let masked = [value(&[1, 3], &[f32::NEG_INFINITY, 1.0, 0.0])];
         let other = drift(&masked, &[value(&[1, 3], &[f32::NEG_INFINITY, 0.0, 1.0])]).unwrap();
         assert_eq!((other.max_abs, other.cosine), (1.0, 0.0), "the rest still counts");
+    }
+
+    #[test]
+    fn labels_are_right_or_wrong_and_single_numbers_are_one_vector() {
+        let labels = |all: &[i64]| -> Vec<Value> {
+            vec![Tensor::from_vec(DType::Int64, vec![all.len()], all.to_vec()).unwrap().into()]
+        };
+        let drift_of = |a: &[Vec<Value>], b: &[Vec<Value>]| drift(a, b).unwrap();
+        let found = drift_of(&[labels(&[1, 2]), labels(&[3, 4])], &[labels(&[1, 2]), labels(&[3, 5])]);
+        assert_eq!((found.max_abs, found.cosine, found.top1), (0.0, 1.0, 0.75));
+        let text = |text: &str| vec![Tensor::from_strings(vec![1], vec![text.to_owned()]).unwrap().into()];
+        assert_eq!(drift_of(&[text("a")], &[text("b")]).top1, 0.0);
+        let one = |number: f32| value(&[1, 1], &[number]);
+        let found = drift_of(&[one(1.0), one(-1.0)], &[one(1.0), one(1.0)]);
+        assert_eq!((found.max_abs, found.cosine), (2.0, 0.0));
+        assert_eq!(drift(&[labels(&[1])], &[one(1.0)]), None);
     }
 }

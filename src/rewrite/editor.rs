@@ -3,7 +3,7 @@
 //!
 //! Only the main graph is edited, not the branches of control flow; what those take keeps its name and its type.
 
-use super::node::{input, int_of, is_standard, tensor, unquantized, widened};
+use super::node::{input, int_of, is_standard, reshaped, tensor, unquantized, widened};
 use super::{RewriteError, Rewritten};
 use crate::runtime::onnx::proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, tensor_proto::DataType,
@@ -69,13 +69,18 @@ impl Editor {
         Ok((editor, nodes))
     }
 
-    /// Counts what is computed of constants alone as constants: 16-bit numbers widened, and bytes that stand for numbers.
+    /// Counts what is computed of constants alone as constants: 16-bit numbers widened, bytes that stand for numbers, and what
+    /// has another shape or name.
     pub(super) fn fold(&mut self, nodes: &[NodeProto]) {
         for node in nodes.iter().filter(|node| is_standard(node)) {
             let constant = |index| input(node, index).and_then(|name| self.constants.get(name));
             let (Some(from), Some(name)) = (constant(0), node.output.first()) else { continue };
             let made = match node.op_type() {
                 "Cast" if int_of(node, "to", 0) == DataType::Float as i64 => widened(from, name),
+                "Identity" => Some(TensorProto { name: Some(name.clone()), ..from.clone() }),
+                "Reshape" => {
+                    constant(1).and_then(|shape| reshaped(from, shape, int_of(node, "allowzero", 0) != 0, name))
+                }
                 "DequantizeLinear" if input(node, 2).is_none() || constant(2).is_some() => {
                     constant(1).and_then(|scale| unquantized(from, scale, constant(2), int_of(node, "axis", 1), name))
                 }
@@ -216,7 +221,7 @@ fn drop_unused(graph: &mut GraphProto) {
     // Takers come after what they take.
     for node in std::mem::take(&mut graph.node).into_iter().rev() {
         let idle = is_standard(&node)
-            && matches!(node.op_type(), "Constant" | "Cast" | "DequantizeLinear")
+            && matches!(node.op_type(), "Constant" | "Cast" | "DequantizeLinear" | "Identity" | "Reshape")
             && !node.output.is_empty()
             && !node.output.iter().any(|name| used.contains(name));
         if idle {

@@ -7,8 +7,8 @@
 use super::editor::{Editor, base_of};
 use super::node::{bytes_of, int, is_standard};
 use super::product::{Matrix, Product};
-use super::{Int4Options, RewriteError, Rewritten};
-use crate::runtime::onnx::proto::{ModelProto, NodeProto, OperatorSetIdProto, tensor_proto::DataType};
+use super::{Int4Options, RewriteError, Rewritten, opset};
+use crate::runtime::onnx::proto::{ModelProto, NodeProto, tensor_proto::DataType};
 use std::collections::HashMap;
 
 const DOMAIN: &str = "com.microsoft";
@@ -31,10 +31,7 @@ pub(super) fn quantize(model: &mut ModelProto, options: Int4Options) -> Result<R
         work.rewrite(node);
     }
     let done = work.editor.close(model, "product of the graph is by a large constant")?;
-    if !model.opset_import.iter().any(|set| set.domain() == DOMAIN) {
-        let (domain, version) = (Some(DOMAIN.to_owned()), Some(1));
-        model.opset_import.push(OperatorSetIdProto { domain, version });
-    }
+    opset::import(model, DOMAIN);
     Ok(done)
 }
 

@@ -2,21 +2,20 @@
 //!
 //! `Y = X·W` becomes `Y = (Xq − z)·Wq · (sx·sw)`, with `Xq, sx, z = DynamicQuantizeLinear(X)` and for each column of the
 //! constant `W` the scale `sw = max|W| / 127` and `Wq = round(W / sw)`. An activation that several products take is
-//! quantised once. Convolutions go the same way where asked for, with a scale for each output channel. Rows that `Gather`
-//! takes of a constant table are bytes with a scale for each column.
+//! quantised once. Convolutions go the same way where asked for, with a scale for each output channel. Tables of `Gather` are
+//! [`super::table`]'s, `LSTM` is [`super::lstm`]'s.
 
 use super::editor::{Editor, base_of};
-use super::node::{bytes_of, dims, floats, input, int, int_of, is_standard};
-use super::opset;
+use super::node::{bytes_of, dims, floats, input, int, is_standard};
 use super::product::{Matrix, Product, quantized};
+use super::table::Tables;
 use super::{QuantizeOptions, RewriteError, Rewritten};
+use super::{lstm, opset};
 use crate::runtime::onnx::proto::{ModelProto, NodeProto, tensor_proto::DataType};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 /// The opset in which `DynamicQuantizeLinear` came.
 const OPSET_MIN: i64 = 11;
-/// Smaller tables would save less than their scales and nodes take.
-const TABLE_MIN: usize = 1 << 12;
 
 /// Rewrites the products of `model`.
 ///
@@ -28,50 +27,36 @@ pub(super) fn quantize(model: &mut ModelProto, options: QuantizeOptions) -> Resu
     editor.fold(&nodes);
     let most = if options.reduce_range { 63 } else { 127 };
     let mut work = Work {
-        tables: tables(&editor, &nodes),
+        tables: Tables::of(&editor, &nodes),
         editor,
         options,
         most,
         activations: HashMap::new(),
         weights: HashMap::new(),
+        lstm: false,
     };
     for node in nodes {
         work.rewrite(node);
     }
-    work.editor.close(model, "product of the graph can be quantised")
-}
-
-/// Tables that only `Gather` takes rows of.
-fn tables(editor: &Editor, nodes: &[NodeProto]) -> HashSet<String> {
-    let mut tables = HashSet::new();
-    let mut others: HashSet<&str> = editor.pinned.iter().map(String::as_str).collect();
-    for node in nodes {
-        for (index, name) in node.input.iter().enumerate() {
-            if index == 0 && is_gather(node) {
-                tables.insert(name.clone());
-            } else {
-                others.insert(name);
-            }
-        }
+    let Work { editor, lstm, .. } = work;
+    let done = editor.close(model, "product of the graph can be quantised")?;
+    if lstm {
+        opset::import(model, lstm::DOMAIN);
     }
-    tables.retain(|name| !others.contains(name.as_str()));
-    tables
-}
-
-/// Whether a node takes rows.
-fn is_gather(node: &NodeProto) -> bool {
-    is_standard(node) && node.op_type() == "Gather" && int_of(node, "axis", 0) == 0
+    Ok(done)
 }
 
 struct Work {
     editor: Editor,
     options: QuantizeOptions,
-    tables: HashSet<String>,
+    tables: Tables,
     /// The largest quantised weight.
     most: i32,
     /// What an activation, or a constant and whether it is transposed, was quantised to.
     activations: HashMap<String, [String; 3]>,
     weights: HashMap<(String, bool), Option<[String; 2]>>,
+    /// Whether one became ONNX Runtime's.
+    lstm: bool,
 }
 
 impl Work {
@@ -80,7 +65,8 @@ impl Work {
             _ if !is_standard(&node) => return self.editor.nodes.push(node),
             "MatMul" | "Gemm" => {}
             "Conv" if self.options.conv => return self.rewrite_convolution(node),
-            "Gather" if self.options.gather => return self.rewrite_gather(node),
+            "LSTM" => return self.rewrite_lstm(node),
+            "Gather" if self.options.gather => return self.tables.rewrite(&mut self.editor, node),
             _ => return self.editor.nodes.push(node),
         }
         let quantised =
@@ -118,6 +104,16 @@ impl Work {
                 edit.node("Mul", &base, &[&numbers, &scales], &[&scaled], Vec::new());
                 edit.node("Add", &base, &[&scaled, bias], &[&output], Vec::new());
             }
+        }
+    }
+
+    fn rewrite_lstm(&mut self, node: NodeProto) {
+        match lstm::rewrite(&mut self.editor, &node, self.most) {
+            Ok(()) => {
+                self.lstm = true;
+                self.editor.replaced(&node);
+            }
+            Err(why) => self.editor.left(node, why),
         }
     }
 
@@ -173,31 +169,6 @@ impl Work {
         Ok(())
     }
 
-    fn rewrite_gather(&mut self, node: NodeProto) {
-        let large = |name: &str| {
-            let count = self.editor.constants.get(name).and_then(dims).map(|dims| dims.iter().product::<usize>());
-            count.is_some_and(|count| count >= TABLE_MIN)
-        };
-        // Most take a number of a shape: those are not worth a word.
-        let Some(table) = input(&node, 0).filter(|name| is_gather(&node) && large(name)).map(str::to_owned) else {
-            return self.editor.nodes.push(node);
-        };
-        let Some(indices) = input(&node, 1).map(str::to_owned) else { return self.editor.nodes.push(node) };
-        if !self.tables.contains(&table) {
-            return self.editor.left(node, "its table is also taken as it is");
-        }
-        let Some([table, scales]) = self.weights(&table, false) else {
-            return self.editor.left(node, "its constant is not of two dimensions and 32 bits");
-        };
-        self.editor.replaced(&node);
-        let base = base_of(&node);
-        let output = node.output.first().cloned().unwrap_or_default();
-        let [rows, numbers] = ["rows", "numbers"].map(|part| self.editor.name(&base, part));
-        self.editor.node("Gather", &base, &[&table, &indices], &[&rows], Vec::new());
-        self.editor.node("Cast", &base, &[&rows], &[&numbers], vec![int("to", DataType::Float as i64)]);
-        self.editor.node("Mul", &base, &[&numbers, &scales], &[&output], Vec::new());
-    }
-
     /// The values of an activation as bytes, their scale and their zero.
     fn activation(&mut self, name: &str) -> [String; 3] {
         if let Some(known) = self.activations.get(name) {
@@ -234,6 +205,7 @@ mod tests {
     use super::super::node::tensor;
     use super::*;
     use crate::runtime::onnx::proto::{AttributeProto, GraphProto, OperatorSetIdProto, TensorProto};
+    use std::collections::HashSet;
 
     fn floats(name: &str, dims: &[usize], values: &[f32]) -> TensorProto {
         tensor(name, DataType::Float, dims, values.iter().flat_map(|value| value.to_le_bytes()).collect())

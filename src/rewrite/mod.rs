@@ -11,13 +11,17 @@ mod drift;
 mod editor;
 mod file;
 mod fp16;
+#[cfg(test)]
+mod golden;
 mod int4;
 mod int8;
 mod kinds;
+mod lstm;
 mod node;
 mod opset;
 mod product;
 mod static_int8;
+mod table;
 #[cfg(test)]
 mod tests;
 

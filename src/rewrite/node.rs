@@ -125,3 +125,59 @@ pub(super) fn unquantized(
     let numbers: Vec<f32> = values.iter().enumerate().map(number).collect();
     Some(tensor(name, DataType::Float, &dims, bytes_of(&numbers)))
 }
+
+/// The same numbers in another shape, which `shape` says as `Reshape` takes it; `None` where they do not fill it.
+pub(super) fn reshaped(from: &TensorProto, shape: &TensorProto, zero_is_zero: bool, name: &str) -> Option<TensorProto> {
+    if shape.data_type() != DataType::Int64 as i32 {
+        return None;
+    }
+    let sizes: Vec<i64> = match &shape.raw_data {
+        Some(raw) => raw.as_chunks::<8>().0.iter().map(|bytes| i64::from_le_bytes(*bytes)).collect(),
+        None => shape.int64_data.clone(),
+    };
+    let before = dims(from)?;
+    let count: usize = before.iter().product();
+    let known = |(at, &size): (usize, &i64)| match size {
+        -1 => Some(1),
+        0 if !zero_is_zero => before.get(at).copied(),
+        size => usize::try_from(size).ok(),
+    };
+    let mut after: Vec<usize> = sizes.iter().enumerate().map(known).collect::<Option<_>>()?;
+    let filled = after.iter().try_fold(1usize, |filled, &size| filled.checked_mul(size))?;
+    let mut free = sizes.iter().zip(&mut after).filter(|(size, _)| **size == -1);
+    if let Some((_, slot)) = free.next() {
+        if free.next().is_some() || filled == 0 || !count.is_multiple_of(filled) {
+            return None;
+        }
+        *slot = count / filled;
+    } else if filled != count {
+        return None;
+    }
+    let dims = after.iter().map(|&size| size as i64).collect();
+    Some(TensorProto { name: Some(name.to_owned()), dims, ..from.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn constants_take_the_shape_that_is_asked_for() {
+        let from = tensor("x", DataType::Float, &[2, 3, 4], bytes_of(&[0.5; 24]));
+        let check = |sizes: &[i64], expected: Option<&[i64]>| {
+            let bytes = sizes.iter().flat_map(|size| size.to_le_bytes()).collect();
+            let shape = tensor("shape", DataType::Int64, &[sizes.len()], bytes);
+            let made = reshaped(&from, &shape, false, "y");
+            assert_eq!(made.as_ref().map(|made| made.dims.as_slice()), expected, "{sizes:?}");
+        };
+        check(&[6, 4], Some(&[6, 4]));
+        check(&[0, -1], Some(&[2, 12]));
+        check(&[-1], Some(&[24]));
+        check(&[5, -1], None);
+        check(&[-1, -1], None);
+        check(&[7, 7], None);
+        check(&[0, 0, 0, 0], None);
+        check(&[i64::MAX, i64::MAX], None);
+        check(&[-2, 12], None);
+    }
+}

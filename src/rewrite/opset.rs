@@ -3,7 +3,7 @@
 use super::editor::{Editor, base_of};
 use super::node::{attribute, float_of, input, int, int_of, is_standard};
 use super::{RewriteError, Rewritten};
-use crate::runtime::onnx::proto::{AttributeProto, ModelProto, NodeProto, tensor_proto::DataType};
+use crate::runtime::onnx::proto::{AttributeProto, ModelProto, NodeProto, OperatorSetIdProto, tensor_proto::DataType};
 
 /// What a graph is raised to: here `DequantizeLinear` learnt a scale for each channel.
 const RAISED: i64 = 13;
@@ -129,6 +129,13 @@ const SAME_TOO: [&str; 6] = ["Tanh", "ThresholdedRelu", "Tile", "Transpose", "Wh
 /// 0 where the model names none.
 pub(super) fn of(model: &ModelProto) -> i64 {
     model.opset_import.iter().find(|set| matches!(set.domain(), "" | "ai.onnx")).map_or(0, |set| set.version())
+}
+
+/// Says that the model has operators of `domain`, of its first version, where it does not say so yet.
+pub(super) fn import(model: &mut ModelProto, domain: &str) {
+    if !model.opset_import.iter().any(|set| set.domain() == domain) {
+        model.opset_import.push(OperatorSetIdProto { domain: Some(domain.to_owned()), version: Some(1) });
+    }
 }
 
 /// Brings the model to opset 13 where it is older than `version`, which is at most 13.

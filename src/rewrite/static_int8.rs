@@ -4,7 +4,7 @@
 //! Convolutions and products by constants are quantised: what they take, their weights for each output channel, and of
 //! convolutions also what they give, since there is no kernel that would take bytes and give numbers. Cheap operators between
 //! quantised ones ([`Step::Between`]) stay in bytes; a `Relu` behind a convolution or a sum becomes the range's end at zero.
-//! What else takes a tensor gets it unquantised, where it is there. Activations are unsigned with a zero of their own,
+//! What else takes a tensor gets it unquantised, where it is there. Large tables of `Gather` are bytes too ([`super::table`]). Activations are unsigned with a zero of their own,
 //! weights signed and symmetric.
 
 use super::editor::{Editor, base_of};
@@ -12,6 +12,7 @@ use super::kinds::Kinds;
 use super::node::{attribute, bytes_of, dims, floats, input, int, is_standard};
 use super::opset;
 use super::product::{Product, quantized};
+use super::table::Tables;
 use super::{RewriteError, Rewritten, StaticOptions};
 use crate::runtime::onnx::proto::{ModelProto, NodeProto, tensor_proto::DataType};
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -46,10 +47,12 @@ pub(super) fn quantize(model: &mut ModelProto, options: &StaticOptions) -> Resul
     editor.fold(&nodes);
     let kinds = model.graph.as_ref().map(|graph| Kinds::of(graph, &nodes)).unwrap_or_default();
     let plan = Plan::of(&editor, &kinds, &nodes);
+    let tables = Tables::of(&editor, &nodes);
     let mut work = Work {
         editor,
         options,
         most: if options.reduce_range { 63 } else { 127 },
+        tables,
         scales: HashMap::new(),
         taken: HashMap::new(),
         weights: HashMap::new(),
@@ -285,6 +288,7 @@ struct Work<'a> {
     editor: Editor,
     options: &'a StaticOptions,
     most: i32,
+    tables: Tables,
     /// The scale of a tensor, the names of its scale and zero.
     scales: HashMap<String, (f32, [String; 2])>,
     /// The unquantised form of tensors that are there in numbers too.
@@ -318,6 +322,7 @@ impl Work<'_> {
     fn rewrite(&mut self, mut node: NodeProto, step: Step, tight: &HashSet<String>) -> Result<(), RewriteError> {
         match step {
             Step::Gone => {}
+            Step::Keep(None) if node.op_type() == "Gather" => self.tables.rewrite(&mut self.editor, node),
             Step::Keep(None) => self.editor.nodes.push(node),
             Step::Keep(Some(why)) => self.editor.left(node, why),
             Step::Between { output } => {

@@ -19,7 +19,7 @@ use prost::Message;
 use std::path::PathBuf;
 
 /// Numbers that look random and are the same every time, between -1 and 1.
-fn numbers(count: usize, seed: u32) -> Vec<f32> {
+pub(super) fn numbers(count: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761).wrapping_add(12345);
     let mut next = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -140,7 +140,7 @@ fn texts() -> ModelProto {
     model(17, GraphProto { node: nodes, initializer, input, output, ..GraphProto::default() })
 }
 
-fn load(file: PathBuf) -> Box<dyn Session> {
+pub(super) fn load(file: PathBuf) -> Box<dyn Session> {
     let folder = file.parent().unwrap().to_owned();
     let settings = SessionSettings {
         device: DeviceSettings { device_type: DeviceType::Cpu, ..DeviceSettings::default() },
@@ -153,7 +153,7 @@ fn load(file: PathBuf) -> Box<dyn Session> {
     runtime.load(&source, &settings).unwrap_or_else(|error| panic!("{error}"))
 }
 
-fn run(session: &mut dyn Session, sample: &[crate::runtime::Input]) -> Vec<Value> {
+pub(super) fn run(session: &mut dyn Session, sample: &[crate::runtime::Input]) -> Vec<Value> {
     let outputs: Vec<usize> = (0..session.outputs().len()).collect();
     session.run(sample, &outputs, &Interrupt::new()).unwrap()
 }
@@ -300,9 +300,47 @@ fn static_bytes_stay_close_and_reach_from_the_first_convolution_to_the_last_prod
         assert_eq!(done.replaced, expected);
         assert_eq!(count(&model, "Relu"), 0);
     }
-    let (_, done, drift) = rewritten(&texts(), statically);
+    let (model, done, drift) = rewritten(&texts(), statically);
     close(&drift, 0.999);
-    assert_eq!(done.replaced, [("MatMul".to_owned(), 2)].into());
+    assert_eq!(done.replaced, [("Gather".to_owned(), 1), ("MatMul".to_owned(), 2)].into());
+    assert_eq!(count(&model, "Gather"), 2, "bytes and their scales");
+}
+
+/// Two directions of an `LSTM` with a bias and an initial state, then a table's rows beside it.
+fn sounds() -> ModelProto {
+    let direction = AttributeProto {
+        name: Some("direction".into()),
+        r#type: Some(AttributeType::String as i32),
+        s: Some("bidirectional".into()),
+        ..AttributeProto::default()
+    };
+    let nodes = vec![
+        node("LSTM", &["x", "w", "r", "b", "", "h", "h"], "steps", vec![int("hidden_size", 16), direction]),
+        node("Neg", &["steps"], "y", Vec::new()),
+    ];
+    let initializer = vec![
+        constant("w", &[2, 64, 24], 1),
+        constant("r", &[2, 64, 16], 2),
+        constant("b", &[2, 128], 3),
+        tensor("h", DataType::Float, &[2, 1, 16], bytes_of(&numbers(32, 4))),
+    ];
+    let input = vec![value("x", DataType::Float, &[-1, 1, 24])];
+    let output = vec![value("y", DataType::Float, &[-1, 2, 1, 16])];
+    model(17, GraphProto { node: nodes, initializer, input, output, ..GraphProto::default() })
+}
+
+#[test]
+fn dynamic_bytes_of_an_lstm_stay_close() {
+    let (model, done, drift) = rewritten(&sounds(), |_| Rewriting::Int8(QuantizeOptions::default()));
+    close(&drift, 0.999);
+    assert_eq!((done.replaced.get("LSTM"), count(&model, "DynamicQuantizeLSTM")), (Some(&1), 1));
+    let graph = model.graph.unwrap();
+    assert!(!graph.initializer.iter().any(|tensor| ["w", "r"].contains(&tensor.name())));
+    assert_eq!(model.opset_import.iter().filter(|set| set.domain() == "com.microsoft").count(), 1);
+    let mut computed = sounds();
+    computed.graph.as_mut().unwrap().node[0].input[2] = "x".into();
+    let error = rewrite(&mut computed, &Rewriting::Int8(QuantizeOptions::default())).unwrap_err().to_string();
+    assert!(error.contains("its weights are computed"), "{error}");
 }
 
 #[test]
@@ -397,7 +435,7 @@ fn broken_graphs_are_errors_or_stay_broken() {
         (state >> 8) as usize % bound.max(1)
     };
     let mut tried = 0;
-    for base in [pictures(9), pictures(17), texts()] {
+    for base in [pictures(9), pictures(17), texts(), sounds()] {
         for _ in 0..300 {
             let mut model = base.clone();
             let graph = model.graph.as_mut().unwrap();
