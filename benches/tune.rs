@@ -53,7 +53,7 @@ fn main() {
         std::env::var(name).map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name} is no number")))
     };
     let (largest, sweep_max) = (number("LARGEST", 8) as usize, Duration::from_secs(number("SECONDS", 150)));
-    let unit = if objective == Objective::Latency { "p99 ms" } else { "rows/s" };
+    let unit = if objective == Objective::Latency { "p99 µs" } else { "rows/s" };
     println!(
         "{} cores; {objective:?}; batches up to {largest}; figures are {unit}, medians of {TURNS} turns\n",
         cores()
@@ -220,7 +220,7 @@ fn value(one: &Measured, objective: Objective) -> f64 {
 fn shown(value: f64, objective: Objective) -> f64 {
     match objective {
         Objective::Throughput => value,
-        Objective::Latency => 1e3 / value,
+        Objective::Latency => 1e6 / value,
     }
 }
 
