@@ -57,7 +57,7 @@ REASONS = {
     ("int8-static", "*"): "what lies between and gains nothing stays in 32 bits",
 }
 # Drifts that are farther than Python's, and why.
-FARTHER = {("ppocr-v2-det", "int8-static"): "Python's preparation folds its norms into its convolutions"}
+FARTHER = {}
 
 
 def session(path):

@@ -71,8 +71,8 @@ impl Editor {
 
     /// Counts what is computed of constants alone as constants: 16-bit numbers widened, bytes that stand for numbers, and what
     /// has another shape or name.
-    pub(super) fn fold(&mut self, nodes: &[NodeProto]) {
-        for node in nodes.iter().filter(|node| is_standard(node)) {
+    pub(super) fn fold<'a>(&mut self, nodes: impl IntoIterator<Item = &'a NodeProto>) {
+        for node in nodes.into_iter().filter(|node| is_standard(node)) {
             let constant = |index| input(node, index).and_then(|name| self.constants.get(name));
             let (Some(from), Some(name)) = (constant(0), node.output.first()) else { continue };
             let made = match node.op_type() {

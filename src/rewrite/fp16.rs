@@ -1,13 +1,13 @@
 //! Numbers of 16 bits in place of 32: weights take half the room, and devices with such units are faster.
 //!
 //! An operator is computed in 16 bits where ONNX allows it and its tensors' types are known ([`super::kinds`]); the others
-//! keep 32 bits with `Cast`s around them, control flow among them, whose branches are not looked into. Each tensor is cast
-//! once. What a name of the graph's inputs, outputs and branches means stays of 32 bits.
+//! keep 32 bits with `Cast`s around them, control flow among them, whose branches are not looked into. Norms behind convolutions
+//! are folded into them first ([`super::norms`]). Each tensor is cast once. What a name of the graph's inputs, outputs and branches means stays of 32 bits.
 
 use super::editor::{Editor, base_of};
 use super::kinds::{Kinds, MICROSOFT, OF_ONE_TYPE, halve};
 use super::node::{attribute, dims, floats, int, int_of, is_standard, tensor};
-use super::{Fp16Options, RewriteError, Rewritten};
+use super::{Fp16Options, RewriteError, Rewritten, norms};
 use crate::runtime::onnx::proto::{
     AttributeProto, ModelProto, NodeProto, attribute_proto::AttributeType, tensor_proto::DataType,
 };
@@ -37,6 +37,7 @@ const OTHERS: [&str; 13] = [
 /// # Errors
 /// Where it has no graph, or no operator that could be computed in 16 bits.
 pub(super) fn halve_model(model: &mut ModelProto, options: Fp16Options) -> Result<Rewritten, RewriteError> {
+    norms::fold(model, f16::MAX.to_f32())?;
     let (editor, nodes) = Editor::open(model)?;
     let Some(graph) = &mut model.graph else { return Err(RewriteError::Graph("the file has no graph".into())) };
     let kinds = Kinds::of(graph, &nodes);

@@ -2,7 +2,8 @@
 //!
 //! `Y = X·W` becomes `Y = (Xq − z)·Wq · (sx·sw)`, with `Xq, sx, z = DynamicQuantizeLinear(X)` and for each column of the
 //! constant `W` the scale `sw = max|W| / 127` and `Wq = round(W / sw)`. An activation that several products take is
-//! quantised once. Convolutions go the same way where asked for, with a scale for each output channel. Tables of `Gather` are
+//! quantised once. Convolutions go the same way where asked for, with a scale for each output channel, what is behind them
+//! folded in by [`super::norms`]. Tables of `Gather` are
 //! [`super::table`]'s, `LSTM` is [`super::lstm`]'s.
 
 use super::editor::{Editor, base_of};
@@ -10,7 +11,7 @@ use super::node::{bytes_of, dims, floats, input, int, is_standard};
 use super::product::{Matrix, Product, quantized};
 use super::table::Tables;
 use super::{QuantizeOptions, RewriteError, Rewritten};
-use super::{lstm, opset};
+use super::{lstm, norms, opset};
 use crate::runtime::onnx::proto::{ModelProto, NodeProto, tensor_proto::DataType};
 use std::collections::HashMap;
 
@@ -23,6 +24,7 @@ const OPSET_MIN: i64 = 11;
 /// Where it has no graph, an older opset, or no product that could be replaced.
 pub(super) fn quantize(model: &mut ModelProto, options: QuantizeOptions) -> Result<Rewritten, RewriteError> {
     opset::raise(model, OPSET_MIN, "quantising")?;
+    norms::fold(model, f32::MAX)?;
     let (mut editor, nodes) = Editor::open(model)?;
     editor.fold(&nodes);
     let most = if options.reduce_range { 63 } else { 127 };

@@ -18,6 +18,7 @@ mod int8;
 mod kinds;
 mod lstm;
 mod node;
+mod norms;
 mod opset;
 mod product;
 mod static_int8;

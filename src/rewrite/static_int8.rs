@@ -4,12 +4,14 @@
 //! Convolutions and products by constants are quantised: what they take, their weights for each output channel, and of
 //! convolutions also what they give, since there is no kernel that would take bytes and give numbers. Cheap operators between
 //! quantised ones ([`Step::Between`]) stay in bytes; a `Relu` behind a convolution or a sum becomes the range's end at zero.
-//! What else takes a tensor gets it unquantised, where it is there. Large tables of `Gather` are bytes too ([`super::table`]). Activations are unsigned with a zero of their own,
-//! weights signed and symmetric.
+//! What else takes a tensor gets it unquantised, where it is there. Large tables of `Gather` are bytes too ([`super::table`]).
+//! Activations are unsigned with a zero of their own, weights signed and symmetric. Before all that [`super::norms`] folds what
+//! is behind convolutions into them; what a convolution then gives has a name that the graph had.
 
 use super::editor::{Editor, base_of};
 use super::kinds::Kinds;
 use super::node::{attribute, bytes_of, dims, floats, input, int, is_standard};
+use super::norms;
 use super::opset;
 use super::product::{Product, quantized};
 use super::table::Tables;
@@ -29,6 +31,7 @@ const BIAS_MAX: f64 = (1 << 30) as f64;
 /// As [`quantize`], but for ranges.
 pub(super) fn observed(mut model: ModelProto) -> Result<Vec<String>, RewriteError> {
     opset::raise(&mut model, OPSET_MIN, WHAT)?;
+    norms::fold(&mut model, f32::MAX)?;
     let (mut editor, nodes) = Editor::open(&mut model)?;
     editor.fold(&nodes);
     let kinds = model.graph.as_ref().map(|graph| Kinds::of(graph, &nodes)).unwrap_or_default();
@@ -43,6 +46,7 @@ pub(super) fn observed(mut model: ModelProto) -> Result<Vec<String>, RewriteErro
 /// Where it has no graph, is too old and cannot be raised, has nothing to quantise, or a range is missing.
 pub(super) fn quantize(model: &mut ModelProto, options: &StaticOptions) -> Result<Rewritten, RewriteError> {
     opset::raise(model, OPSET_MIN, WHAT)?;
+    norms::fold(model, f32::MAX)?;
     let (mut editor, nodes) = Editor::open(model)?;
     editor.fold(&nodes);
     let kinds = model.graph.as_ref().map(|graph| Kinds::of(graph, &nodes)).unwrap_or_default();

@@ -99,6 +99,44 @@ fn pictures(opset: i64) -> ModelProto {
     model(opset, GraphProto { node: node_list, initializer, input, output, ..GraphProto::default() })
 }
 
+/// Convolutions, one of them by channel, with norms, factors and shifts behind them.
+fn normed(opset: i64) -> ModelProto {
+    let same = |group| vec![ints("pads", &[1, 1, 1, 1]), int("group", group)];
+    let nodes = vec![
+        node("Conv", &["x", "w1"], "c1", same(1)),
+        node("BatchNormalization", &["c1", "scale", "shift", "mean", "variance"], "n1", Vec::new()),
+        node("Relu", &["n1"], "r1", Vec::new()),
+        node("Conv", &["r1", "w2", "b2"], "c2", same(8)),
+        node("BatchNormalization", &["c2", "scale", "shift", "mean", "variance"], "n2", Vec::new()),
+        node("Mul", &["n2", "factors"], "m2", Vec::new()),
+        node("Add", &["one", "m2"], "a2", Vec::new()),
+        node("Relu", &["a2"], "r2", Vec::new()),
+        node("Conv", &["r2", "w3"], "c3", same(1)),
+        node("Add", &["c3", "shifts"], "a3", Vec::new()),
+        node("GlobalAveragePool", &["a3"], "g", Vec::new()),
+        node("Flatten", &["g"], "f", Vec::new()),
+        node("MatMul", &["f", "w4"], "y", Vec::new()),
+    ];
+    let positive = numbers(8, 6).iter().map(|number| number.abs() + 0.2).collect::<Vec<_>>();
+    let initializer = vec![
+        constant("w1", &[8, 3, 3, 3], 1),
+        constant("w2", &[8, 1, 3, 3], 2),
+        constant("w3", &[40, 8, 3, 3], 3),
+        constant("b2", &[8], 4),
+        constant("scale", &[8], 5),
+        constant("shift", &[8], 7),
+        constant("mean", &[8], 8),
+        tensor("variance", DataType::Float, &[8], bytes_of(&positive)),
+        tensor("factors", DataType::Float, &[1, 8, 1, 1], bytes_of(&numbers(8, 9))),
+        tensor("one", DataType::Float, &[], bytes_of(&[1.0])),
+        tensor("shifts", DataType::Float, &[40, 1, 1], bytes_of(&numbers(40, 10))),
+        constant("w4", &[40, 3], 11),
+    ];
+    let input = vec![value("x", DataType::Float, &[-1, 3, 8, 8])];
+    let output = vec![value("y", DataType::Float, &[-1, 3])];
+    model(opset, GraphProto { node: nodes, initializer, input, output, ..GraphProto::default() })
+}
+
 /// Token ids to vectors: a table, products whose weights are shared, a norm in steps, a branch of control flow.
 fn texts() -> ModelProto {
     let branch = |operator: &str| GraphProto {
@@ -262,6 +300,44 @@ fn a_norm_whose_variance_is_too_large_keeps_its_bits() {
         close(&drift, 0.9999);
         assert_eq!((done.left.len(), done.clamped), (left, 0), "{done:?}");
     }
+}
+
+#[test]
+fn norms_factors_and_shifts_behind_convolutions_are_folded_in_every_form_but_four_bits() {
+    let eager = QuantizeOptions { conv: true, ..QuantizeOptions::default() };
+    for opset in [9, 17] {
+        for (how, cosine) in [
+            (Rewriting::Fp16(Fp16Options::default()), 0.9999),
+            (Rewriting::Int8(QuantizeOptions::default()), 0.999),
+            (Rewriting::Int8(eager), 0.99),
+            (statically(Ranges::default()), 0.99),
+        ] {
+            let (model, done, drift) = rewritten(&normed(opset), |_| how.clone());
+            close(&drift, cosine);
+            assert_eq!(count(&model, "BatchNormalization"), 0, "{how:?}");
+            assert!(!done.replaced.contains_key("Add") && !done.replaced.contains_key("Mul"), "{done:?}");
+            if how != Rewriting::Int8(QuantizeOptions::default()) {
+                assert_eq!(done.replaced.get("Conv"), Some(&3), "{done:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn norms_are_folded_where_the_data_are_in_another_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let [from, to] = ["from", "to"].map(|name| folder.path().join(name).join("model.onnx"));
+    for file in [&from, &to] {
+        std::fs::create_dir(file.parent().unwrap()).unwrap();
+    }
+    file::write(normed(17), &from, true).unwrap();
+    let how = Rewriting::Fp16(Fp16Options::default());
+    let done = rewrite_file(&from, &to, &how).unwrap();
+    assert_eq!(done.data_files, ["model.onnx.data"]);
+    let mut expected = normed(17);
+    rewrite(&mut expected, &how).unwrap();
+    assert_eq!(file::read(&to).unwrap().model, expected);
+    assert_eq!(count(&expected, "BatchNormalization"), 0);
 }
 
 #[test]
@@ -435,7 +511,7 @@ fn broken_graphs_are_errors_or_stay_broken() {
         (state >> 8) as usize % bound.max(1)
     };
     let mut tried = 0;
-    for base in [pictures(9), pictures(17), texts(), sounds()] {
+    for base in [pictures(9), pictures(17), normed(17), texts(), sounds()] {
         for _ in 0..300 {
             let mut model = base.clone();
             let graph = model.graph.as_mut().unwrap();
