@@ -11,6 +11,7 @@ mod library;
 mod memory;
 mod message;
 mod options;
+mod pinned;
 mod provider;
 mod raw;
 mod recorded;

@@ -235,9 +235,64 @@ impl Binding {
         check(unsafe { (ort::api().BindOutput)(self.0.as_ptr(), name.as_ptr(), value.ptr()) })
     }
 
+    /// The same of a value that may be borrowed: it must be unbound before its memory goes, see [`Binding::for_one_run`].
+    pub(super) fn bind_value(&mut self, name: &CStr, value: &SessionInputValue<'_>) -> ort::Result<()> {
+        // SAFETY: as above.
+        check(unsafe { (ort::api().BindInput)(self.0.as_ptr(), name.as_ptr(), value.ptr()) })
+    }
+
+    /// Runs make the output's memory themselves, of this kind.
+    pub(super) fn bind_output_in(&mut self, name: &CStr, memory: &MemoryInfo<'_>) -> ort::Result<()> {
+        // SAFETY: as above; the description of the memory is copied.
+        check(unsafe { (ort::api().BindOutputToDevice)(self.0.as_ptr(), name.as_ptr(), memory.ptr()) })
+    }
+
+    /// The binding, from which all is unbound at the end.
+    pub(super) fn for_one_run(&mut self) -> Bound<'_> {
+        Bound(self)
+    }
+
+    /// What the last run gave for the outputs, in the order in which they were bound; `None` for one that holds nothing.
+    pub(super) fn outputs(&self, session: &Session, count: usize) -> ort::Result<Vec<Option<DynValue>>> {
+        let allocator = session.allocator();
+        let (mut pointers, mut given): (*mut *mut sys::OrtValue, usize) = (ptr::null_mut(), 0);
+        // SAFETY: binding and allocator live through the call, which makes an array by the allocator and fills it with
+        // values that are the caller's.
+        check(unsafe {
+            let allocator = allocator.ptr().cast_mut();
+            (ort::api().GetBoundOutputValues)(self.0.as_ptr(), allocator, &raw mut pointers, &raw mut given)
+        })?;
+        let mut results = Outputs(Vec::with_capacity(given));
+        for index in 0..if pointers.is_null() { 0 } else { given } {
+            // SAFETY: the index is within the array.
+            results.0.push(unsafe { *pointers.add(index) });
+        }
+        if !pointers.is_null() {
+            // SAFETY: made by this allocator in the call above and given back once; its values are in `results`.
+            check(unsafe { (ort::api().AllocatorFree)(allocator.ptr().cast_mut(), pointers.cast()) })?;
+        }
+        if given != count {
+            return Err(ort::Error::new(format!("expected {count} outputs, got {given}")));
+        }
+        (0..count).map(|index| results.take(index, allocator)).collect()
+    }
+
     pub(super) fn run(&mut self, session: &Session, options: &RunOptions) -> ort::Result<()> {
         // SAFETY: the binding was made of this session, and all live through the call; the caller runs one at a time.
         check(unsafe { (ort::api().RunWithBinding)(session.ptr().cast_mut(), options.ptr(), self.0.as_ptr()) })
+    }
+}
+
+/// A binding for one run; empty again when dropped.
+pub(super) struct Bound<'a>(pub(super) &'a mut Binding);
+
+impl Drop for Bound<'_> {
+    fn drop(&mut self) {
+        // SAFETY: the binding lives, and no run is in progress: runs borrow it.
+        unsafe {
+            (ort::api().ClearBoundInputs)(self.0.0.as_ptr());
+            (ort::api().ClearBoundOutputs)(self.0.0.as_ptr());
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::arena::Arena;
 use super::options::{self, Machine, Profile};
+use super::pinned::Pinned;
 use super::provider::{self, Candidate, Provider};
 use super::recorded::Recorded;
 use super::written::Written;
@@ -85,7 +86,12 @@ pub(super) fn load_graph(
                     BTreeMap::new()
                 });
                 let execution = Execution { asked, registered, nodes, missing, is_fallback };
-                return OnnxSession::new(session, recorded, graph, candidate.device, execution)
+                let buffers = match recorded {
+                    Some(recorded) => Buffers::Recorded(recorded),
+                    None if candidate.providers.is_empty() => Buffers::Plain,
+                    None => pinned(&session, settings.device.device_index),
+                };
+                return OnnxSession::new(session, buffers, graph, candidate.device, execution)
                     .map(|session| OnnxSession { trace, ..session })
                     .map(|session| Box::new(session) as Box<dyn Session>);
             }
@@ -210,9 +216,31 @@ fn builder(
         .with_config_entry("session.record_ep_graph_assignment_info", "1")?)
 }
 
+/// Outputs in page-locked memory where ONNX Runtime has it.
+fn pinned(session: &ort::session::Session, index: u32) -> Buffers {
+    match Pinned::of_cuda(session, index) {
+        Ok(Some(pinned)) => Buffers::Pinned(pinned),
+        Ok(None) => Buffers::Plain,
+        Err(error) => {
+            tracing::debug!(%error, "outputs are not written into page-locked memory");
+            Buffers::Plain
+        }
+    }
+}
+
+/// Where runs read their inputs and write their outputs.
+enum Buffers {
+    /// Where ONNX Runtime puts them.
+    Plain,
+    /// Always the same, since runs are recorded.
+    Recorded(Recorded),
+    /// Outputs in page-locked memory.
+    Pinned(Pinned),
+}
+
 struct OnnxSession {
-    /// Before the session, which it is made of. Only where runs are recorded.
-    recorded: Option<Recorded>,
+    /// Before the session, which they are made of.
+    buffers: Buffers,
     shared: Arc<Shared>,
     /// The folder of the trace, where runs are timed.
     trace: Option<tempfile::TempDir>,
@@ -235,7 +263,7 @@ struct Shared {
 impl OnnxSession {
     fn new(
         session: ort::session::Session,
-        recorded: Option<Recorded>,
+        buffers: Buffers,
         graph: &graph::Graph,
         device: String,
         execution: Execution,
@@ -261,7 +289,7 @@ impl OnnxSession {
         let arena = if facts.device == "cpu" { Arena::of(&session).map(Arc::new) } else { None };
         let shared =
             Shared { session: Some(session), input_names: c_names(&inputs)?, output_names: c_names(&outputs)?, arena };
-        Ok(OnnxSession { recorded, shared: Arc::new(shared), trace: None, inputs, outputs, facts })
+        Ok(OnnxSession { buffers, shared: Arc::new(shared), trace: None, inputs, outputs, facts })
     }
 }
 
@@ -329,9 +357,22 @@ impl Session for OnnxSession {
         let Some(session) = self.shared.session.as_ref() else {
             return Err(RuntimeError::Run("the session is closed".to_owned()));
         };
-        let results = match &mut self.recorded {
-            Some(recorded) => recorded.run(session, &values, outputs, &options),
-            None => raw::run(session, &values, &names, &options),
+        let results = match &mut self.buffers {
+            Buffers::Recorded(recorded) => recorded.run(session, &values, outputs, &options),
+            Buffers::Plain => raw::run(session, &values, &names, &options),
+            Buffers::Pinned(pinned) => match pinned.run(session, &values, &names, &options) {
+                Err(error) if !interrupt.is_fired() => {
+                    // Page-locked memory may be short, or this output not to be had in it; else the same error comes again.
+                    let plain = raw::run(session, &values, &names, &options);
+                    if plain.is_ok() {
+                        let problem = message::clean(&error.to_string());
+                        tracing::warn!(problem, "outputs are not written into page-locked memory any more");
+                        self.buffers = Buffers::Plain;
+                    }
+                    plain
+                }
+                outcome => outcome,
+            },
         }
         .map_err(failed)?;
         let values = results.into_iter().map(|value| value.map_or(Ok(Value::None), convert::from_output));
@@ -349,7 +390,7 @@ impl Session for OnnxSession {
             return None;
         }
         Some(Box::new(OnnxSession {
-            recorded: None,
+            buffers: Buffers::Plain,
             shared: self.shared.clone(),
             trace: None,
             inputs: self.inputs.clone(),
