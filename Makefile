@@ -25,7 +25,7 @@ LIBRARY := library
 GPU_ENV := source lib-cuda/env.sh
 endif
 
-.PHONY: browser exporter exporter-test fuzz help run test check gpu-run gpu-check clients models fixtures zero-shot-fixtures bench bench-models optimize-table soak clean library gpu-library fmt-check lint docs openapi-check deny
+.PHONY: browser exporter exporter-test fuzz help run test check gpu-run gpu-check gpu-models clients models fixtures zero-shot-fixtures bench bench-models optimize-table soak clean library gpu-library fmt-check lint docs openapi-check deny
 
 help:  ## List these commands
 	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## */\1\t/' | column -t -s $$'\t'
@@ -72,11 +72,14 @@ gpu-run: gpu-library  ## Like run, on an NVIDIA GPU (driver for CUDA 13 needed)
 
 # ORTUS names a binary built elsewhere, for a GPU machine without a Rust toolchain. GPU_CHECK chooses parts, as in:
 # make gpu-check GPU_CHECK="--part answers --part unload"
-gpu-check: gpu-library  ## Check on a GPU machine that the models run on the GPU, right, fast and within its memory
+gpu-check: gpu-library gpu-models  ## Check on a GPU machine that the models run on the GPU, right, fast and within its memory
 ifndef ORTUS
 	$(CARGO) build --release --locked
 endif
 	$(GPU_ENV); $(PYTHON) tools/gpu_check.py $(or $(ORTUS),$(TARGET)/release/ortus) $(GPU_CHECK)
+
+gpu-models: $(VENV)/.installed
+	$(VENV)/bin/python tools/make_bench_models.py --gpu $(TARGET)/gpu-models
 
 $(VENV)/.installed: tests/clients/requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -11,7 +11,7 @@ Each prints PASS, FAIL or SKIP with its figures; the exit code is 1 where one fa
 
 `--device cpu` runs the same on the CPU, so that this script can be tried where there is no GPU; its figures then say nothing of one.
 Standard library only; ORT_DYLIB_PATH and LD_LIBRARY_PATH must point at the GPU build (`source lib-cuda/env.sh`). `--models` names a folder of
-models for `throughput`, such as that of `make bench-models`; a ResNet-50 in it stands for itself, an fp16 graph has `fp16` in its name.
+models for `throughput`, `memory` and `half`, such as that of `make gpu-models`; an fp16 graph has `fp16` in its name.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main():
     parser.add_argument("ortus", help="the server's binary")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--part", action="append", choices=list(PARTS), help="only this part; may be repeated")
-    parser.add_argument("--models", type=pathlib.Path, default=ROOT / "target" / "bench-models")
+    parser.add_argument("--models", type=pathlib.Path, default=ROOT / "target" / "gpu-models")
     parser.add_argument("--seconds", type=float, default=2.0, help="length of one measurement")
     parser.add_argument("--batch", type=int, action="append", help=f"rows of a request [default: {BATCHES}]")
     options = parser.parse_args()
@@ -140,15 +140,18 @@ def throughput(options):
     models = [path for path in sorted(options.models.glob("*")) if (path / "1" / "model.onnx").is_file()]
     models = [path for path in models if "resnet" in path.name] or models
     if not models:
-        raise Skip(f"{options.models} has no models; make bench-models")
+        raise Skip(f"{options.models} has no models; make gpu-models")
     lines, least = [], None
     for model in models:
         precisions = [("fp16", "aggressive")] if "fp16" in model.name else [("fp32", "balanced"), ("tf32", "aggressive")]
         for precision, level in precisions if options.device == "cuda" else precisions[:1]:
             for batch in options.batch:
-                report = bench(options, model, batch, OPTIMIZATION__OPTIMIZATION_LEVEL=level, BATCH__MAX_BATCH_SIZE=str(max(batch, 32)))
+                report = bench(options, model, batch, OPTIMIZATION__OPTIMIZATION_LEVEL=level,
+                               BATCH__MAX_BATCH_SIZE=str(max(batch, 32)), SERVER__MAX_BODY_BYTES=str(1 << 28))
                 ratio, rate, bare = best_over_http(report)
-                lines.append(f"{model.name} {precision} batch {batch}: {rate:.1f} requests/s over HTTP, {bare:.1f} bare, ratio {ratio:.2f}")
+                engine = max(entry["requests_per_second"] for entry in report["in_process"])
+                lines.append(f"{model.name} {precision} batch {batch}: {rate * batch:.0f} rows/s over HTTP, {engine * batch:.0f} in process, "
+                             f"{bare * batch:.0f} bare; ratio {ratio:.2f}, {report['bare_best']['requests_per_second'] * batch:.0f} by the best bare batch {report['bare_best']['batch']}")
                 least = ratio if least is None else min(least, ratio)
     lines.append(f"least ratio {least:.2f}; the target is 0.9 at saturation")
     if options.device == "cuda" and least < 0.9:
@@ -195,7 +198,7 @@ def memory(options):
         raise Skip("a CPU has no limit of its own; the unit tests named F85 do this with a device that is made up")
     models = [path for path in sorted(options.models.glob("*resnet*")) if (path / "1" / "model.onnx").is_file()]
     if not models:
-        raise Skip(f"{options.models} has no resnet; make bench-models")
+        raise Skip(f"{options.models} has no resnet; make gpu-models")
     settings = dict(DEVICE__MEMORY_FRACTION="0.01", BATCH__MAX_BATCH_SIZE="512", PERFORMANCE__WARMUP_ITERATIONS="1")
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(models[0], pathlib.Path(folder) / "resnet")
@@ -350,7 +353,9 @@ def ready(address):
 
 
 def infer(address, name):
-    """Outputs for inputs of two rows made of the declared shapes; `None` where the model takes something else."""
+    """Outputs for inputs of two rows made of the declared shapes; `None` where the model takes something else.
+
+    Integers are 0 and 1, which any vocabulary, mask and table has."""
     model = json.loads(call(address, f"/v2/models/{name}"))
     inputs = []
     for number, spec in enumerate(model["inputs"]):
@@ -358,10 +363,16 @@ def infer(address, name):
         count = 1
         for size in shape:
             count *= size
-        if count > 1_000_000 or spec["datatype"] not in ("FP32", "FP64"):
+        if count > 1_000_000:
             return None
         # The same on each side, of both signs, without a pattern that an operator could cancel.
-        data = [((index * 7919 + number * 31) % 2003) / 1001.5 - 1 for index in range(count)]
+        reals = [((index * 7919 + number * 31) % 2003) / 1001.5 - 1 for index in range(count)]
+        if spec["datatype"] in ("FP16", "FP32", "FP64"):
+            data = reals
+        elif spec["datatype"] in ("BOOL", "INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64"):
+            data = [value > 0 if spec["datatype"] == "BOOL" else int(value > 0) for value in reals]
+        else:
+            return None
         inputs.append({"name": spec["name"], "datatype": spec["datatype"], "shape": shape, "data": data})
     try:
         body = json.dumps({"inputs": inputs}).encode()
@@ -397,9 +408,9 @@ def bench(options, model, batch, **settings):
 
 
 def best_over_http(report):
-    """The best ratio of HTTP to the bare loop of as many rows, its rate, and the bare one's."""
+    """The best rate over HTTP beside the bare loop of as many rows: the ratio, the rate, and the bare one's."""
     rows = report["rows_per_request"]
-    bare = max(entry["requests_per_second"] for entry in report["bare"])
+    bare = next(entry["requests_per_second"] for entry in report["bare"] if entry["batch"] == rows)
     rate = max(entry["requests_per_second"] for entry in report["http"])
     return rate / bare, rate, bare
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Writes the models of the benchmarks and of the soak test into a folder (target/bench-models).
+"""Writes the models of the benchmarks and of the soak test into a folder (target/bench-models), or of the GPU's check (target/gpu-models).
 
-`resnet18`: its true topology with the batch normalisation folded in, random weights, dynamic batch.
+`resnet18`, `resnet50`: the true topology with the batch normalisation folded in, random weights, dynamic batch; `-fp16` is all in 16 bits.
 `encoder`: six layers of a text encoder of MiniLM's size, random weights, dynamic batch and length;
 padding is masked, so it does not change a text's result (checked here). Beside it lie the files of a
 sentence-transformers folder, so that it embeds texts by mean pooling; `texts.json` has texts to send and
@@ -36,21 +36,26 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--force", action="store_true", help="write what is there already again")
+    parser.add_argument("--gpu", action="store_true", help="write those of the GPU's check: resnet50 and resnet50-fp16")
     arguments = parser.parse_args()
     stamp = arguments.folder / STAMP
     if stamp.exists() and not arguments.force:
         return
-    resnet18(arguments.folder / "resnet18")
-    encoder(arguments.folder / "encoder")
-    big(arguments.folder / "big")
+    if arguments.gpu:
+        resnet(arguments.folder / "resnet50", 50, (3, 4, 6, 3), bottleneck=True)
+        resnet(arguments.folder / "resnet50-fp16", 50, (3, 4, 6, 3), bottleneck=True, half=True)
+    else:
+        resnet(arguments.folder / "resnet18", 18, (2, 2, 2, 2))
+        encoder(arguments.folder / "encoder")
+        big(arguments.folder / "big")
     stamp.touch()
 
 
 class Graph:
     """Nodes and weights in the making; methods add a node and give the name of its output."""
 
-    def __init__(self, seed):
-        self.nodes, self.weights = [], []
+    def __init__(self, seed, dtype=np.float32):
+        self.nodes, self.weights, self.dtype = [], [], dtype
         self.random = np.random.default_rng(seed)
 
     def weight(self, array):
@@ -59,7 +64,7 @@ class Graph:
         return name
 
     def normal(self, *shape, scale):
-        return self.weight((self.random.standard_normal(shape, dtype=np.float32) * np.float32(scale)))
+        return self.weight((self.random.standard_normal(shape, dtype=np.float32) * np.float32(scale)).astype(self.dtype))
 
     def add(self, operator, *inputs, output=None, **attributes):
         name = output or f"t{len(self.nodes)}"
@@ -88,8 +93,9 @@ def session_of(path):
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def resnet18(folder):
-    graph = Graph(18)
+def resnet(folder, seed, blocks, *, bottleneck=False, half=False):
+    """`blocks` a stage; a bottleneck's three convolutions end four times as wide. `half`: all of it, inputs and outputs too, in 16 bits."""
+    graph, number = Graph(seed, np.float16 if half else np.float32), T.FLOAT16 if half else T.FLOAT
 
     def conv(source, inner, outer, size, stride):
         scale = np.sqrt(2 / (inner * size * size))
@@ -98,22 +104,31 @@ def resnet18(folder):
             "Conv", source, weight, bias, kernel_shape=[size, size], strides=[stride, stride], pads=[size // 2] * 4
         )
 
-    last = graph.add("Relu", conv("input", 3, 64, 7, 2))
+    def relu(source):
+        return graph.add("Relu", source)
+
+    last = relu(conv("input", 3, 64, 7, 2))
     last = graph.add("MaxPool", last, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
     inner = 64
-    for outer in (64, 128, 256, 512):
-        for block in range(2):
-            stride = 2 if outer != inner else 1
-            skip = conv(last, inner, outer, 1, stride) if stride == 2 else last
-            first = graph.add("Relu", conv(last, inner, outer, 3, stride))
-            last = graph.add("Relu", graph.add("Add", conv(first, outer, outer, 3, 1), skip))
-            inner = outer
+    for stage, count in enumerate(blocks):
+        width = 64 << stage
+        outer = width * 4 if bottleneck else width
+        for block in range(count):
+            stride = 2 if stage and not block else 1
+            skip = conv(last, inner, outer, 1, stride) if outer != inner else last
+            if bottleneck:
+                middle = relu(conv(relu(conv(last, inner, width, 1, 1)), width, width, 3, stride))
+                end = conv(middle, width, outer, 1, 1)
+            else:
+                end = conv(relu(conv(last, inner, width, 3, stride)), width, outer, 3, 1)
+            last, inner = relu(graph.add("Add", end, skip)), outer
     last = graph.add("Flatten", graph.add("GlobalAveragePool", last))
-    graph.add("Gemm", last, graph.normal(1000, 512, scale=0.04), graph.normal(1000, scale=0.01), output="logits", transB=1)
-    path = graph.save(folder, [value("input", T.FLOAT, "N", 3, 224, 224)], [value("logits", T.FLOAT, "N", 1000)])
-    logits = session_of(path).run(None, {"input": graph.random.random((2, 3, 224, 224), dtype=np.float32)})[0]
+    graph.add("Gemm", last, graph.normal(1000, inner, scale=0.04), graph.normal(1000, scale=0.01), output="logits", transB=1)
+    path = graph.save(folder, [value("input", number, "N", 3, 224, 224)], [value("logits", number, "N", 1000)])
+    pictures = graph.random.random((2, 3, 224, 224), dtype=np.float32).astype(graph.dtype)
+    logits = session_of(path).run(None, {"input": pictures})[0]
     if logits.shape != (2, 1000) or not np.isfinite(logits).all():
-        sys.exit("make_bench_models: resnet18 does not give 1000 finite numbers")
+        sys.exit(f"make_bench_models: {folder.name} does not give 1000 finite numbers")
 
 
 def encoder(folder):

@@ -94,8 +94,12 @@ impl Client {
     /// # Errors
     /// As [`Client::send`]; where the body has more than `limit` bytes.
     pub fn fetch(&mut self, request: &Request, limit: usize) -> io::Result<(Answer, Vec<u8>)> {
-        self.stream.write_all(&request.0)?;
-        let (head, have) = self.read_head()?;
+        let sent = self.stream.write_all(&request.0);
+        // Who refuses a large body answers before its end, and closes.
+        let (head, have) = match (self.read_head(), sent) {
+            (Ok(read), _) => read,
+            (Err(_), Err(error)) | (Err(error), Ok(())) => return Err(error),
+        };
         let left = head.body_bytes.checked_sub(have).ok_or_else(|| bad("more bytes than its Content-Length"))?;
         if head.body_bytes > limit {
             return Err(bad("a larger body than expected"));
