@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Writes the models of the benchmarks and of the soak test into a folder (target/bench-models), or of the GPU's check (target/gpu-models).
 
-`resnet18`, `resnet50`: the true topology with the batch normalisation folded in, random weights, dynamic batch; `-fp16` is all in 16 bits.
+`resnet18`, `resnet50`: the true topology with the batch normalisation folded in, random weights, dynamic batch; `-fp16` is all in 16 bits,
+`-fixed` takes one row at a time.
 `encoder`: six layers of a text encoder of MiniLM's size, random weights, dynamic batch and length;
 padding is masked, so it does not change a text's result (checked here). Beside it lie the files of a
 sentence-transformers folder, so that it embeds texts by mean pooling; `texts.json` has texts to send and
@@ -29,14 +30,14 @@ SPECIAL = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103}
 # Tokens of a text, [CLS] and [SEP] counted; the longest is what the model takes.
 SHORTEST, LONGEST, TEXTS = 8, 128, 512
 # Written last, so that a run that was stopped is done again. Changes with what is written.
-STAMP = ".made-by-2"
+STAMP = ".made-by-3"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=pathlib.Path)
     parser.add_argument("--force", action="store_true", help="write what is there already again")
-    parser.add_argument("--gpu", action="store_true", help="write those of the GPU's check: resnet50 and resnet50-fp16")
+    parser.add_argument("--gpu", action="store_true", help="write those of the GPU's check: resnet50, resnet50-fp16, resnet50-fixed")
     arguments = parser.parse_args()
     stamp = arguments.folder / STAMP
     if stamp.exists() and not arguments.force:
@@ -44,6 +45,7 @@ def main():
     if arguments.gpu:
         resnet(arguments.folder / "resnet50", 50, (3, 4, 6, 3), bottleneck=True)
         resnet(arguments.folder / "resnet50-fp16", 50, (3, 4, 6, 3), bottleneck=True, half=True)
+        resnet(arguments.folder / "resnet50-fixed", 50, (3, 4, 6, 3), bottleneck=True, rows=1)
     else:
         resnet(arguments.folder / "resnet18", 18, (2, 2, 2, 2))
         encoder(arguments.folder / "encoder")
@@ -93,7 +95,7 @@ def session_of(path):
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def resnet(folder, seed, blocks, *, bottleneck=False, half=False):
+def resnet(folder, seed, blocks, *, bottleneck=False, half=False, rows="N"):
     """`blocks` a stage; a bottleneck's three convolutions end four times as wide. `half`: all of it, inputs and outputs too, in 16 bits."""
     graph, number = Graph(seed, np.float16 if half else np.float32), T.FLOAT16 if half else T.FLOAT
 
@@ -124,10 +126,11 @@ def resnet(folder, seed, blocks, *, bottleneck=False, half=False):
             last, inner = relu(graph.add("Add", end, skip)), outer
     last = graph.add("Flatten", graph.add("GlobalAveragePool", last))
     graph.add("Gemm", last, graph.normal(1000, inner, scale=0.04), graph.normal(1000, scale=0.01), output="logits", transB=1)
-    path = graph.save(folder, [value("input", number, "N", 3, 224, 224)], [value("logits", number, "N", 1000)])
-    pictures = graph.random.random((2, 3, 224, 224), dtype=np.float32).astype(graph.dtype)
+    path = graph.save(folder, [value("input", number, rows, 3, 224, 224)], [value("logits", number, rows, 1000)])
+    count = 2 if rows == "N" else rows
+    pictures = graph.random.random((count, 3, 224, 224), dtype=np.float32).astype(graph.dtype)
     logits = session_of(path).run(None, {"input": pictures})[0]
-    if logits.shape != (2, 1000) or not np.isfinite(logits).all():
+    if logits.shape != (count, 1000) or not np.isfinite(logits).all():
         sys.exit(f"make_bench_models: {folder.name} does not give 1000 finite numbers")
 
 

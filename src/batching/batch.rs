@@ -14,13 +14,20 @@ pub(super) struct Extent {
     pub(super) length: usize,
 }
 
-/// The inputs of one run for all `requests`, whose measures agree; `None` where they cannot be stacked after all.
-pub(super) fn stack(requests: &[(&[Input], Extent)], plan: &Plan) -> Option<Vec<Input>> {
+/// The rows of a run for requests of `total` rows that is to have `fill` rows at least.
+fn run_rows(total: usize, plan: &Plan, fill: usize) -> usize {
+    match plan.joining {
+        Joining::Fixed(rows) => rows,
+        Joining::Rows => total.max(fill),
+        Joining::Alone => total,
+    }
+}
+
+/// The inputs of one run of `fill` rows at least for all `requests`, whose measures agree; `None` where they cannot be stacked
+/// after all.
+pub(super) fn stack(requests: &[(&[Input], Extent)], plan: &Plan, fill: usize) -> Option<Vec<Input>> {
     let ((first, _), total) = (requests.first()?, requests.iter().map(|(_, extent)| extent.rows).sum::<usize>());
-    let missing = match plan.joining {
-        Joining::Fixed(rows) => rows.checked_sub(total)?,
-        Joining::Rows | Joining::Alone => 0,
-    };
+    let missing = run_rows(total, plan, fill).checked_sub(total)?;
     let longest = requests.iter().map(|(_, extent)| extent.length).max()?;
     let mut stacked = Vec::with_capacity(first.len());
     for (place, (index, _)) in first.iter().enumerate() {
@@ -48,11 +55,16 @@ pub(super) fn stack(requests: &[(&[Input], Extent)], plan: &Plan) -> Option<Vec<
     Some(stacked)
 }
 
-/// Each request's share of `outputs` (with their indices in the graph); `None` where an output does not hold a row for
-/// each row of the run.
-pub(super) fn split(outputs: &[(usize, Value)], extents: &[Extent], plan: &Plan) -> Option<Vec<Vec<Value>>> {
+/// Each request's share of `outputs` (with their indices in the graph) of a run that was stacked with the same `fill`; `None`
+/// where an output does not hold a row for each row of the run.
+pub(super) fn split(
+    outputs: &[(usize, Value)],
+    extents: &[Extent],
+    plan: &Plan,
+    fill: usize,
+) -> Option<Vec<Vec<Value>>> {
     let total: usize = extents.iter().map(|extent| extent.rows).sum();
-    let run_rows = if let Joining::Fixed(rows) = plan.joining { rows } else { total };
+    let run_rows = run_rows(total, plan, fill);
     let longest = extents.iter().map(|extent| extent.length).max()?;
     let mut shares: Vec<Vec<Value>> = extents.iter().map(|_| Vec::with_capacity(outputs.len())).collect();
     for (index, value) in outputs {
@@ -150,7 +162,14 @@ mod tests {
 
     fn plan(joining: Joining) -> Plan {
         let padding = Padding { inputs: vec![PaddedInput { input: 0, axis: 1, value: -7 }], outputs: vec![(0, 1)] };
-        Plan { joining, inputs: vec![0], padding: Some(padding), max_row_bytes: None, evidence: String::new() }
+        Plan {
+            joining,
+            inputs: vec![0],
+            padding: Some(padding),
+            max_row_bytes: None,
+            steps: None,
+            evidence: String::new(),
+        }
     }
 
     fn ids(rows: usize, length: usize, from: i64) -> Tensor {
@@ -164,18 +183,18 @@ mod tests {
         let inputs = [vec![(0, Value::Tensor(a))], vec![(0, Value::Tensor(b))]];
         let extents = [Extent { rows: 1, length: 2 }, Extent { rows: 1, length: 3 }];
         let requests: Vec<_> = inputs.iter().map(Vec::as_slice).zip(extents).collect();
-        let stacked = stack(&requests, &plan(Joining::Fixed(4))).unwrap();
+        let stacked = stack(&requests, &plan(Joining::Fixed(4)), 0).unwrap();
         let tensor = stacked[0].1.as_tensor().unwrap();
         assert_eq!(tensor.shape(), [4, 3]);
         let numbers = tensor.elements::<i64>().unwrap();
         assert_eq!(*numbers, [0, 1, -7, 10, 11, 12, 10, 11, 12, 10, 11, 12]);
-        assert!(stack(&requests, &plan(Joining::Fixed(1))).is_none(), "more rows than the graph takes");
+        assert!(stack(&requests, &plan(Joining::Fixed(1)), 0).is_none(), "more rows than the graph takes");
     }
 
     #[test]
     fn outputs_that_do_not_follow_the_rows_are_not_cut() {
         let extents = [Extent { rows: 1, length: 0 }, Extent { rows: 1, length: 0 }];
-        let split = |value| split(&[(1, value)], &extents, &plan(Joining::Rows));
+        let split = |value| split(&[(1, value)], &extents, &plan(Joining::Rows), 0);
         assert!(split(Value::Tensor(ids(3, 2, 0))).is_none());
         assert!(split(Value::Tensor(Tensor::from_vec(DType::Fp32, vec![], vec![1f32]).unwrap())).is_none());
         assert!(split(Value::None).is_none());
@@ -188,6 +207,7 @@ mod tests {
         fn everyone_gets_their_own_back(
             extents in proptest::collection::vec((1usize..4, 1usize..6), 1..6),
             fixed in any::<bool>(),
+            fill in 0usize..20,
         ) {
             let total: usize = extents.iter().map(|(rows, _)| rows).sum();
             let plan = plan(if fixed { Joining::Fixed(total + 2) } else { Joining::Rows });
@@ -197,8 +217,8 @@ mod tests {
                 .collect();
             let extents: Vec<Extent> = extents.iter().map(|&(rows, length)| Extent { rows, length }).collect();
             let requests: Vec<_> = inputs.iter().map(Vec::as_slice).zip(extents.iter().copied()).collect();
-            let run = stack(&requests, &plan).unwrap();
-            let shares = split(&run, &extents, &plan).unwrap();
+            let run = stack(&requests, &plan, fill).unwrap();
+            let shares = split(&run, &extents, &plan, fill).unwrap();
             for (share, own) in shares.iter().zip(&inputs) {
                 let (share, own) = (share[0].as_tensor().unwrap(), own[0].1.as_tensor().unwrap());
                 prop_assert_eq!(share.shape(), own.shape());

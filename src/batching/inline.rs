@@ -245,12 +245,12 @@ impl Drop for Gathering<'_> {
                     && shared.inline.fits(rows + pending.measure.rows)
             });
             if !joins {
-                instance::run_batch(session.as_mut(), shared, None, std::mem::take(&mut batch));
+                instance::run_batch(session.as_mut(), shared, std::mem::take(&mut batch));
                 rows = 0;
             }
             rows += pending.measure.rows;
             batch.push(pending);
         }
-        instance::run_batch(session.as_mut(), shared, None, batch);
+        instance::run_batch(session.as_mut(), shared, batch);
     }
 }

@@ -9,6 +9,7 @@ use super::inline::Inline;
 use super::plan::{Joining, Plan};
 use super::pressure::Memory;
 use super::queue::{Pending, Queue};
+use super::steady::Steady;
 use super::watch::{Slot, Watch};
 use super::{Answered, BatchError};
 use crate::runtime::{Input, Interrupt, RuntimeError, Session};
@@ -36,28 +37,30 @@ pub(super) struct Shared {
 pub(super) fn work(mut session: Box<dyn Session>, shared: &Shared, slot: &Arc<Slot>) {
     // Only a fault of ours outside a run ends the thread this way; its requests are told when it drops them.
     let _counted = shared.stats.panic_guard();
+    let mut steady = shared.plan.steps.as_ref().map(Steady::new);
     while !slot.is_replaced() {
-        let Some(requests) = shared.queue.take() else { return };
-        run_batch(session.as_mut(), shared, Some(slot), requests);
+        let Some((requests, fill)) = shared.queue.take(steady.as_mut()) else { return };
+        answer_batch(session.as_mut(), shared, Some(slot), requests, fill);
     }
 }
 
-/// Runs requests that the policy put together, and answers each. `slot` is the instance's own; without one the runs are too
-/// short to be stopped.
-pub(super) fn run_batch(session: &mut dyn Session, shared: &Shared, slot: Option<&Arc<Slot>>, requests: Vec<Pending>) {
-    answer_batch(session, shared, slot, requests);
+/// Runs requests that the policy put together, and answers each; the runs are too short to be stopped.
+pub(super) fn run_batch(session: &mut dyn Session, shared: &Shared, requests: Vec<Pending>) {
+    answer_batch(session, shared, None, requests, 0);
 }
 
-/// The same; tells how the device's memory sufficed.
+/// Runs them with `fill` rows at least, where that can be, and tells how the device's memory sufficed. `slot` is the instance's
+/// own.
 fn answer_batch(
     session: &mut dyn Session,
     shared: &Shared,
     slot: Option<&Arc<Slot>>,
     mut requests: Vec<Pending>,
+    fill: usize,
 ) -> Fit {
     let started = Instant::now();
     if requests.len() > 1 {
-        match run_together(session, shared, slot, &requests, started) {
+        match run_together(session, shared, slot, &requests, started, fill) {
             Together::Answers(shares, inference) => {
                 for (request, outputs) in requests.into_iter().zip(shares) {
                     answer(request, started, inference, Ok(outputs));
@@ -73,14 +76,14 @@ fn answer_batch(
             Together::TooLarge => {
                 let rows = requests.iter().map(|request| request.measure.rows).sum::<usize>();
                 let rest = requests.split_off(requests.len() / 2);
-                let halves = [requests, rest].map(|half| answer_batch(session, shared, slot, half));
+                let halves = [requests, rest].map(|half| answer_batch(session, shared, slot, half, 0));
                 return halved(shared, rows, halves);
             }
             // One by one: only the culprit gets the error.
             Together::Failed => {}
         }
     }
-    let fits = requests.into_iter().map(|request| run_alone(session, shared, slot, request));
+    let fits = requests.into_iter().map(|request| run_alone(session, shared, slot, request, fill));
     // All of them are run, whatever comes of the first.
     fits.fold(Fit::Whole, Fit::and)
 }
@@ -136,11 +139,12 @@ fn run_together(
     slot: Option<&Arc<Slot>>,
     requests: &[Pending],
     started: Instant,
+    fill: usize,
 ) -> Together {
     let extents: Vec<Extent> = requests.iter().map(extent).collect();
     let parts: Vec<(&[Input], Extent)> =
         requests.iter().map(|request| request.inputs.as_slice()).zip(extents.iter().copied()).collect();
-    let Some(inputs) = batch::stack(&parts, &shared.plan) else { return Together::Failed };
+    let Some(inputs) = batch::stack(&parts, &shared.plan, fill) else { return Together::Failed };
     let mut wanted: Vec<usize> = requests.iter().flat_map(|request| request.outputs.iter().copied()).collect();
     wanted.sort_unstable();
     wanted.dedup();
@@ -159,13 +163,8 @@ fn run_together(
     // The copies are not needed while the outputs are cut.
     drop(inputs);
     let outputs: Vec<(usize, Value)> = wanted.into_iter().zip(outputs).collect();
-    let Some(mut shares) = batch::split(&outputs, &extents, &shared.plan) else {
-        if shared.queue.stop_joining() {
-            tracing::warn!(
-                model = shared.model,
-                "the outputs of a batch do not have its number of rows; from now on each request is a run of its own"
-            );
-        }
+    let Some(mut shares) = batch::split(&outputs, &extents, &shared.plan, fill) else {
+        stop_joining(shared);
         return Together::Failed;
     };
     for (share, request) in shares.iter_mut().zip(requests) {
@@ -180,6 +179,15 @@ fn run_together(
     Together::Answers(shares, ran - stacked)
 }
 
+fn stop_joining(shared: &Shared) {
+    if shared.queue.stop_joining() {
+        tracing::warn!(
+            model = shared.model,
+            "the outputs of a batch do not have its number of rows; from now on each request is a run of its own"
+        );
+    }
+}
+
 /// The outputs that one request asked for, in its order.
 fn chosen(share: &[Value], outputs: &[(usize, Value)], wanted: &[usize]) -> Vec<Value> {
     wanted
@@ -189,7 +197,13 @@ fn chosen(share: &[Value], outputs: &[(usize, Value)], wanted: &[usize]) -> Vec<
         .collect()
 }
 
-fn run_alone(session: &mut dyn Session, shared: &Shared, slot: Option<&Arc<Slot>>, request: Pending) -> Fit {
+fn run_alone(
+    session: &mut dyn Session,
+    shared: &Shared,
+    slot: Option<&Arc<Slot>>,
+    request: Pending,
+    fill: usize,
+) -> Fit {
     // It may have left, or its time may have passed, while its mates ran.
     let started = Instant::now();
     if request.is_abandoned() || request.deadline <= started {
@@ -197,10 +211,24 @@ fn run_alone(session: &mut dyn Session, shared: &Shared, slot: Option<&Arc<Slot>
         return Fit::Whole;
     }
     let extent = extent(&request);
+    if fill > extent.rows && !shared.queue.has_stopped_joining() {
+        match run_filled(session, shared, slot, &request, fill) {
+            Ok((outputs, inference)) => {
+                answer(request, started, inference, Ok(outputs));
+                return Fit::Whole;
+            }
+            Err(BatchError::TimedOut) => {
+                answer(request, started, started.elapsed(), Err(BatchError::TimedOut));
+                return Fit::Whole;
+            }
+            // As it is, it may fit, or gets an error of its own.
+            Err(_) => {}
+        }
+    }
     // A graph of fixed size is filled up for one request as well.
     let stacked = match (shared.plan.joining, &request.measure.shape) {
         (Joining::Fixed(rows), Some(_)) if rows != extent.rows => {
-            batch::stack(&[(&request.inputs, extent)], &shared.plan)
+            batch::stack(&[(&request.inputs, extent)], &shared.plan, 0)
         }
         _ => None,
     };
@@ -221,6 +249,29 @@ fn run_alone(session: &mut dyn Session, shared: &Shared, slot: Option<&Arc<Slot>
     drop(stacked);
     answer(request, started, inference, outcome);
     fit
+}
+
+/// Runs one request filled up to `fill` rows; gives its own rows and how long the run took.
+fn run_filled(
+    session: &mut dyn Session,
+    shared: &Shared,
+    slot: Option<&Arc<Slot>>,
+    request: &Pending,
+    fill: usize,
+) -> Result<(Vec<Value>, Duration), BatchError> {
+    let (begun, extent) = (Instant::now(), extent(request));
+    let inputs = batch::stack(&[(&request.inputs, extent)], &shared.plan, fill).ok_or(BatchError::NotJoinable)?;
+    let stacked = Instant::now();
+    let outputs = run(session, slot, shared, &inputs, &request.outputs, std::slice::from_ref(request))?;
+    let ran = Instant::now();
+    let named: Vec<(usize, Value)> = request.outputs.iter().copied().zip(outputs).collect();
+    let share = batch::split(&named, &[extent], &shared.plan, fill).and_then(|mut shares| shares.pop());
+    let Some(share) = share else {
+        stop_joining(shared);
+        return Err(BatchError::NotJoinable);
+    };
+    shared.stats.record_batch(extent.rows, stacked - begun, ran - stacked, ran.elapsed());
+    Ok((share, ran - stacked))
 }
 
 /// Runs one request, of which `inputs` are `rows` rows: as a whole, else in halves where the device has no memory for it, else on
@@ -268,7 +319,7 @@ fn run_in_parts(
 /// The rows that were asked for, where the graph took more.
 fn own_rows(outputs: Vec<Value>, wanted: &[usize], extent: Extent, plan: &Plan) -> Vec<Value> {
     let named: Vec<(usize, Value)> = wanted.iter().copied().zip(outputs).collect();
-    match batch::split(&named, &[extent], plan) {
+    match batch::split(&named, &[extent], plan, 0) {
         Some(mut shares) if shares.len() == 1 => shares.remove(0),
         // Outputs that do not follow the rows are the whole answer.
         _ => named.into_iter().map(|(_, value)| value).collect(),

@@ -16,6 +16,7 @@ mod pressure;
 mod probe;
 mod queue;
 mod settings;
+pub mod steady;
 #[cfg(test)]
 mod tests;
 mod waiting;

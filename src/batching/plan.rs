@@ -1,5 +1,6 @@
 //! What is known of how a model's requests may share a run. Made at load, from the graph's shapes and a probe.
 
+use super::steady::Steps;
 use crate::runtime::Input;
 use crate::tensor::{DType, Value};
 
@@ -13,6 +14,8 @@ pub struct Plan {
     pub padding: Option<Padding>,
     /// Bytes of a row, up to which it is joined to others; `None`: whatever it takes.
     pub max_row_bytes: Option<usize>,
+    /// Numbers of rows that runs are kept to and filled up to, where changing costs more than runs do; with `Joining::Rows` alone.
+    pub steps: Option<Steps>,
     /// One sentence for the operator: what the plan was told from.
     pub evidence: String,
 }
@@ -77,6 +80,7 @@ impl Plan {
             inputs: Vec::new(),
             padding: None,
             max_row_bytes: None,
+            steps: None,
             evidence: evidence.into(),
         }
     }
@@ -157,7 +161,14 @@ mod tests {
     fn rows() -> Plan {
         let inputs = vec![PaddedInput { input: 1, axis: 1, value: 0 }, PaddedInput { input: 2, axis: 1, value: 0 }];
         let padding = Some(Padding { inputs, outputs: vec![] });
-        Plan { joining: Joining::Rows, inputs: vec![0, 1, 2, 3], padding, max_row_bytes: None, evidence: String::new() }
+        Plan {
+            joining: Joining::Rows,
+            inputs: vec![0, 1, 2, 3],
+            padding,
+            max_row_bytes: None,
+            steps: None,
+            evidence: String::new(),
+        }
     }
 
     #[track_caller]

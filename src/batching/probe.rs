@@ -23,7 +23,7 @@ pub fn probe(session: &mut dyn Session, make: &MakeInputs<'_>, padding: &[Padded
         Ok(declared) => declared,
         Err(reason) => return Plan::alone(reason),
     };
-    let plan = Plan { joining, inputs, padding: None, max_row_bytes: None, evidence: String::new() };
+    let plan = Plan { joining, inputs, padding: None, max_row_bytes: None, steps: None, evidence: String::new() };
     let mut prober = Prober { session, make, interrupt };
     let confirmed = match joining {
         Joining::Alone => return plan,
@@ -123,9 +123,9 @@ impl Prober<'_> {
         let alone = [self.run(&rows[0])?, self.run(&rows[1])?];
         let extents = [Extent { rows: 1, length: 0 }; 2];
         let parts: Vec<(&[Input], Extent)> = rows.iter().map(Vec::as_slice).zip(extents).collect();
-        let both = batch::stack(&parts, plan).ok_or("two rows could not be stacked")?;
+        let both = batch::stack(&parts, plan, 0).ok_or("two rows could not be stacked")?;
         let both = self.run(&both).map_err(|reason| format!("two rows at once: {reason}"))?;
-        let shares = batch::split(&both, &extents, plan).ok_or("with two rows the outputs do not have two")?;
+        let shares = batch::split(&both, &extents, plan, 0).ok_or("with two rows the outputs do not have two")?;
         for (share, alone) in shares.iter().zip(&alone) {
             same(share, alone, self.session)?;
         }
@@ -144,10 +144,10 @@ impl Prober<'_> {
             if backwards {
                 parts.reverse();
             }
-            let inputs = batch::stack(&parts, plan).ok_or("trial rows could not be stacked")?;
+            let inputs = batch::stack(&parts, plan, 0).ok_or("trial rows could not be stacked")?;
             let outputs = self.run(&inputs)?;
             shares.push(
-                batch::split(&outputs, &extents, plan).ok_or("the outputs do not have a row for each input row")?,
+                batch::split(&outputs, &extents, plan, 0).ok_or("the outputs do not have a row for each input row")?,
             );
         }
         let [forwards, backwards] = shares.as_slice() else { return Err("the trial runs are not complete".to_owned()) };
@@ -189,9 +189,9 @@ impl Prober<'_> {
         let plan = Plan { padding: Some(padding.clone()), ..plan.clone() };
         let extents = [Extent { rows: 1, length: short }, Extent { rows: 1, length: long }];
         let parts: Vec<(&[Input], Extent)> = made.iter().map(Vec::as_slice).zip(extents).collect();
-        let both = batch::stack(&parts, &plan).ok_or("a sequence could not be padded")?;
+        let both = batch::stack(&parts, &plan, 0).ok_or("a sequence could not be padded")?;
         let both = self.run(&both)?;
-        let shares = batch::split(&both, &extents, &plan).ok_or("the padded outputs could not be cut")?;
+        let shares = batch::split(&both, &extents, &plan, 0).ok_or("the padded outputs could not be cut")?;
         for (share, alone) in shares.iter().zip(&alone) {
             same(share, alone, self.session).map_err(|_| "a padded sequence gives another answer".to_owned())?;
         }

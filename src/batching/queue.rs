@@ -8,6 +8,7 @@
 use super::plan::Measure;
 use super::policy::{self, Candidate, Decision, Limits};
 use super::pressure::Memory;
+use super::steady::Steady;
 use super::{Answered, BatchError, OnTimeout, WaitingSettings};
 use crate::runtime::{Input, Interrupt};
 use crate::tasks::Progress;
@@ -157,28 +158,47 @@ impl Queue {
         }
     }
 
-    /// Waits for the next batch; `None` once the queue is closed and empty.
-    pub(super) fn take(&self) -> Option<Vec<Pending>> {
+    /// Waits for the next batch, and says how many rows its run is to have where `steady` keeps them to some (else 0); `None`
+    /// once the queue is closed and empty.
+    pub(super) fn take(&self, mut steady: Option<&mut Steady<'_>>) -> Option<(Vec<Pending>, usize)> {
         let mut state = self.lock();
         loop {
             let now = Instant::now();
             self.drop_dead(&mut state, now);
             delay(&mut state, now);
             let alone = self.has_stopped_joining();
-            let candidates = state.waiting.iter().take(LOOK_AT).map(|pending| Candidate {
-                shape: pending.measure.shape.as_deref().filter(|_| !alone),
-                rows: pending.measure.rows,
-                length: pending.measure.length,
-                bytes: pending.measure.bytes,
-            });
+            let candidates = || {
+                state.waiting.iter().take(LOOK_AT).map(|pending| Candidate {
+                    shape: pending.measure.shape.as_deref().filter(|_| !alone),
+                    rows: pending.measure.rows,
+                    length: pending.measure.length,
+                    bytes: pending.measure.bytes,
+                })
+            };
             let waited = state.waiting.front().map(|first| now - first.queued_at).unwrap_or_default();
-            match policy::decide(candidates, &self.limits.within(self.memory.max_rows()), waited) {
-                Decision::Take(places) => return Some(self.take_places(&mut state, &places)),
+            let limits = self.limits.within(self.memory.max_rows());
+            match policy::decide(candidates(), &limits, waited) {
+                Decision::Take(mut places) => {
+                    let first = candidates().next().filter(|first| first.shape.is_some());
+                    let rows: usize =
+                        places.iter().filter_map(|&place| state.waiting.get(place)).map(|it| it.measure.rows).sum();
+                    let fill = steady
+                        .as_mut()
+                        .zip(first)
+                        .and_then(|(steady, first)| steady.rows(rows, first.rows, self.memory.max_rows()));
+                    if let Some(fill) = fill.filter(|fill| *fill < rows) {
+                        places = match policy::decide(candidates(), &limits.within(fill), waited) {
+                            Decision::Take(fewer) => fewer,
+                            Decision::Nothing | Decision::Wait(_) => vec![0],
+                        };
+                    }
+                    return Some((self.take_places(&mut state, &places), fill.unwrap_or(0)));
+                }
                 // A queue that is closed gets no more mates.
                 Decision::Wait(_) if state.closed => {
                     let pending = state.waiting.pop_front();
                     self.stats.queue_changed(-1);
-                    return Some(pending.into_iter().collect());
+                    return Some((pending.into_iter().collect(), 0));
                 }
                 Decision::Wait(time) => {
                     state = self.filled.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner).0;
@@ -338,8 +358,8 @@ mod tests {
         (pending, answer)
     }
 
-    fn ids(batch: Option<Vec<Pending>>) -> Vec<usize> {
-        batch.unwrap_or_default().iter().map(|pending| pending.measure.bytes).collect()
+    fn ids(batch: Option<(Vec<Pending>, usize)>) -> Vec<usize> {
+        batch.unwrap_or_default().0.iter().map(|pending| pending.measure.bytes).collect()
     }
 
     #[test]
@@ -353,7 +373,7 @@ mod tests {
         drop(left);
         let (c, _c) = pending(3, 5);
         queue.push(vec![c]).unwrap();
-        assert_eq!(ids(queue.take()), [1, 3]);
+        assert_eq!(ids(queue.take(None)), [1, 3]);
         assert_eq!(queue.len(), 0);
     }
 
@@ -366,7 +386,7 @@ mod tests {
             answers.push(answer);
             queue.push(vec![pending]).unwrap();
         }
-        let order: Vec<usize> = (0..5).flat_map(|_| ids(queue.take())).collect();
+        let order: Vec<usize> = (0..5).flat_map(|_| ids(queue.take(None))).collect();
         assert_eq!(order, [3, 5, 1, 2, 4]);
     }
 
@@ -377,7 +397,7 @@ mod tests {
         old.deadline = Instant::now();
         let (young, _young) = pending(2, 5);
         queue.push(vec![old, young]).unwrap();
-        assert_eq!(ids(queue.take()), [2]);
+        assert_eq!(ids(queue.take(None)), [2]);
         assert!(matches!(answer.try_recv(), Ok(Err(BatchError::Expired))));
     }
 
@@ -390,7 +410,7 @@ mod tests {
         queue.push(vec![a]).unwrap();
         queue.push_next(vec![b]).unwrap();
         assert!(matches!(queue.push(vec![c]), Err(BatchError::QueueFull { waiting: 2 })));
-        assert_eq!(ids(queue.take()), [1, 2]);
+        assert_eq!(ids(queue.take(None)), [1, 2]);
         queue.close();
         let (d, _d) = pending(4, 5);
         assert!(matches!(queue.push_next(vec![d]), Err(BatchError::Closed)));
@@ -412,10 +432,10 @@ mod tests {
             answers.push(answer);
             queue.push(vec![Pending { wait_limit, ..request }]).unwrap();
         }
-        assert_eq!(ids(queue.take()), [5], "more urgent than all, however late");
+        assert_eq!(ids(queue.take(None)), [5], "more urgent than all, however late");
         let (newer, _newer) = pending(6, 5);
         queue.push(vec![newer]).unwrap();
-        let order: Vec<usize> = (0..4).flat_map(|_| ids(queue.take())).collect();
+        let order: Vec<usize> = (0..4).flat_map(|_| ids(queue.take(None))).collect();
         assert_eq!(order, [3, 6, 1, 4]);
         assert!(matches!(answers[1].try_recv(), Ok(Err(BatchError::Expired))));
         assert_eq!(queue.len(), 0);
@@ -457,7 +477,7 @@ mod tests {
         queue.close();
         let (b, _b) = pending(2, 5);
         assert!(matches!(queue.push(vec![b]), Err(BatchError::Closed)));
-        assert_eq!(ids(queue.take()), [1], "without waiting for mates");
-        assert!(queue.take().is_none());
+        assert_eq!(ids(queue.take(None)), [1], "without waiting for mates");
+        assert!(queue.take(None).is_none());
     }
 }

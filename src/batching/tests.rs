@@ -26,7 +26,14 @@ fn session(run: impl Fn(&[Input], &[usize], &Interrupt) -> Outcome + Send + Sync
 }
 
 fn rows_plan() -> Plan {
-    Plan { joining: Joining::Rows, inputs: vec![0], padding: None, max_row_bytes: None, evidence: String::new() }
+    Plan {
+        joining: Joining::Rows,
+        inputs: vec![0],
+        padding: None,
+        max_row_bytes: None,
+        steps: None,
+        evidence: String::new(),
+    }
 }
 
 struct House {
@@ -733,4 +740,67 @@ async fn a_device_that_fails_is_replaced_by_the_reserve_without_smaller_runs() {
     let handle = Handle::start(start(None), &tasks).unwrap();
     let error = handle.run(of(vec![numbers(4, 1)])).await.unwrap_err().error;
     assert!(matches!(error, BatchError::Runtime(RuntimeError::Device(_))), "{error}");
+}
+
+/// Runs of 1, 2 or 4 rows; a change costs as much as many runs.
+fn stepping_plan() -> Plan {
+    let curve = [(1, 1), (2, 1), (4, 2)].map(|(rows, millis)| (rows, Duration::from_millis(millis))).to_vec();
+    Plan { steps: Some(steady::Steps { curve, change: Duration::from_millis(40) }), ..rows_plan() }
+}
+
+#[tokio::test]
+async fn runs_are_filled_up_to_one_number_of_rows_and_everyone_gets_their_own_back() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let runs = seen.clone();
+    let house =
+        start(BatchSettings { max_batch_size: 4, ..BatchSettings::default() }, stepping_plan(), move |inputs, _, _| {
+            runs.lock().unwrap().push(given(inputs).len());
+            Ok(vec![inputs[0].1.clone()])
+        });
+    for round in 0..20 {
+        let requests = [1, 3, 2, 1, 1].into_iter().zip(0..).map(|(rows, at)| (rows, 100 * round + 10 * at));
+        let runs = requests.clone().map(|(rows, from)| house.handle.run(of(vec![numbers(rows, from)])));
+        for (answer, (rows, from)) in futures_util::future::join_all(runs).await.into_iter().zip(requests) {
+            assert_eq!(got(&answer.unwrap().parts[0]), (from..from + rows as i64).collect::<Vec<i64>>());
+        }
+    }
+    let runs = seen.lock().unwrap();
+    assert!(runs.iter().all(|rows| [1, 2, 4].contains(rows)), "{runs:?}");
+    let changes = runs.windows(2).filter(|pair| pair[0] != pair[1]).count();
+    assert!(changes <= 2, "three rows need four, and four do for the rest: {runs:?}");
+}
+
+#[tokio::test]
+async fn what_does_not_fit_filled_up_runs_as_it_is() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let runs = seen.clone();
+    let house = start(BatchSettings::default(), stepping_plan(), move |inputs, _, _| {
+        let rows = given(inputs).len();
+        runs.lock().unwrap().push(rows);
+        if rows > 3 { Err(RuntimeError::OutOfMemory("no room".into())) } else { Ok(vec![inputs[0].1.clone()]) }
+    });
+    let answer = house.handle.run(of(vec![numbers(3, 5)])).await.unwrap();
+    assert_eq!((got(&answer.parts[0]), seen.lock().unwrap().clone()), (vec![5, 6, 7], vec![4, 3]));
+}
+
+#[test]
+fn a_change_of_rows_is_measured_where_it_costs_and_is_nothing_where_it_does_not() {
+    let measured = |change: u64, run: u64| {
+        let last = AtomicUsize::new(0);
+        let mut session = session(move |inputs, _, _| {
+            let rows = inputs[0].1.as_tensor().unwrap().shape()[0];
+            let millis = run + if last.swap(rows, Ordering::SeqCst) == rows { 0 } else { change };
+            std::thread::sleep(Duration::from_millis(millis));
+            Ok(vec![inputs[0].1.clone()])
+        });
+        let make = |rows: usize, _, _| Some(vec![(0, numbers(rows, 0).into())]);
+        steady::measure(session.as_mut(), &rows_plan(), &make, 12, &Interrupt::new())
+    };
+    let steps = measured(60, 1).unwrap();
+    assert_eq!(steps.curve.iter().map(|point| point.0).collect::<Vec<_>>(), [1, 2, 4, 8, 12]);
+    assert!(
+        steps.change >= Duration::from_millis(20) && steps.curve.iter().all(|point| point.1 < steps.change),
+        "{steps:?}"
+    );
+    assert_eq!(measured(0, 20), None);
 }

@@ -19,9 +19,12 @@ use super::{
     KeptProfile, LoadError, LoadedModel, Manifest, ModelMemory, ModelName, ModelSettings, Version, VersionPolicy,
     warmup,
 };
+use crate::batching::steady::Steps;
 use crate::batching::{
-    BatchSettings, Handle, Inline, Joining, Learned, PaddedInput, Plan, SHORT_RUN, Short, Spare, Start, probe, worth,
+    BatchSettings, Handle, Inline, Joining, Learned, PaddedInput, Plan, SHORT_RUN, Short, Spare, Start, probe, steady,
+    worth,
 };
+
 use crate::cache::Caches;
 use crate::hub::{PROVENANCE, Provenance};
 use crate::pipelines::{LabelsSource, Pipeline, PipelineLimits, text};
@@ -281,6 +284,7 @@ pub(super) fn load(
     let runs = activation
         .filter(|_| plan.joining == Joining::Rows)
         .map(|activation| held_to_memory(job, activation, setup.layout, &mut plan, &mut settings.batch));
+    kept_to_steps(job, &settings.batch, &mut sessions, &hints, &mut plan, &mut keeper, interrupt);
     tracing::info!(model = %job.name, version = %job.version, joining = ?plan.joining, evidence = plan.evidence, "how requests share runs");
     let working = WorkingMemories::new(sessions.iter().filter_map(|session| session.working_memory()));
     let arena = working.read().map_or(0, |memory| memory.arena_bytes);
@@ -452,6 +456,7 @@ fn trial_samples(session: &mut dyn Session, hints: &InputHints, interrupt: &Inte
 /// Measurements that are kept from one load to the next, by name.
 const JOINING: &str = "joining";
 const ACTIVATION: &str = "activation";
+const STEPS: &str = "steps";
 
 /// Whether two sessions of one graph give the same for made-up input.
 fn answers_alike(
@@ -928,6 +933,39 @@ fn joined_as_far_as_it_pays(
         plan.evidence.push_str("; its rows run alone, for copying them would take longer than joining saves");
     }
     bounded
+}
+
+/// Measures with the first session on a GPU whether runs have to be kept to one number of rows, and puts it into the plan.
+fn kept_to_steps(
+    job: &Job,
+    batch: &BatchSettings,
+    sessions: &mut [Box<dyn Session>],
+    hints: &InputHints,
+    plan: &mut Plan,
+    keeper: &mut Keeper,
+    interrupt: &Interrupt,
+) {
+    // A processor plans nothing by shape. Where lengths vary as well, hardly a run is of the shape of the one before.
+    let may_step = plan.joining == Joining::Rows && plan.padding.is_none();
+    let session = sessions.first_mut().filter(|session| may_step && session.facts().device != "cpu");
+    let Some(session) = session else { return };
+    let make = rows_of(session.as_ref(), hints);
+    let under = circumstances(&(batch, &session.facts().execution.registered), None);
+    let steps: Option<Steps> = keeper
+        .measured(STEPS, &under)
+        .unwrap_or_else(|| steady::measure(session.as_mut(), plan, &make, batch.max_batch_size, interrupt));
+    if !interrupt.is_fired() {
+        keeper.keep(STEPS, &under, &steps);
+    }
+    let Some(steps) = steps else { return };
+    tracing::debug!(model = %job.name, version = %job.version, ?steps, "what a change of rows costs");
+    let sizes = steps.curve.iter().map(|(rows, _)| rows.to_string()).collect::<Vec<_>>().join(", ");
+    plan.evidence.push_str(&format!(
+        "; a run takes {:.0} ms longer where its rows are not those of the run before, so runs stay at one of {sizes} rows and \
+         are filled up",
+        steps.change.as_secs_f64() * 1e3
+    ));
+    plan.steps = Some(steps);
 }
 
 /// The inputs that may be padded, as far as the model's files tell; none where they do not.

@@ -132,6 +132,10 @@ impl Measurement<'_> {
 
     /// Every instance's worth of bare sessions at once, each on a thread of its own.
     async fn bare(&self, sessions: &Sessions, values: &Values, duration: Duration) -> Result<Sample, CliError> {
+        // A GPU plans anew where the shape is another than before: once, not in what is measured.
+        let (prepared, own) = (sessions.clone(), values.clone());
+        let ran = self.tasks.spawn_blocking(move || prepared.iter().try_for_each(|session| lock(session).run(&own)));
+        ran.await.map_err(|_| CliError::Load(LoadError::Panicked))??;
         let worker = |session: &Arc<Mutex<BareSession>>| {
             let (session, values) = (session.clone(), values.clone());
             Box::new(move || lock(&session).run(&values).map(|()| true).map_err(|error| error.to_string())) as Work
