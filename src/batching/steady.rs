@@ -10,7 +10,7 @@
 
 use super::plan::Plan;
 use super::probe::{LENGTHS, MakeInputs};
-use super::worth::Point;
+use super::worth::{COPIED_PER_SECOND, Point};
 use crate::runtime::{Input, Interrupt, Session};
 use std::time::{Duration, Instant};
 
@@ -30,6 +30,8 @@ pub struct Steps {
     pub curve: Vec<Point>,
     /// What a run takes longer that has another number of rows than the one before.
     pub change: Duration,
+    /// Input bytes of a row: what is joined or filled up is copied.
+    pub row_bytes: usize,
 }
 
 /// Measures a model whose requests join in rows, with made-up rows up to `most` at once; `None` where a change costs nothing, or
@@ -80,12 +82,18 @@ pub fn measure(
     }
     // What a first request is like.
     run(&one);
-    Some(Steps { curve, change })
+    Some(Steps { curve, change, row_bytes })
 }
 
 impl Steps {
     fn largest(&self) -> usize {
         self.curve.last().map_or(0, |point| point.0)
+    }
+
+    /// Seconds of a run, its inputs copied but where one request has just its rows, as the first with `least` may.
+    fn cost(&self, (rows, time): Point, least: usize) -> f64 {
+        let copied = if rows == least { 0 } else { rows.saturating_mul(self.row_bytes) };
+        time.as_secs_f64() + copied as f64 / COPIED_PER_SECOND
     }
 }
 
@@ -131,15 +139,15 @@ impl Steady<'_> {
 
     /// Adds up what a run of these rows, `least` of them one request's, would have saved with other numbers of rows.
     fn note(&mut self, rows: usize, least: usize) {
-        let Some(&(size, time)) = self.steps.curve.get(self.current) else { return };
-        let (now, rows) = (rows.min(size) as f64, rows as f64);
-        for (saved, &(other, theirs)) in self.saved.iter_mut().zip(&self.steps.curve) {
-            let (other, theirs) = (other as f64, theirs.as_secs_f64());
+        let Some(&point) = self.steps.curve.get(self.current) else { return };
+        let (ours, now, rows) = (self.steps.cost(point, least), rows.min(point.0) as f64, rows as f64);
+        for (saved, &point) in self.saved.iter_mut().zip(&self.steps.curve) {
+            let (other, theirs) = (point.0 as f64, self.steps.cost(point, least));
             // A larger run would have taken some of those that wait along, and counts with the part that is of this run.
             let cost = if other < now { theirs * (now / other).ceil() } else { theirs * now / rows.min(other) };
             // There and back, for a request that does not fit.
             let changes = if other < least as f64 { 2.0 * self.steps.change.as_secs_f64() } else { 0.0 };
-            *saved = (*saved + time.as_secs_f64() - cost - changes).max(0.0);
+            *saved = (*saved + ours - cost - changes).max(0.0);
         }
     }
 }
@@ -153,7 +161,7 @@ mod tests {
     fn steps() -> Steps {
         let curve = [(1, 2.3), (2, 1.8), (4, 1.9), (8, 3.3), (16, 5.2), (32, 9.5)];
         let curve = curve.map(|(rows, millis)| (rows, Duration::from_secs_f64(millis / 1e3))).to_vec();
-        Steps { curve, change: Duration::from_millis(150) }
+        Steps { curve, change: Duration::from_millis(150), row_bytes: 0 }
     }
 
     #[test]
@@ -183,6 +191,17 @@ mod tests {
         assert_eq!(steady.rows(8, 1, 5), Some(1));
         assert_eq!(steady.rows(8, 5, 5), None);
         assert_eq!(steady.rows(8, 3, 5), Some(4));
+    }
+
+    #[test]
+    fn requests_are_not_joined_where_copying_costs_what_it_saves() {
+        let steps = Steps { row_bytes: 3 * 224 * 224 * 4, ..steps() };
+        let settles = |least: usize| {
+            let mut steady = Steady::new(&steps);
+            (0..2000).filter_map(|_| steady.rows(32, least, usize::MAX)).last()
+        };
+        assert_eq!(settles(1), Some(32), "a row alone pays 2.3 ms");
+        assert_eq!(settles(8), Some(8), "four of them save 3.7 ms and copy for 4.8");
     }
 
     /// Seconds of these batches, each of which waits whole, by a rule.

@@ -745,7 +745,7 @@ async fn a_device_that_fails_is_replaced_by_the_reserve_without_smaller_runs() {
 /// Runs of 1, 2 or 4 rows; a change costs as much as many runs.
 fn stepping_plan() -> Plan {
     let curve = [(1, 1), (2, 1), (4, 2)].map(|(rows, millis)| (rows, Duration::from_millis(millis))).to_vec();
-    Plan { steps: Some(steady::Steps { curve, change: Duration::from_millis(40) }), ..rows_plan() }
+    Plan { steps: Some(steady::Steps { curve, change: Duration::from_millis(40), row_bytes: 8 }), ..rows_plan() }
 }
 
 #[tokio::test]

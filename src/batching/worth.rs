@@ -28,7 +28,7 @@ const SAME: f64 = 0.02;
 /// Other work came in between where they are slower still.
 const STEADY: f64 = 1.25;
 /// Bytes a second of copying inputs into one buffer and cutting outputs out of it, first touch of the memory counted.
-const COPIED_PER_SECOND: f64 = 4e9;
+pub(super) const COPIED_PER_SECOND: f64 = 4e9;
 /// What joining saves at least, as a part of a row's run: times that are nearer cannot be told apart.
 const SAVED_MIN: f64 = 0.03;
 /// Rows up to this are always worth their copy: it takes 16 µs, less than waking a thread.
