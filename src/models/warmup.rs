@@ -42,7 +42,8 @@ pub(super) fn made_up(
         }
     }
     if let (Some(first), Some(last)) = (times.first(), times.last()) {
-        let millis = |time: &Duration| time.as_secs_f64() * 1e3;
+        // To a microsecond.
+        let millis = |time: &Duration| time.as_micros() as f64 / 1e3;
         tracing::info!(
             %model, iterations, instances = count, first_ms = millis(first), last_ms = millis(last),
             total_ms = millis(&times.iter().sum()), "a model is warmed up"

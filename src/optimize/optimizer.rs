@@ -34,21 +34,26 @@ struct Inner {
     /// Folders of work lie here.
     root: PathBuf,
     /// Held by the one that works: two would measure each other. An async mutex: it is held for minutes.
-    turn: Mutex<()>,
+    turn: Arc<Mutex<()>>,
 }
 
 impl Optimizer {
     /// For the store at `models_dir`. Nothing is read or written before the first request.
     pub fn new(engine: InferenceEngine, downloads: Downloads, models_dir: &Path, tasks: Tasks) -> Optimizer {
         let root = models_dir.join(".ortus").join("optimizing");
-        Optimizer(Arc::new(Inner { engine, downloads, tasks, root, turn: Mutex::new(()) }))
+        Optimizer(Arc::new(Inner { engine, downloads, tasks, root, turn: Arc::default() }))
     }
 
     /// Removes what a killed process left, before anything is made. Blocks no one; what another process works on stays.
     pub fn start(&self) {
         let inner = self.0.clone();
+        // Taken here: a job that goes on where it was killed would else be first, and work for minutes beside what it left.
+        let turn = inner.turn.clone().try_lock_owned();
         drop(self.0.tasks.spawn("clean up after optimisations", async move {
-            let _turn = inner.turn.lock().await;
+            let _turn = match turn {
+                Ok(turn) => turn,
+                Err(_) => inner.turn.clone().lock_owned().await,
+            };
             let root = inner.root.clone();
             // A process that ends first leaves it to the next one.
             let _ = inner
