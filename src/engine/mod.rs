@@ -29,7 +29,7 @@ pub use crate::batching::{Joining, Levels, WaitingPolicy, WaitingSettings};
 
 pub use crate::cache::{CachesUsage, Usage as CacheUsage};
 pub use crate::models::{
-    Deleted, EngineState, EngineStatus, Gain, LoadOverrides, LoadedModel, Measured, MemoryTotals, ModelName,
+    Deleted, DiskSpace, EngineState, EngineStatus, Gain, LoadOverrides, LoadedModel, Measured, MemoryTotals, ModelName,
     ModelState, ModelStatus, NameError, Objective, Optimization, OptimizationState, Profiled, Quantization, RunMemory,
     TuneRequest, Tuned, Version, VersionStatus,
 };
@@ -210,6 +210,11 @@ impl InferenceEngine {
     /// The memory of all loaded models together, and its bound.
     pub fn memory_totals(&self) -> MemoryTotals {
         self.0.models.memory_totals()
+    }
+
+    /// The file system of the store; `None` where it does not tell.
+    pub fn disk_space(&self) -> Option<DiskSpace> {
+        self.0.models.disk_space()
     }
 
     /// The execution providers that this server can use, and why others do not work. Blocks: the first call may take seconds.

@@ -410,8 +410,8 @@ fn add_security_headers(response: &mut Response, is_docs: bool) {
             "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; object-src 'none'; \
              base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
         } else {
-            // Pictures that were tried are shown again from the page itself.
-            "default-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+            // Pictures and sounds that were tried are shown again from the page itself.
+            "default-src 'self'; img-src 'self' data:; media-src data:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
         };
         headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
     }

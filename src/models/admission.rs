@@ -84,7 +84,22 @@ impl Drop for Reservation {
     }
 }
 
+/// A file system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskSpace {
+    pub total_bytes: u64,
+    /// What is left for others than root.
+    pub free_bytes: u64,
+}
+
 impl ModelManager {
+    /// The file system of the store; `None` where it does not tell.
+    pub fn disk_space(&self) -> Option<DiskSpace> {
+        let disk = rustix::fs::statvfs(&self.store().models_dir).ok()?;
+        let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
+        Some(DiskSpace { total_bytes: bytes(disk.f_blocks), free_bytes: bytes(disk.f_bavail) })
+    }
+
     /// The memory of the loaded models. Reads a few figures of each.
     pub fn memory_totals(&self) -> MemoryTotals {
         let models = self.list();

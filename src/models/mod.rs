@@ -44,7 +44,7 @@ mod warmup;
 mod tests;
 
 pub use activation::{Activation, MeasuredBy, RunMemory};
-pub use admission::MemoryTotals;
+pub use admission::{DiskSpace, MemoryTotals};
 pub use config_pbtxt::ConfigError;
 pub use engines::{EngineBuild, EngineState, EngineStatus};
 pub use error::{LoadError, ModelError};

@@ -2,6 +2,7 @@
 
 use super::api::Refusal;
 use super::frame::{Frame, Visitor, back_to};
+use super::values::text;
 use crate::engine::ModelName;
 use crate::http::extract::{DownloadPath, JobPath, ModelPath};
 use crate::telemetry::set_log_level;
@@ -36,10 +37,6 @@ pub(super) async fn act(visitor: Visitor, path: ModelPath, parameters: RawPathPa
         "load" | "unload" | "cleanup" => (Method::POST, format!("/v1/models/{name}/{action}"), None),
         "rollback" => (Method::POST, format!("/v1/models/{name}/rollback"), Some(json!({}))),
         "warmup" => (Method::POST, format!("/v1/models/{name}/warmup"), Some(json!({"iterations": 3}))),
-        "compare" | "optimize" => {
-            let body = json!({"adopt": action == "optimize"});
-            (Method::POST, format!("/v1/models/{name}/optimize"), Some(body))
-        }
         "reset" => (Method::DELETE, format!("/v1/models/{name}/stats"), None),
         _ => {
             let detail = "there is no such action".to_owned();
@@ -47,10 +44,29 @@ pub(super) async fn act(visitor: Visitor, path: ModelPath, parameters: RawPathPa
         }
     };
     let result = visitor.dashboard.api.send(method, &call, body).await;
-    // What takes minutes is a job.
-    match action {
-        "compare" | "optimize" => ended(&visitor, result, "/ui/jobs", "optimize"),
-        word => ended(&visitor, result, &page_of(name), word),
+    ended(&visitor, result, &page_of(name), action)
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct OptimizeForm {
+    max_drift: String,
+    adopt: String,
+}
+
+/// It takes minutes, so it is a job.
+pub(super) async fn optimize(visitor: Visitor, path: ModelPath, Form(form): Form<OptimizeForm>) -> Response {
+    let Ok(max_drift) = form.max_drift.trim().parse::<f64>() else {
+        let detail = "the drift that is allowed is a number from 0 to 2, such as 0.01".to_owned();
+        return visitor.refused(&Refusal { status: StatusCode::BAD_REQUEST, detail });
+    };
+    let body = json!({"adopt": form.adopt == "yes", "max_drift": max_drift});
+    let call = format!("/v1/models/{}/optimize", path.name);
+    match visitor.dashboard.api.send(Method::POST, &call, Some(body)).await {
+        Ok(answer) => match text(&answer.body, "/id") {
+            Some(id) => done(&format!("/ui/jobs/{id}"), "optimize"),
+            None => done("/ui/jobs", "optimize"),
+        },
+        Err(refusal) => visitor.refused(&refusal),
     }
 }
 

@@ -11,14 +11,17 @@ mod api;
 mod assets;
 mod chart;
 mod delete;
+mod devices;
 mod events;
 mod format;
 mod frame;
 mod history;
+mod job;
 mod jobs;
 mod live;
 mod model;
 mod models;
+mod optimize;
 mod overview;
 mod snippets;
 mod system;
@@ -115,11 +118,13 @@ impl Dashboard {
             .route("/ui/models/{name}", get(model::show))
             .route("/ui/models/{name}/try", get(try_it::show).post(try_it::run))
             .route("/ui/models/{name}/delete", get(delete::show).post(actions::delete))
+            .route("/ui/models/{name}/optimize", get(optimize::show).post(actions::optimize))
             .route("/ui/models/{name}/choose", post(actions::choose))
             .route("/ui/models/{name}/upload", post(actions::upload))
             .route("/ui/models/{name}/{action}", post(actions::act))
             .route("/ui/add", get(add::show).post(add::order))
             .route("/ui/jobs", get(jobs::show))
+            .route("/ui/jobs/{id}", get(job::show))
             .route("/ui/jobs/{id}/cancel", post(actions::cancel_job))
             .route("/ui/downloads/{id}/cancel", post(actions::cancel_download))
             .route("/ui/events", get(events::show))

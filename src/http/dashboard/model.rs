@@ -18,7 +18,7 @@ use std::time::Duration;
 
 const RECENT: Duration = Duration::from_secs(10);
 /// What of the API's answer is shown in its own place; the rest is shown as it is.
-const SHOWN: [&str; 22] = [
+const SHOWN: [&str; 25] = [
     "name",
     "versions",
     "default_version",
@@ -31,6 +31,9 @@ const SHOWN: [&str; 22] = [
     "providers",
     "config",
     "batching",
+    "execution",
+    "optimization",
+    "tuned",
     "metadata",
     "memory_usage",
     "total_parameters",
@@ -74,6 +77,9 @@ pub(super) struct Model {
     versions: Vec<VersionRow>,
     files: Vec<(String, String, String)>,
     settings: Vec<(String, String)>,
+    runs: Vec<(&'static str, String)>,
+    saved: Vec<(&'static str, String)>,
+    tuned: Vec<TunedRow>,
     reports: Vec<(String, String)>,
     snippets: Vec<Snippet>,
 }
@@ -83,6 +89,12 @@ struct Engine {
     look: Look,
     time: String,
     reason: Option<String>,
+}
+
+/// A candidate that tuning measured.
+struct TunedRow {
+    is_chosen: bool,
+    cells: [String; 7],
 }
 
 struct StageRow {
@@ -145,6 +157,9 @@ pub(super) async fn build(visitor: &Visitor, name: &ModelName) -> Result<Model, 
         versions: list(&model, "/versions").iter().map(|version| VersionRow::of(version, &model)).collect(),
         files: files(&model),
         settings: settings(&model),
+        runs: runs(&model),
+        saved: saved(&model),
+        tuned: tuned(&model),
         reports: reports(&model),
         snippets: snippets(&dashboard.state, &name, text(&model, "/task").as_deref(), &model),
         name,
@@ -162,13 +177,7 @@ impl Model {
 fn actions(is_loaded: bool, versions: usize) -> Vec<(&'static str, &'static str)> {
     let mut actions = vec![("load", if is_loaded { "Load again" } else { "Load" })];
     if is_loaded {
-        actions.extend([
-            ("unload", "Unload"),
-            ("warmup", "Warm up"),
-            ("cleanup", "Free caches"),
-            ("compare", "Compare variants"),
-            ("optimize", "Optimise and adopt"),
-        ]);
+        actions.extend([("unload", "Unload"), ("warmup", "Warm up"), ("cleanup", "Free caches")]);
     }
     if versions > 1 {
         actions.push(("rollback", "Roll back"));
@@ -323,9 +332,124 @@ fn settings(model: &Value) -> Vec<(String, String)> {
     settings
 }
 
-/// What the API says of the model besides: what was tuned, optimised, and where it runs.
+type Facts = Vec<(&'static str, String)>;
+
+fn known(all: impl IntoIterator<Item = (&'static str, Option<String>)>) -> Facts {
+    all.into_iter().filter_map(|(what, value)| Some((what, value.filter(|value| !value.is_empty())?))).collect()
+}
+
+fn yes(model: &Value, pointer: &str, word: &str) -> Option<String> {
+    (model.pointer(pointer).and_then(Value::as_bool) == Some(true)).then(|| word.to_owned())
+}
+
+/// Where its nodes run, and why they run nowhere else.
+fn runs(model: &Value) -> Facts {
+    let nodes = model.pointer("/execution/nodes").and_then(Value::as_object).into_iter().flatten();
+    let nodes = nodes.filter_map(|(provider, count)| Some(format!("{}: {provider}", plain(count)?)));
+    let mut facts = known([
+        ("Asked for", text(model, "/execution/asked")),
+        ("Registered", text(model, "/execution/registered")),
+        ("Nodes", Some(nodes.collect::<Vec<_>>().join(", "))),
+        ("Not where it should", yes(model, "/execution/is_fallback", "it runs on another device than was asked for")),
+        ("Most rows that fit", text(model, "/execution/max_rows")),
+        (
+            "Memory",
+            yes(model, "/execution/on_reserve", "the last run was made on the CPU: the device had no memory for it"),
+        ),
+    ]);
+    for missing in list(model, "/execution/missing") {
+        facts
+            .push(("Missing", format!("{}: {}", text_or_dash(missing, "/provider"), text_or_dash(missing, "/reason"))));
+    }
+    facts
+}
+
+/// What earlier loads left for the next, and what tuning and smaller numbers brought.
+fn saved(model: &Value) -> Facts {
+    let of = |key: &str| format!("/optimization/{key}");
+    let ms = |key: &str| number(model, &of(key)).map(|time| format::seconds(Some(time / 1e3)));
+    let nodes = text(model, &of("nodes_before")).zip(text(model, &of("nodes_after")));
+    let gain = number(model, "/tuned/times_as_good").map(|gain| format!("{gain:.2} times as good"));
+    let tried = |key: &str| {
+        let reason = text(model, &of(&format!("{key}/reason")))?;
+        let serves = model.pointer(&of(&format!("{key}/adopted"))).and_then(Value::as_bool) == Some(true);
+        Some(format!("{}: {reason}", if serves { "serves" } else { "does not serve" }))
+    };
+    known([
+        ("Saved state", text(model, &of("state"))),
+        ("because", text(model, &of("reason"))),
+        ("Load without it", ms("cold_load_ms")),
+        ("Load with it", ms("warm_load_ms")),
+        ("Nodes", nodes.map(|(before, after)| format!("{before} → {after}"))),
+        ("Size", model.pointer(&of("saved_bytes")).and_then(Value::as_u64).map(format::bytes)),
+        ("Measured before", text(model, &of("reused_measurements"))),
+        ("Tuned", gain),
+        ("Products of bytes", tried("quantization")),
+        ("16 bits", tried("fp16")),
+    ])
+}
+
+/// The candidates in the order in which they were measured.
+fn tuned(model: &Value) -> Vec<TunedRow> {
+    let chosen = model.pointer("/tuned/chosen");
+    let row = |candidate: &Value| {
+        let is = |pointer: &str| candidate.pointer(pointer).and_then(Value::as_bool) == Some(true);
+        let ms = |pointer: &str| format::seconds(number(candidate, pointer).map(|time| time / 1e3));
+        let memory = match (is("/memory_arena"), is("/memory_pattern")) {
+            (true, true) => "arena, pattern",
+            (true, false) => "arena",
+            (false, _) => "none kept",
+        };
+        TunedRow {
+            is_chosen: chosen == Some(candidate),
+            cells: [
+                format!("{} × {}", integer(candidate, "/instances"), integer(candidate, "/intra_threads")),
+                text_or_dash(candidate, "/batch_size"),
+                text_or_dash(candidate, "/optimization_level"),
+                memory.to_owned(),
+                number(candidate, "/rows_per_second").map_or_else(|| "–".to_owned(), |rows| format!("{rows:.1}")),
+                ms("/run_ms"),
+                ms("/p99_ms"),
+            ],
+        }
+    };
+    list(model, "/tuned/measurements").iter().map(row).collect()
+}
+
+/// What the API says of the model besides.
 fn reports(model: &Value) -> Vec<(String, String)> {
     let fields = model.as_object().into_iter().flatten();
     let others = fields.filter(|(key, value)| !SHOWN.contains(&key.as_str()) && !value.is_null());
     others.map(|(key, value)| (title(key), pretty(value))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn what_is_known_of_a_run_is_told_and_nothing_else() {
+        let model = json!({
+            "execution": {
+                "asked": ["CUDAExecutionProvider", "CPUExecutionProvider"], "registered": ["CPUExecutionProvider"],
+                "nodes": {"CPUExecutionProvider": 16}, "is_fallback": true, "max_rows": null, "on_reserve": false,
+                "missing": [{"provider": "CUDAExecutionProvider", "reason": "no driver"}],
+            },
+            "optimization": {"state": "used", "cold_load_ms": 496.1, "warm_load_ms": 3.0, "nodes_before": 18, "nodes_after": 12,
+                             "fp16": {"adopted": false, "reason": "0.77 times as fast"}},
+            "tuned": {"times_as_good": 1.2, "measurements": [{"instances": 1}, {"instances": 2}], "chosen": {"instances": 2}},
+        });
+        let told = runs(&model);
+        let find = |facts: &Facts, what: &str| facts.iter().find(|fact| fact.0 == what).map(|fact| fact.1.clone());
+        assert_eq!(find(&told, "Nodes").as_deref(), Some("16: CPUExecutionProvider"));
+        assert_eq!(find(&told, "Missing").as_deref(), Some("CUDAExecutionProvider: no driver"));
+        assert!(find(&told, "Not where it should").is_some() && find(&told, "Memory").is_none());
+        let kept = saved(&model);
+        assert_eq!(find(&kept, "Nodes").as_deref(), Some("18 → 12"));
+        assert_eq!(find(&kept, "16 bits").as_deref(), Some("does not serve: 0.77 times as fast"));
+        assert_eq!(find(&kept, "Tuned").as_deref(), Some("1.20 times as good"));
+        assert_eq!(tuned(&model).iter().map(|row| row.is_chosen).collect::<Vec<_>>(), [false, true]);
+        assert!(runs(&json!({})).is_empty() && saved(&json!({"optimization": null})).is_empty());
+    }
 }

@@ -1,6 +1,7 @@
 //! The first page: is it serving, is anyone hurt, where does the time go, what is full, what changed.
 
 use super::api::Refusal;
+use super::devices::{GpuRow, disk, gpus};
 use super::events::EventRow;
 use super::frame::{Frame, Visitor, page};
 use super::history::{History, rate};
@@ -22,7 +23,7 @@ const MINUTE: Duration = Duration::from_secs(60);
 pub(super) const POINTS: usize = 180;
 
 #[derive(Template)]
-#[template(path = "overview.html", blocks = ["state", "traffic", "times", "fullness", "events"])]
+#[template(path = "overview.html", blocks = ["state", "traffic", "times", "fullness", "gpus", "events"])]
 pub(super) struct Overview {
     frame: Frame,
     state: Look,
@@ -34,6 +35,7 @@ pub(super) struct Overview {
     window: String,
     times: Vec<TimeRow>,
     fullness: Vec<Full>,
+    gpus: Vec<GpuRow>,
     events: Vec<EventRow>,
 }
 
@@ -95,6 +97,7 @@ pub(super) async fn build(visitor: &Visitor) -> Result<Overview, Refusal> {
     let failed = all.iter().filter(|model| model.get("last_error").is_some_and(|error| !error.is_null()));
     let queues = fullness_of_queues(all, visitor);
     let mut fullness = memory(&system);
+    fullness.extend(disk(&system));
     fullness.extend(queues);
     Ok(Overview {
         frame: visitor.frame("Overview", "/", "/").live(),
@@ -107,6 +110,7 @@ pub(super) async fn build(visitor: &Visitor) -> Result<Overview, Refusal> {
         window: format::age(engine.stats().window()),
         times: list(&stats, "/models").iter().filter_map(TimeRow::of).collect(),
         fullness,
+        gpus: gpus(&system),
         events: recent_events().iter().take(EVENTS).map(EventRow::from).collect(),
     })
 }
@@ -121,6 +125,7 @@ impl Overview {
             ("traffic", self.as_traffic().render()),
             ("times", self.as_times().render()),
             ("fullness", self.as_fullness().render()),
+            ("gpus", self.as_gpus().render()),
             ("events", self.as_events().render()),
         ];
         blocks.into_iter().filter_map(|(name, html)| Some((name, html.ok()?))).collect()

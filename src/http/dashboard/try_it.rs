@@ -19,7 +19,7 @@ use std::time::Duration;
 
 /// Bytes of a field that is no file.
 const TEXT_BYTES_MAX: usize = 1 << 20;
-/// A picture up to this size is shown again, with what was found in it.
+/// A picture or sound up to this size is shown again, with what was found in it.
 const SHOWN_BYTES_MAX: usize = 6 << 20;
 /// Pixels of one that boxes are drawn on.
 const SHOWN_PIXELS_MAX: u64 = 40 << 20;
@@ -261,9 +261,10 @@ fn draw(task: Option<&str>, given: &Given, answer: &Value) -> String {
         "feature-extraction" => similarity(predictions),
         "question-answering" => answers(first),
         "automatic-speech-recognition" => {
-            format!("<blockquote>{}</blockquote>", escaped(&text_or_dash(first, "/text")))
+            sound(given) + &format!("<blockquote>{}</blockquote>", escaped(&text_or_dash(first, "/text")))
         }
-        "voice-activity-detection" => spoken(first),
+        "voice-activity-detection" => sound(given) + &spoken(first),
+        "audio-classification" => sound(given) + &scores(first),
         "zero-shot-classification" => ranked(first),
         "fill-mask" => filled(first),
         "image-classification" | "zero-shot-image-classification" => picture(given, "") + &scores(first),
@@ -319,6 +320,24 @@ fn picture(given: &Given, over: &str) -> String {
     };
     format!(
         "<div class=\"picture\"><img alt=\"The picture that was sent\" src=\"data:{kind};base64,{}\">{over}</div>",
+        STANDARD.encode(&file.bytes)
+    )
+}
+
+/// The sound that was sent, to be heard again.
+fn sound(given: &Given) -> String {
+    let Some(file) = given.file.as_ref().filter(|file| file.bytes.len() <= SHOWN_BYTES_MAX) else {
+        return String::new();
+    };
+    let kind = match file.bytes.get(..4) {
+        Some(b"RIFF") => "audio/wav",
+        Some(b"fLaC") => "audio/flac",
+        Some(b"OggS") => "audio/ogg",
+        Some([b'I', b'D', b'3', _] | [0xff, 0xe0..=0xff, ..]) => "audio/mpeg",
+        _ => "audio/mp4",
+    };
+    format!(
+        "<audio controls preload=\"metadata\" aria-label=\"The sound that was sent\" src=\"data:{kind};base64,{}\"></audio>",
         STANDARD.encode(&file.bytes)
     )
 }

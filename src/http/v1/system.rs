@@ -28,6 +28,8 @@ pub(in crate::http) struct System {
     #[schema(example = 8)]
     cores: usize,
     memory: SystemMemory,
+    /// The file system of the model store; `null` where it does not tell.
+    disk: Option<Disk>,
     /// ONNX Runtime's execution providers that this server can use, the fastest first.
     execution_providers: Vec<ExecutionProvider>,
     /// The GPUs of this machine; empty where there is none, or no driver.
@@ -52,6 +54,16 @@ pub(in crate::http) struct SystemMemory {
     /// What this process may still take from the machine or its container.
     #[schema(example = 8123.4)]
     available_mb: Option<f64>,
+}
+
+/// In MiB.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct Disk {
+    #[schema(example = 51200.0)]
+    total_mb: f64,
+    /// What downloads, uploads and jobs may still take.
+    #[schema(example = 20480.0)]
+    free_mb: f64,
 }
 
 /// Whether models can run by this provider here.
@@ -115,6 +127,9 @@ fn system_of(engine: &InferenceEngine) -> System {
             budget_mb: totals.budget_bytes.map(mebibytes),
             available_mb: process::available_bytes().map(mebibytes),
         },
+        disk: engine
+            .disk_space()
+            .map(|disk| Disk { total_mb: mebibytes(disk.total_bytes), free_mb: mebibytes(disk.free_bytes) }),
         execution_providers: engine.providers().into_iter().map(ExecutionProvider::from).collect(),
         devices: gpu::gpus().into_iter().map(Device::from).collect(),
         driver: gpu::driver_version(),
