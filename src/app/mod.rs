@@ -53,11 +53,18 @@ pub fn serve(config: Config) -> Result<(), AppError> {
     };
     let result = runtime.block_on(run(config));
     if let Some(exporter) = exporter {
-        exporter.stop(LAST_SPANS);
+        exporter.stop(if matches!(result, Ok(Stop::AtOnce)) { Duration::ZERO } else { LAST_SPANS });
     }
     // A run that ignores its stop signal (one long operator) must not hold the exit.
     runtime.shutdown_background();
-    result
+    result.map(drop)
+}
+
+/// How serving came to its end.
+enum Stop {
+    Drained,
+    /// By a second signal.
+    AtOnce,
 }
 
 /// An engine without doors, for the commands that need no server. Nothing is loaded until asked.
@@ -162,7 +169,7 @@ impl Rooms {
     }
 }
 
-async fn run(mut config: Config) -> Result<(), AppError> {
+async fn run(mut config: Config) -> Result<Stop, AppError> {
     config.http.shown = shown(&config);
     let mut signals = Signals::new()?;
     // Two servers on one store would write over each other's files. The lock ends with the process.
@@ -195,14 +202,17 @@ async fn run(mut config: Config) -> Result<(), AppError> {
     tokio::select! {
         biased;
         // Whoever signals twice does not want to wait.
-        () = signals.next() => tracing::warn!("stopped at once by a second signal"),
+        () = signals.next() => {
+            tracing::warn!("stopped at once by a second signal");
+            return Ok(Stop::AtOnce);
+        }
         // The grace bounds the whole drain; what is left then is given up.
         ended = tokio::time::timeout(grace + Duration::from_secs(1), drain) => match ended {
             Ok(true) => tracing::info!("stopped"),
             Ok(false) | Err(_) => tracing::warn!("stopped with work left after shutdown_grace_ms"),
         },
     }
-    Ok(())
+    Ok(Stop::Drained)
 }
 
 /// The configuration in words, for those who look at the dashboard.

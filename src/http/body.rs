@@ -23,6 +23,10 @@ pub(super) enum BodyError {
 
 /// Alignment that suits every element type and vector load.
 const ALIGNMENT: usize = 64;
+/// A declared length up to this is believed at once (untouched pages cost nothing).
+const BELIEVED: usize = 16 << 20;
+/// A larger one once so much of it has come: what is copied when room is made for all of it.
+const PROOF: usize = 1 << 20;
 
 /// The whole body. The byte at `align_at` (such as the first after a JSON part) is aligned for every element type, so
 /// that tensors there need no further copy.
@@ -43,9 +47,9 @@ pub(super) async fn read(body: Body, settings: &HttpSettings, align_at: usize) -
 }
 
 async fn collect(mut body: Body, limit: usize, align_at: usize, exact: Option<u64>) -> Result<Bytes, BodyError> {
-    // A declared length is only a promise: reserve 16 MiB at most (untouched pages cost nothing).
-    let ahead = exact.map_or(0, |length| usize::try_from(length).unwrap_or(limit).min(16 << 20));
-    let (mut buffer, mut padding) = aligned(ahead, align_at);
+    // A declared length is only a promise.
+    let declared = exact.map_or(0, |length| usize::try_from(length).unwrap_or(limit).min(limit));
+    let (mut buffer, mut padding) = aligned(if declared <= BELIEVED { declared } else { PROOF }, align_at);
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(|error| read_error(&error, limit))?.into_data() else { continue };
         let length = buffer.len() - padding;
@@ -54,7 +58,11 @@ async fn collect(mut body: Body, limit: usize, align_at: usize, exact: Option<u6
         }
         if buffer.capacity() - buffer.len() < data.len() {
             // Growing in place would move the bytes to an address of another alignment.
-            let (mut larger, larger_padding) = aligned((length + data.len()).max(2 * length).min(limit), align_at);
+            let (mut larger, larger_padding) = {
+                let wanted =
+                    if length + data.len() <= declared { declared } else { (length + data.len()).max(2 * length) };
+                aligned(wanted.min(limit), align_at)
+            };
             larger.extend_from_slice(buffer.get(padding..).unwrap_or_default());
             (buffer, padding) = (larger, larger_padding);
         }
@@ -126,6 +134,20 @@ mod tests {
             assert_eq!((bytes.as_ptr() as usize + align_at) % ALIGNMENT, 0);
             assert!(bytes.iter().all(|&byte| byte == 7));
         }
+    }
+
+    #[tokio::test]
+    async fn a_large_body_of_known_length_moves_once() {
+        let (length, chunk) = (BELIEVED + 5, vec![3u8; 1 << 16]);
+        let whole: Vec<u8> = chunk.iter().copied().cycle().take(length).collect();
+        for align_at in [0, 13] {
+            let bytes = read(Body::from(whole.clone()), &settings(length), align_at).await.unwrap();
+            assert!(bytes == whole && (bytes.as_ptr() as usize + align_at).is_multiple_of(ALIGNMENT));
+        }
+        let pieces: Vec<_> =
+            whole.chunks(chunk.len()).map(|piece| Ok::<_, Infallible>(Bytes::copy_from_slice(piece))).collect();
+        let bytes = collect(Body::from_stream(stream::iter(pieces)), length, 13, Some(length as u64)).await.unwrap();
+        assert!(bytes == whole && (bytes.as_ptr() as usize + 13).is_multiple_of(ALIGNMENT));
     }
 
     #[tokio::test]

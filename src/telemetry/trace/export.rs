@@ -32,11 +32,11 @@ impl TraceSettings {
     /// What [`TraceSettings::is_endpoint`] accepts, in words.
     pub const ENDPOINT: &str = "the URL of an OTLP collector's gRPC port, such as http://localhost:4317";
 
-    /// Whether `text` is a URL of a collector: a scheme, a host, and neither user nor password, which would be shown.
+    /// Whether `text` is a URL of a collector: a scheme, a host, and neither user, password nor query, which would be shown.
     pub fn is_endpoint(text: &str) -> bool {
         let Ok(uri) = text.parse::<http::Uri>() else { return false };
         let is_http = uri.scheme().is_some_and(|scheme| ["http", "https"].contains(&scheme.as_str()));
-        is_http && uri.authority().is_some_and(|authority| !authority.as_str().contains('@'))
+        is_http && uri.query().is_none() && uri.authority().is_some_and(|authority| !authority.as_str().contains('@'))
     }
 }
 
@@ -105,7 +105,16 @@ mod tests {
         for good in ["http://localhost:4317", "https://collector.example", "http://[::1]:4317/"] {
             assert!(TraceSettings::is_endpoint(good), "{good}");
         }
-        for bad in ["", "localhost:4317", "ftp://a", "/x", "http://", "http://user:key@host:4317", "http://a b"] {
+        for bad in [
+            "",
+            "localhost:4317",
+            "ftp://a",
+            "/x",
+            "http://",
+            "http://user:key@host:4317",
+            "http://host:4317/?key=a",
+            "http://a b",
+        ] {
             assert!(!TraceSettings::is_endpoint(bad), "{bad}");
         }
     }
