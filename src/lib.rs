@@ -1,6 +1,7 @@
 //! Ortus serves ONNX models over HTTP. ARCHITECTURE.md is the map: which room does what, and who may import whom.
 
 pub mod app;
+pub mod auth;
 pub mod batching;
 pub mod cache;
 pub mod cli;

@@ -2,6 +2,7 @@
 //!
 //! The only place that knows all rooms. A stop is: not ready → accepted requests finish → models close → exit.
 
+use crate::auth::{Gate, KeyFileError};
 use crate::config::{Config, Effective, Origin, Setting};
 use crate::downloads::Downloads;
 use crate::engine::InferenceEngine;
@@ -32,6 +33,8 @@ pub enum AppError {
     Store(#[from] StoreError),
     #[error("[hub]: {0}")]
     Hub(#[from] HubError),
+    #[error(transparent)]
+    Keys(#[from] KeyFileError),
     #[error(transparent)]
     Trace(#[from] TraceError),
     #[error("the async runtime or its signals could not be set up: {0}")]
@@ -108,7 +111,7 @@ pub fn open_loopback(config: &Config) -> Result<Loopback, AppError> {
         let rooms = open_rooms(config).await?;
         // Nothing is read or written before a first job, and nobody sends one.
         let jobs = Jobs::new(config.jobs.clone(), &config.store.models_dir, rooms.tasks.clone());
-        let server = Server::bind(settings, rooms.services(jobs), rooms.tasks.clone())
+        let server = Server::bind(settings, rooms.services(Gate::none(rooms.tasks.clone()), jobs), rooms.tasks.clone())
             .map_err(|source| AppError::Listen { address: SocketAddr::from(([127, 0, 0, 1], 0)), source })?;
         let address = server.local_addr();
         rooms.tasks.spawn("serve", server.serve());
@@ -163,9 +166,9 @@ impl Rooms {
         Ok(Rooms { models, engine, downloads, optimizer, tasks })
     }
 
-    fn services(&self, jobs: Jobs) -> Services {
+    fn services(&self, auth: Gate, jobs: Jobs) -> Services {
         let (engine, downloads, optimizer) = (self.engine.clone(), self.downloads.clone(), self.optimizer.clone());
-        Services { engine, jobs, downloads, optimizer }
+        Services { auth, engine, jobs, downloads, optimizer }
     }
 }
 
@@ -178,7 +181,8 @@ async fn run(mut config: Config) -> Result<Stop, AppError> {
     let (tasks, grace) = (rooms.tasks.clone(), config.http.shutdown_grace);
     let address = config.http.listen;
     let jobs = Jobs::new(config.jobs, &config.store.models_dir, tasks.clone());
-    let server = Server::bind(config.http, rooms.services(jobs), tasks.clone())
+    let auth = Gate::open(&config.auth, &config.store.models_dir, tasks.clone())?;
+    let server = Server::bind(config.http, rooms.services(auth, jobs), tasks.clone())
         .map_err(|source| AppError::Listen { address, source })?;
     announce(server.local_addr());
     let models = rooms.models.clone();

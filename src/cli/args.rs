@@ -60,6 +60,13 @@ pub(super) enum Command {
         With --adopt the best variant that is faster and within --max-drift becomes the model's next version.\n\
         A rollback goes back to the original.")]
     Optimize(OptimizeArgs),
+    /// Make, list and revoke the keys that callers of the server need
+    #[command(
+        subcommand,
+        after_help = "Example: ortus key create --role infer --name website",
+        disable_help_subcommand = true
+    )]
+    Key(KeyCommand),
     /// Print the OpenAPI document of the server
     #[command(after_help = "Example: ortus openapi > openapi.yaml")]
     Openapi(OpenapiArgs),
@@ -87,7 +94,7 @@ pub(super) struct ServeArgs {
     /// IP address and port to listen on
     #[arg(long, value_name = "ADDR:PORT")]
     pub(super) listen: Option<String>,
-    /// Listen on an address that other machines can reach, although nothing asks callers for a key
+    /// Listen on an address that other machines can reach, although there is no key that callers would need
     #[arg(long)]
     pub(super) insecure: bool,
     /// off, error, warn, info, debug or trace
@@ -327,6 +334,77 @@ pub(super) struct OpenapiArgs {
     /// Print JSON instead of YAML
     #[arg(long)]
     pub(super) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum KeyCommand {
+    /// Make a key and print it, this once
+    #[command(after_help = "Examples: ortus key create --role admin --name me\n          \
+        ortus key create --role infer --name website --expires-days 90 --requests-per-minute 600\n\n\
+        From the first key on every caller needs one. A server that runs sees it within a second.")]
+    Create(KeyCreateArgs),
+    /// List the keys, without their secrets
+    #[command(after_help = "Example: ortus key list --models ./models")]
+    List(KeyListArgs),
+    /// Take a key away, for good
+    #[command(after_help = "Example: ortus key revoke 3f0c9a11d2")]
+    Revoke(KeyRevokeArgs),
+}
+
+/// What a key may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum RoleArg {
+    /// Predictions and their jobs, and looking at everything
+    Infer,
+    /// Everything
+    Admin,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct KeyCreateArgs {
+    /// What the key may do
+    #[arg(long, value_enum, value_name = "R")]
+    pub(super) role: RoleArg,
+    /// Whose it is, for people
+    #[arg(long, value_name = "N", value_parser = key_name)]
+    pub(super) name: Option<String>,
+    /// After how many days it ends [default: never]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=36500))]
+    pub(super) expires_days: Option<u32>,
+    /// More requests in a minute are answered 429 [default: no limit]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
+    pub(super) requests_per_minute: Option<u32>,
+    /// Largest body of a request, in bytes on the wire [default: as for all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) max_body_bytes: Option<u64>,
+    #[command(flatten)]
+    pub(super) store: StoreArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+fn key_name(text: &str) -> Result<String, String> {
+    let good = text.chars().count() <= 100 && !text.chars().any(char::is_control);
+    if good { Ok(text.to_owned()) } else { Err("expected up to 100 characters without control characters".to_owned()) }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct KeyListArgs {
+    #[command(flatten)]
+    pub(super) store: StoreArgs,
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct KeyRevokeArgs {
+    /// As `ortus key list` prints it
+    #[arg(value_name = "ID")]
+    pub(super) id: String,
+    #[command(flatten)]
+    pub(super) store: StoreArgs,
 }
 
 #[derive(Debug, Subcommand)]

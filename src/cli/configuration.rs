@@ -2,6 +2,7 @@
 
 use super::args::ConfigArgs;
 use super::error::CliError;
+use super::key::has_keys;
 use super::store::load_config;
 use super::table::Table;
 use crate::config::{Config, Flags, Origin, Setting};
@@ -11,7 +12,7 @@ use serde_json::{Value, json};
 pub(super) fn check(args: ConfigArgs) -> Result<String, CliError> {
     let json = args.json;
     let config = load_config(args.config, Flags::default())?;
-    let insecure = config.check_exposure(false).err().map(|error| error.to_string());
+    let insecure = config.check_exposure(has_keys(&config)?, false).err().map(|error| error.to_string());
     if json {
         return Ok(pretty(&json!({ "valid": true, "needs_insecure": insecure.is_some(), "note": insecure })));
     }

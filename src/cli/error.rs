@@ -1,6 +1,7 @@
 //! Why a command failed.
 
 use crate::app::AppError;
+use crate::auth::KeyFileError;
 use crate::config::ConfigError;
 use crate::downloads::DownloadError;
 use crate::engine::EngineError;
@@ -16,6 +17,12 @@ pub(super) enum CliError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Logging(#[from] LogError),
+    #[error(transparent)]
+    Keys(#[from] KeyFileError),
+    #[error("a key's id has ten hexadecimal digits; see `ortus key list`")]
+    NoKeyId,
+    #[error("the system has no random numbers for a key: {0}")]
+    Random(std::io::Error),
     #[error(transparent)]
     App(#[from] AppError),
     /// The text of an [`EngineError`] for whoever runs the command.

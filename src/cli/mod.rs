@@ -9,6 +9,7 @@ mod bench;
 mod configuration;
 mod error;
 mod inspect;
+mod key;
 mod list;
 mod lone_model;
 mod optimize;

@@ -2,7 +2,7 @@
 
 use super::args::{Cli, Command, ConfigCommand};
 use super::error::{CliError, one_line};
-use super::{bench, configuration, inspect, list, optimize, predict, pull, remove, serve};
+use super::{bench, configuration, inspect, key, list, optimize, predict, pull, remove, serve};
 use crate::http;
 use crate::telemetry::printable;
 use clap::Parser;
@@ -43,6 +43,7 @@ fn dispatch(command: Command) -> Result<String, CliError> {
         Command::Predict(args) => predict::predict(args),
         Command::Bench(args) => bench::bench(args),
         Command::Optimize(args) => optimize::optimize(args),
+        Command::Key(command) => key::key(command),
         Command::Openapi(args) => Ok(if args.json { http::document_json() } else { http::document_yaml() }),
         Command::Config(ConfigCommand::Check(args)) => configuration::check(args),
         Command::Config(ConfigCommand::Show(args)) => configuration::show(args),
@@ -117,7 +118,7 @@ mod tests {
         }
         let command = Cli::command();
         check(&command);
-        assert_eq!(command.get_subcommands().count(), 10);
+        assert_eq!(command.get_subcommands().count(), 11);
     }
 
     #[test]

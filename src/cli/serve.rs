@@ -2,6 +2,7 @@
 
 use super::args::ServeArgs;
 use super::error::CliError;
+use super::key::has_keys;
 use super::store::load_config;
 use crate::config::Flags;
 use crate::telemetry::start_logging;
@@ -10,9 +11,10 @@ use crate::telemetry::start_logging;
 pub(super) fn serve(args: ServeArgs) -> Result<(), CliError> {
     let ServeArgs { store, listen, insecure, log_level } = args;
     let config = load_config(store.config, Flags { listen, models_dir: store.models, log_level })?;
-    config.check_exposure(insecure)?;
+    let has_keys = has_keys(&config)?;
+    config.check_exposure(has_keys, insecure)?;
     start_logging(&config.log)?;
-    if config.is_public() {
+    if config.is_public() && !has_keys && !config.auth.require {
         tracing::warn!(listen = %config.http.listen, "other machines can reach this address and nothing asks them for a key");
     }
     Ok(crate::app::serve(config)?)

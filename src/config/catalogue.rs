@@ -78,6 +78,7 @@ const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 pub(super) const SECTIONS: &[(&str, &str)] = &[
     ("server", "The HTTP server."),
     ("store", "The folder of models."),
+    ("auth", "Who may call: keys, made with `ortus key create`. Where there is one, every caller needs one."),
     ("hub", "Where models are got from, and what that may cost."),
     ("device", "Where models run. This section and the next four can be overridden for a model in its model.toml."),
     ("optimization", "What ONNX Runtime does to a graph before it runs."),
@@ -92,7 +93,7 @@ pub(super) const KEYS: &[Key] = &[
     Key {
         section: "server",
         name: "listen",
-        doc: "IP address and port to listen on; one that other machines can reach also needs --insecure.",
+        doc: "IP address and port to listen on; one that other machines can reach needs keys, or --insecure.",
         kind: Kind::Text {
             expected: "an IP address and port such as 127.0.0.1:8080 or [::1]:8080",
             get: |config| config.http.listen.to_string(),
@@ -203,6 +204,22 @@ pub(super) const KEYS: &[Key] = &[
             get: |config| config.store.max_loaded_memory.map_or(0, |bytes| bytes >> 20),
             set: |config, value| config.store.max_loaded_memory = (value > 0).then_some(value << 20),
         },
+    },
+    Key {
+        section: "auth",
+        name: "keys_file",
+        doc: "Where the keys are, as hashes; a relative path starts at models_dir. Read again when it changes.",
+        kind: Kind::Text {
+            expected: "the path of a file",
+            get: |config| config.auth.keys_file.to_string_lossy().into_owned(),
+            set: |config, text| path_of(text).and_then(|path| path.map(|path| config.auth.keys_file = path)),
+        },
+    },
+    Key {
+        section: "auth",
+        name: "require",
+        doc: "Whether callers need a key though there is none yet; where there are keys, they need one anyway.",
+        kind: Kind::Boolean { get: |config| config.auth.require, set: |config, value| config.auth.require = value },
     },
     Key {
         section: "hub",
@@ -697,6 +714,17 @@ pub(super) const KEYS: &[Key] = &[
             max: 365 * DAY_MS,
             get: |config| config.overrides.cache.response_ttl_ms.unwrap_or(0),
             set: |config, value| config.overrides.cache.response_ttl_ms = Some(value),
+        },
+    },
+    Key {
+        section: "limits",
+        name: "max_wrong_keys",
+        doc: "Wrong keys from one address in a minute; more are answered 429. Right keys are let in all the same.",
+        kind: Kind::Integer {
+            min: 1,
+            max: 1_000_000,
+            get: |config| config.auth.max_wrong_keys.into(),
+            set: |config, value| config.auth.max_wrong_keys = u32::try_from(value).unwrap_or(u32::MAX),
         },
     },
     Key {

@@ -15,6 +15,7 @@ mod setting;
 pub use error::ConfigError;
 pub use setting::Setting;
 
+use crate::auth::AuthSettings;
 use crate::http::HttpSettings;
 use crate::hub::{HubSettings, Secret};
 use crate::jobs::JobSettings;
@@ -30,6 +31,7 @@ use std::path::{Path, PathBuf};
 /// The configuration of the process: the settings of each room.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
+    pub auth: AuthSettings,
     pub http: HttpSettings,
     pub store: StoreSettings,
     pub hub: HubSettings,
@@ -178,12 +180,13 @@ impl Config {
         !self.http.listen.ip().to_canonical().is_loopback()
     }
 
-    /// Refuses an address that others can reach, unless the user insists: there are no keys that would keep them out.
+    /// Refuses an address that others can reach where no key keeps them out, unless the user insists. `has_keys` says whether
+    /// there is a key that is in force.
     ///
     /// # Errors
     /// [`ConfigError::Public`].
-    pub fn check_exposure(&self, insecure: bool) -> Result<(), ConfigError> {
-        if self.is_public() && !insecure {
+    pub fn check_exposure(&self, has_keys: bool, insecure: bool) -> Result<(), ConfigError> {
+        if self.is_public() && !has_keys && !self.auth.require && !insecure {
             return Err(ConfigError::Public { listen: self.http.listen });
         }
         Ok(())
@@ -193,6 +196,7 @@ impl Config {
 impl Default for Config {
     fn default() -> Config {
         Config {
+            auth: AuthSettings::default(),
             http: HttpSettings::default(),
             store: StoreSettings {
                 models_dir: PathBuf::from("models"),

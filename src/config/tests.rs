@@ -137,7 +137,7 @@ fn every_key_works_from_file_and_environment() {
                 ("\"https://hub.example\"", "https://hub.example", Setting::Text("https://hub.example".into()))
             }
             (_, "hf_token_file") => ("\"Cargo.toml\"", "Cargo.toml", Setting::Text("Cargo.toml".into())),
-            (_, "cache_dir" | "python") => ("\"/a/b\"", "/a/b", Setting::Text("/a/b".into())),
+            (_, "cache_dir" | "keys_file" | "python") => ("\"/a/b\"", "/a/b", Setting::Text("/a/b".into())),
             (_, "allowed_paths") => ("[\"/a\", \"/b\"]", "/a,/b", Setting::List(vec!["/a".into(), "/b".into()])),
             (_, "device_index") => ("7", "7", Setting::Integer(7)),
             (Setting::Boolean(true), _) => ("false", "false", Setting::Boolean(false)),
@@ -301,11 +301,12 @@ fn a_named_file_must_be_there_and_small() {
 }
 
 #[test]
-fn a_public_address_is_refused_unless_the_user_insists() {
+fn f80_a_public_address_is_refused_without_keys_unless_the_user_insists() {
     let check = |listen: &str, public: bool| {
         let config = load(None, &[], flags(listen)).unwrap();
-        assert_eq!(config.check_exposure(false).is_err(), public, "{listen}");
-        assert!(config.check_exposure(true).is_ok(), "{listen}");
+        assert_eq!(config.check_exposure(false, false).is_err(), public, "{listen}");
+        assert!(config.check_exposure(false, true).is_ok(), "{listen}");
+        assert!(config.check_exposure(true, false).is_ok(), "{listen}");
     };
     for loopback in ["127.0.0.1:80", "127.9.9.9:80", "[::1]:80", "[::ffff:127.0.0.1]:80"] {
         check(loopback, false);
@@ -313,8 +314,11 @@ fn a_public_address_is_refused_unless_the_user_insists() {
     for public in ["0.0.0.0:80", "[::]:80", "192.168.1.2:80", "[::ffff:10.0.0.1]:80", "[fe80::1]:80"] {
         check(public, true);
     }
-    let error = load(None, &[], flags("0.0.0.0:80")).unwrap().check_exposure(false).unwrap_err().to_string();
-    assert!(error.contains("--insecure") && error.contains("127.0.0.1:80"), "{error}");
+    let error = load(None, &[], flags("0.0.0.0:80")).unwrap().check_exposure(false, false).unwrap_err().to_string();
+    assert!(
+        error.contains("ortus key create") && error.contains("--insecure") && error.contains("127.0.0.1:80"),
+        "{error}"
+    );
 }
 
 #[test]

@@ -4,12 +4,13 @@
 //! Invariant: a direct call is answered exactly as the route table would answer it; who is unsure takes the table. Matching
 //! a route, boxing its future and passing through its extensions cost a tiny model's prediction as much as its run.
 
+use super::access::Peer;
 use super::dashboard::Dashboard;
 use super::extract::ModelPath;
 use super::middleware::{Around, Visit};
 use super::v1::predict;
 use super::v2::infer;
-use super::{HttpState, router};
+use super::{HttpState, middleware, router};
 use crate::engine::ModelName;
 use axum::Router;
 use axum::extract::Request;
@@ -41,8 +42,10 @@ enum Direct {
 impl Door {
     /// `listen` is the address that clients may name in `Host`.
     pub(super) fn new(state: HttpState, listen: IpAddr) -> Door {
-        let around = Arc::new(Around::new(&state, listen));
-        let (router, dashboard) = router::router(state.clone(), around.clone());
+        let (routes, dashboard) = router::routes(&state);
+        let (routes, needs) = routes.into_parts();
+        let around = Arc::new(Around::new(&state, listen, needs));
+        let router = middleware::wrap(routes, around.clone()).with_state(state.clone());
         Door(Arc::new(Inner { state, around, router, dashboard }))
     }
 
@@ -51,8 +54,8 @@ impl Door {
         self.0.dashboard.start();
     }
 
-    /// Answers a request; a refusal is an answer, too.
-    pub(super) async fn call(&self, request: Request) -> Response {
+    /// Answers a request, which came from this address as far as it is known; a refusal is an answer, too.
+    pub(super) async fn call(&self, mut request: Request, from: Option<IpAddr>) -> Response {
         let Inner { state, around, router, .. } = &*self.0;
         let direct = if around.has_cors() { None } else { direct(&request) };
         match direct {
@@ -61,16 +64,21 @@ impl Door {
                     let path = ModelPath { name, version: None };
                     predict::respond(state, path, arrival, tally, request).await.into_response()
                 };
-                around.direct("/v1/models/{name}/predict", request, handler).await
+                around.direct("/v1/models/{name}/predict", from, request, handler).await
             }
             Some(Direct::Infer(name)) => {
                 let handler = |request, Visit { arrival, tally, .. }| async move {
                     let path = ModelPath { name, version: None };
                     infer::respond(state, path, arrival, tally, request).await.into_response()
                 };
-                around.direct("/v2/models/{name}/infer", request, handler).await
+                around.direct("/v2/models/{name}/infer", from, request, handler).await
             }
-            None => router.clone().oneshot(request).await.unwrap_or_else(|never: Infallible| match never {}),
+            None => {
+                if let Some(from) = from {
+                    request.extensions_mut().insert(Peer(from));
+                }
+                router.clone().oneshot(request).await.unwrap_or_else(|never: Infallible| match never {})
+            }
         }
     }
 }

@@ -3,10 +3,15 @@
 //! Knows no model. Text from outside reaches the log and the answer only cleaned: the request id by its rule, the path
 //! as the route's template.
 
+use super::access::{self, Needs, NeedsTable, Peer, Refused, Why};
+use super::audited::{self, About, Audited, Who};
+use super::dashboard;
 use super::error::{self, ApiError, CLIENT_CLOSED, Problem};
 use super::outcome;
 use super::tally::{self, Tally};
 use super::{HttpSettings, HttpState};
+use crate::auth::{AuditEntry, Caller, Denied, Gate, Role};
+use crate::engine::InferenceEngine;
 use crate::telemetry::Stats;
 use crate::telemetry::trace::{RequestFacts, RequestTrace};
 use axum::Router;
@@ -55,8 +60,8 @@ pub(super) struct Visit {
 
 /// The routes with everything around them, in one order.
 ///
-/// From the outside in: name, measure, count and log; catch panics; security headers; `Host`; CORS; origin; bounds on the
-/// body; decompression. All of it is one layer, since each layer of the router copies and boxes the rest for every request.
+/// From the outside in: name, measure, count and log; catch panics; security headers; `Host`; CORS; key; origin; bounds on the
+/// body; audit log; decompression. All of it is one layer, since each layer of the router copies and boxes the rest for every request.
 pub(super) fn wrap(routes: Router<HttpState>, around: Arc<Around>) -> Router<HttpState> {
     if !around.has_cors() {
         return routes.layer(from_fn_with_state(around, all));
@@ -77,16 +82,22 @@ pub(super) struct Around {
     /// Of an upload, which is written to disk as it comes.
     max_upload_bytes: usize,
     max_header_bytes: usize,
+    gate: Gate,
+    needs: NeedsTable,
+    /// For the pages that refuse somebody.
+    engine: InferenceEngine,
 }
 
+/// What anybody may send without a key, such as a key on the sign-in page.
+const OPEN_BODY_BYTES: usize = 16 << 10;
 /// What a form has around its files, at most.
 const FORM_BYTES: usize = 1 << 20;
 /// The routes of uploads: the API's and the page's.
 const UPLOADS: [&str; 2] = ["/v1/models/{name}/versions", "/ui/models/{name}/upload"];
 
 impl Around {
-    /// `listen` is the address that clients may name in `Host`.
-    pub(super) fn new(state: &HttpState, listen: IpAddr) -> Around {
+    /// `listen` is the address that clients may name in `Host`, `needs` has all routes.
+    pub(super) fn new(state: &HttpState, listen: IpAddr, needs: NeedsTable) -> Around {
         let settings = &state.settings;
         Around {
             stats: state.engine.stats().clone(),
@@ -97,16 +108,57 @@ impl Around {
                 .unwrap_or(usize::MAX)
                 .saturating_add(FORM_BYTES),
             max_header_bytes: settings.limits.max_header_bytes,
+            gate: state.auth.clone(),
+            needs,
+            engine: state.engine.clone(),
+        }
+    }
+
+    /// What the route asks for; `None` for a path that is none.
+    fn needs_of(&self, route: &Route) -> Result<Option<Needs>, ApiError> {
+        match route {
+            Route::Unmatched => Ok(None),
+            route => match self.needs.get(route.as_str()) {
+                Some(needs) => Ok(Some(*needs)),
+                // `Routes` adds none without: if one were, nobody should come in.
+                None => Err(ApiError::internal(format!("the route {} has no role", route.as_str()))),
+            },
         }
     }
 
     /// Bytes that the body of a request may have on the wire. Handlers that read one into memory have a bound of their own.
-    fn body_limit(&self, request: &Request) -> usize {
-        let route = request.extensions().get::<MatchedPath>();
-        match route.is_some_and(|route| UPLOADS.contains(&route.as_str())) {
-            true => self.max_upload_bytes.max(self.max_body_bytes),
-            false => self.max_body_bytes,
+    fn body_limit(&self, route: &str, needs: Option<Needs>, caller: Option<&Caller>) -> BodyLimit {
+        let usual = self.max_body_bytes;
+        let limit = match needs {
+            Some(Needs::OPEN) => BodyLimit { bytes: OPEN_BODY_BYTES.min(usual), source: LimitOf::OpenRoute },
+            _ if UPLOADS.contains(&route) => {
+                BodyLimit { bytes: self.max_upload_bytes.max(usual), source: LimitOf::Upload }
+            }
+            _ => BodyLimit { bytes: usual, source: LimitOf::All },
+        };
+        let own =
+            caller.and_then(|caller| caller.max_body_bytes).map(|bytes| usize::try_from(bytes).unwrap_or(usize::MAX));
+        match own {
+            Some(bytes) if bytes < limit.bytes => BodyLimit { bytes, source: LimitOf::Key },
+            Some(_) | None => limit,
         }
+    }
+
+    /// Who asks, where that matters; refused guesses are written down.
+    fn enter(
+        &self,
+        needed: Option<Role>,
+        request: &Request,
+        entrance: &Entrance<'_>,
+    ) -> Result<Option<Caller>, Refused> {
+        let is_own = || is_own_origin(&[], request.headers(), request.uri().authority());
+        let entered = access::enter(&self.gate, needed, request, entrance.from, is_own);
+        if let Err(Refused { error, why: Why::Denied(Denied::TooManyWrong { is_first: true, .. }) }) = &entered {
+            let mut entry = entrance.entry(Who::Refused, request);
+            entry.status = error.status().as_u16();
+            drop(self.gate.audit().write(entry));
+        }
+        entered
     }
 
     /// Whether pages of other origins may call, so that answers carry headers for them.
@@ -120,16 +172,78 @@ impl Around {
     pub(super) async fn direct<F: Future<Output = Response>>(
         &self,
         route: &'static str,
+        from: Option<IpAddr>,
         request: Request,
         handler: impl FnOnce(Request, Visit) -> F,
     ) -> Response {
         observed(self, Route::Known(route), request, |request, visit| async move {
-            match refusal(self, &request) {
+            let entrance = Entrance { route, from, request_id: &visit.id.0 };
+            let caller = match self.enter(Needs::INFER.role(request.method()), &request, &entrance) {
+                Ok(caller) => caller,
+                Err(refused) => return refused.error.into_response(),
+            };
+            let limit = self.body_limit(route, Some(Needs::INFER), caller.as_ref());
+            match refusal(self, &request, limit) {
                 Some(error) => error.into_response(),
-                None => handler(bounded(self, request), visit).await,
+                None => limit.reworded(handler(bounded(request, limit), visit).await),
             }
         })
         .await
+    }
+}
+
+/// A request before it is let in.
+struct Entrance<'a> {
+    route: &'a str,
+    from: Option<IpAddr>,
+    request_id: &'a str,
+}
+
+impl Entrance<'_> {
+    fn entry(&self, who: Who<'_>, request: &Request) -> AuditEntry {
+        audited::entry(who, request.method(), self.route, request.uri().path(), self.from, self.request_id)
+    }
+}
+
+/// How large a body may be, and why.
+#[derive(Clone, Copy)]
+struct BodyLimit {
+    bytes: usize,
+    source: LimitOf,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum LimitOf {
+    All,
+    Upload,
+    OpenRoute,
+    Key,
+}
+
+impl BodyLimit {
+    fn error(self) -> ApiError {
+        let limit = self.bytes;
+        let too_large = |detail: String| ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail);
+        match self.source {
+            LimitOf::All => ApiError::from(super::body::BodyError::TooLarge { limit }),
+            LimitOf::Upload => {
+                let detail = "the files are larger than max_download_mb allows";
+                ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail)
+            }
+            LimitOf::OpenRoute => too_large(format!("the body is larger than the {limit} bytes that this takes")),
+            LimitOf::Key => too_large(format!("the body is larger than this key's max_body_bytes = {limit}")),
+        }
+    }
+
+    /// Whoever read the body knows only the limit that holds for all.
+    fn reworded(self, mut response: Response) -> Response {
+        if self.source == LimitOf::Key
+            && let Some(problem) = response.extensions_mut().get_mut::<Problem>()
+            && problem.code == "body_too_large"
+        {
+            problem.detail = self.error().detail().to_owned();
+        }
+        response
     }
 }
 
@@ -233,12 +347,50 @@ async fn observed<F: Future<Output = Response>>(
     response
 }
 
-/// Refuses what a foreign page sends, bounds the body, and decompresses it where it is compressed.
-async fn admitted(around: &Around, request: Request, next: Next) -> Response {
-    if let Some(error) = refusal(around, &request) {
+/// Lets in who may, refuses what a foreign page sends, bounds the body, decompresses it where it is compressed, and writes down
+/// what was done.
+async fn admitted(around: &Around, mut request: Request, next: Next) -> Response {
+    let route = Route::of(&request);
+    let needs = match around.needs_of(&route) {
+        Ok(needs) => needs,
+        Err(error) => return error.into_response(),
+    };
+    let from = request.extensions().get::<Peer>().map(|peer| peer.0);
+    let request_id = request.extensions().get::<RequestId>().cloned();
+    let request_id = request_id.as_ref().map_or("", |id| &*id.0);
+    let entrance = Entrance { route: route.as_str(), from, request_id };
+    // A path that is none tells nobody so who has no key.
+    let needed = needs.map_or(Some(Role::Infer), |needs| needs.role(request.method()));
+    let caller = match around.enter(needed, &request, &entrance) {
+        Ok(caller) => caller,
+        Err(refused) => {
+            let (entry, response) = around.refuse(refused, needs, &request, &entrance);
+            if let Some(entry) = entry {
+                around.gate.audit().write(entry).await;
+            }
+            return response;
+        }
+    };
+    let limit = around.body_limit(route.as_str(), needs, caller.as_ref());
+    if let Some(error) = refusal(around, &request, limit) {
         return error.into_response();
     }
-    let request = bounded(around, request);
+    let is_audited = needs.is_some_and(|needs| needs.is_audited) && !request.method().is_safe();
+    let entry = is_audited.then(|| {
+        let who = caller.as_ref().map_or(Who::Anybody, Who::Known);
+        Audited::begin(around.gate.audit(), entrance.entry(who, &request))
+    });
+    if let Some(caller) = caller {
+        request.extensions_mut().insert(caller);
+    }
+    let response = limit.reworded(answered(bounded(request, limit), next).await);
+    if let Some(entry) = entry {
+        entry.finish(response.status(), response.extensions().get::<About>().cloned()).await;
+    }
+    response
+}
+
+async fn answered(request: Request, next: Next) -> Response {
     if !request.headers().contains_key(header::CONTENT_ENCODING) {
         return next.run(request).await;
     }
@@ -249,9 +401,31 @@ async fn admitted(around: &Around, request: Request, next: Next) -> Response {
     }
 }
 
+impl Around {
+    /// The answer to somebody who is not let in: people get a page. Beside it what is to be written down: an attempt to change
+    /// something by a key that may not.
+    fn refuse(
+        &self,
+        Refused { error, why }: Refused,
+        needs: Option<Needs>,
+        request: &Request,
+        entrance: &Entrance<'_>,
+    ) -> (Option<AuditEntry>, Response) {
+        let entry = match &why {
+            Why::RoleTooLow(caller) if needs.is_some_and(|needs| needs.is_audited) => {
+                let mut entry = entrance.entry(Who::Known(caller), request);
+                entry.status = error.status().as_u16();
+                Some(entry)
+            }
+            Why::RoleTooLow(_) | Why::NoKey | Why::Denied(_) => None,
+        };
+        (entry, dashboard::refused(&self.engine, request, &error).unwrap_or_else(|| error.into_response()))
+    }
+}
+
 /// Why a request is not let in, as far as its head tells: it is a foreign page's, or its body is too large. A declared
 /// length over the limit is refused before `100 Continue` is sent.
-fn refusal(around: &Around, request: &Request) -> Option<ApiError> {
+fn refusal(around: &Around, request: &Request, limit: BodyLimit) -> Option<ApiError> {
     let is_own =
         request.method().is_safe() || is_own_origin(&around.origins, request.headers(), request.uri().authority());
     if !is_own {
@@ -261,24 +435,16 @@ fn refusal(around: &Around, request: &Request) -> Option<ApiError> {
             "a page of another origin may not call this server; add the origin to server.cors_origins",
         ));
     }
-    let limit = around.body_limit(request);
-    (request.body().size_hint().lower() > limit as u64).then(|| match limit == around.max_body_bytes {
-        true => ApiError::from(super::body::BodyError::TooLarge { limit }),
-        false => {
-            let detail = "the files are larger than max_download_mb allows";
-            ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail)
-        }
-    })
+    (request.body().size_hint().lower() > limit.bytes as u64).then(|| limit.error())
 }
 
 /// Bounds the bytes on the wire; `body::read` bounds them again after decompression.
-fn bounded(around: &Around, request: Request) -> Request {
+fn bounded(request: Request, limit: BodyLimit) -> Request {
     // A declared length is kept by the HTTP library.
     if request.body().size_hint().exact().is_some() {
         return request;
     }
-    let limit = around.body_limit(&request);
-    request.map(|body| Body::new(Limited::new(body, limit)))
+    request.map(|body| Body::new(Limited::new(body, limit.bytes)))
 }
 
 /// The client's own id where it is clean (1 to 128 characters of `[A-Za-z0-9._-]`), else a new one.
@@ -339,7 +505,7 @@ impl Drop for AccessLine {
 }
 
 /// A method is any token, of any length.
-fn method_name(method: &Method) -> &str {
+pub(super) fn method_name(method: &Method) -> &str {
     if is_known(method) { method.as_str() } else { "other" }
 }
 
@@ -540,6 +706,7 @@ fn cors(origins: &[String]) -> CorsLayer {
             header::CONTENT_TYPE,
             header::ACCEPT,
             header::AUTHORIZATION,
+            access::API_KEY,
             REQUEST_ID,
             TRACEPARENT,
             TRACESTATE,

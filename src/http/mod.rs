@@ -1,9 +1,12 @@
 //! The REST door: HTTP in, engine calls, HTTP out.
 //!
-//! `server` accepts and drains, `door` is the way of a request to its handler, `router` is the route table, `middleware` what surrounds every route, `error` the error
+//! `server` accepts and drains, `door` is the way of a request to its handler, `router` is the route table, `middleware` what surrounds every route, `access` the roles of routes and the keys of
+//! requests, `audited` what goes to the audit log, `error` the error
 //! table. `v1` is the native API, `v2` the Open Inference Protocol, `dialects` routes of other servers, `codec` the body formats, `openapi` the description of
 //! it all; `dashboard` is pages for people over the native API. Knows the engine and what stands beside it, and nothing below.
 
+mod access;
+mod audited;
 mod body;
 pub mod codec;
 mod dashboard;
@@ -32,6 +35,7 @@ pub use settings::{HttpLimits, HttpSettings, ShownSetting};
 pub use v1::optimize::{inputs_offline, optimization_json};
 pub use v1::predict::{predict_offline, tensors_offline};
 
+use crate::auth::Gate;
 use crate::downloads::Downloads;
 use crate::engine::InferenceEngine;
 use crate::jobs::Jobs;
@@ -42,6 +46,7 @@ use std::sync::Arc;
 /// What the server does, for the door.
 #[derive(Clone)]
 pub struct Services {
+    pub auth: Gate,
     pub engine: InferenceEngine,
     pub jobs: Jobs,
     pub downloads: Downloads,
@@ -51,6 +56,7 @@ pub struct Services {
 /// What every handler has.
 #[derive(Clone)]
 pub struct HttpState {
+    pub auth: Gate,
     pub engine: InferenceEngine,
     pub jobs: Jobs,
     pub downloads: Downloads,

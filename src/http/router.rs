@@ -1,67 +1,68 @@
-//! The route table. What happens around every route is in `middleware`.
+//! The route table: each route with the role that it needs. What happens around every route is in `middleware`.
 
+use super::access::Routes;
 use super::dashboard::Dashboard;
 use super::error::ApiError;
-use super::middleware::Around;
-use super::{HttpState, dialects, health, metrics, middleware, openapi, v1, v2};
+use super::{HttpState, dialects, health, metrics, openapi, v1, v2};
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::routing::{delete, get, post};
-use std::sync::Arc;
 
-/// All routes with what stands around them, and the pages among them.
-pub(super) fn router(state: HttpState, around: Arc<Around>) -> (Router, Dashboard) {
-    let dashboard = Dashboard::new(api().layer(DefaultBodyLimit::disable()), &state);
-    let routes = api()
-        .merge(dashboard.routes())
-        .route("/openapi.json", get(openapi::json))
-        .route("/openapi.yaml", get(openapi::yaml))
-        .merge(openapi::docs())
+/// All routes, and the pages among them.
+pub(super) fn routes(state: &HttpState) -> (Routes, Dashboard) {
+    let dashboard = Dashboard::new(api().around(|api| api.layer(DefaultBodyLimit::disable())).into_parts().0, state);
+    // `body::read` bounds bodies; axum's own limit would refuse what the settings allow.
+    let around = |routes: Router<HttpState>| routes.fallback(not_found).layer(DefaultBodyLimit::disable());
+    (described().merge(dashboard.routes()).around(around), dashboard)
+}
+
+/// The routes that the OpenAPI document describes.
+pub(super) fn described() -> Routes {
+    api()
+        .infer("/openapi.json", get(openapi::json))
+        .infer("/openapi.yaml", get(openapi::yaml))
+        .foreign(&["/docs", "/docs/", "/docs/{*rest}"], openapi::docs())
         .merge(v2::router())
-        .fallback(not_found)
-        // `body::read` bounds bodies; axum's own limit would refuse what the settings allow.
-        .layer(DefaultBodyLimit::disable());
-    (middleware::wrap(routes, around).with_state(state), dashboard)
 }
 
 /// The native API with what other servers' clients call.
-fn api() -> Router<HttpState> {
-    Router::new()
-        .route("/livez", get(health::livez))
-        .route("/readyz", get(health::readyz))
-        .route("/healthz", get(health::healthz))
-        .route("/v1/models", get(v1::models::list).post(v1::downloads::create))
-        .route("/v1/models/{name}", get(v1::models::show).delete(v1::models::delete))
-        .route("/v1/models/{name}/versions", post(v1::downloads::create_version))
-        .route("/v1/models/{name}/versions/{version}", delete(v1::models::delete_version))
-        .route("/v1/models/{name}/rollback", post(v1::models::roll_back))
-        .route("/v1/downloads", get(v1::downloads::list))
-        .route("/v1/downloads/{id}", get(v1::downloads::show).delete(v1::downloads::delete))
-        .route("/v1/downloads/{id}/events", get(v1::downloads::events))
-        .route("/v1/models/{name}/load", post(v1::models::load))
-        .route("/v1/models/{name}/unload", post(v1::models::unload))
-        .route("/v1/models/{name}/memory", get(v1::models::memory))
-        .route("/v1/models/{name}/profile", get(v1::profile::show).post(v1::profile::profile))
-        .route("/v1/models/{name}/warmup", post(v1::warmup::warm_up))
-        .route("/v1/models/{name}/optimize", post(v1::optimize::optimize))
-        .route("/v1/models/{name}/cleanup", post(v1::models::cleanup))
-        .route("/v1/cleanup", post(v1::models::cleanup_all))
-        .route("/v1/models/{name}/predict", post(v1::predict::predict))
-        .route("/v1/models/{name}/versions/{version}/predict", post(v1::predict::predict))
-        .route("/v1/embeddings", post(dialects::openai::embeddings))
-        .route("/embed", post(dialects::tei::embed))
-        .route("/embed_all", post(dialects::tei::embed_all))
-        .route("/rerank", post(dialects::tei::rerank))
-        .route("/v1/models/{name}/stats", get(v1::stats::show).delete(v1::stats::reset))
-        .route("/v1/stats", get(v1::stats::list))
-        .route("/metrics", get(metrics::serve))
-        .route("/v1/models/{name}/jobs", post(v1::jobs::create))
-        .route("/v1/jobs", get(v1::jobs::list))
-        .route("/v1/jobs/{id}", get(v1::jobs::show).delete(v1::jobs::delete))
-        .route("/v1/jobs/{id}/result", get(v1::jobs::result))
-        .route("/v1/jobs/{id}/events", get(v1::jobs::events))
-        .route("/v1/system", get(v1::system::system))
+fn api() -> Routes {
+    Routes::default()
+        .open("/livez", get(health::livez))
+        .open("/readyz", get(health::readyz))
+        .open("/healthz", get(health::healthz))
+        .manage("/v1/models", get(v1::models::list).post(v1::downloads::create))
+        .manage("/v1/models/{name}", get(v1::models::show).delete(v1::models::delete))
+        .manage("/v1/models/{name}/versions", post(v1::downloads::create_version))
+        .manage("/v1/models/{name}/versions/{version}", delete(v1::models::delete_version))
+        .manage("/v1/models/{name}/rollback", post(v1::models::roll_back))
+        .infer("/v1/downloads", get(v1::downloads::list))
+        .manage("/v1/downloads/{id}", get(v1::downloads::show).delete(v1::downloads::delete))
+        .infer("/v1/downloads/{id}/events", get(v1::downloads::events))
+        .manage("/v1/models/{name}/load", post(v1::models::load))
+        .manage("/v1/models/{name}/unload", post(v1::models::unload))
+        .infer("/v1/models/{name}/memory", get(v1::models::memory))
+        .manage("/v1/models/{name}/profile", get(v1::profile::show).post(v1::profile::profile))
+        .manage("/v1/models/{name}/warmup", post(v1::warmup::warm_up))
+        .manage("/v1/models/{name}/optimize", post(v1::optimize::optimize))
+        .manage("/v1/models/{name}/cleanup", post(v1::models::cleanup))
+        .manage("/v1/cleanup", post(v1::models::cleanup_all))
+        .infer("/v1/models/{name}/predict", post(v1::predict::predict))
+        .infer("/v1/models/{name}/versions/{version}/predict", post(v1::predict::predict))
+        .infer("/v1/embeddings", post(dialects::openai::embeddings))
+        .infer("/embed", post(dialects::tei::embed))
+        .infer("/embed_all", post(dialects::tei::embed_all))
+        .infer("/rerank", post(dialects::tei::rerank))
+        .manage("/v1/models/{name}/stats", get(v1::stats::show).delete(v1::stats::reset))
+        .infer("/v1/stats", get(v1::stats::list))
+        .infer("/metrics", get(metrics::serve))
+        .infer("/v1/models/{name}/jobs", post(v1::jobs::create))
+        .infer("/v1/jobs", get(v1::jobs::list))
+        .own("/v1/jobs/{id}", get(v1::jobs::show).delete(v1::jobs::delete))
+        .infer("/v1/jobs/{id}/result", get(v1::jobs::result))
+        .infer("/v1/jobs/{id}/events", get(v1::jobs::events))
+        .infer("/v1/system", get(v1::system::system))
 }
 
 async fn not_found() -> ApiError {

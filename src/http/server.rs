@@ -73,8 +73,9 @@ impl Server {
         let listener = socket.listen(BACKLOG)?;
         let address = listener.local_addr()?;
         let settings = Arc::new(settings);
-        let Services { engine, jobs, downloads, optimizer } = services;
-        let state = HttpState { engine, jobs, downloads, optimizer, settings: settings.clone(), tasks: tasks.clone() };
+        let Services { auth, engine, jobs, downloads, optimizer } = services;
+        let state =
+            HttpState { auth, engine, jobs, downloads, optimizer, settings: settings.clone(), tasks: tasks.clone() };
         let door = Door::new(state.clone(), address.ip());
         let lanes = Lanes::start(&tasks, cores().min(MAX_LANES))?;
         Ok(Server { listener, address, lanes, door, state, settings, tasks })
@@ -90,6 +91,7 @@ impl Server {
     pub async fn serve(self) {
         self.state.downloads.start();
         self.state.optimizer.start();
+        self.state.auth.start(&self.tasks);
         self.door.start();
         self.state.jobs.start(Arc::new(JobRunner(self.state.clone())));
         let stopping = self.tasks.stopping().clone();
@@ -221,13 +223,14 @@ impl Failures {
 async fn serve_connection(stream: TcpStream, shared: Arc<Connections>, permit: OwnedSemaphorePermit) {
     // Answers are small and complete: waiting for more to send would only delay them. Fails on a dead socket only.
     let _ = stream.set_nodelay(true);
+    let from = stream.peer_addr().ok().map(|address| address.ip());
     let in_flight = Arc::new(AtomicUsize::new(0));
     let service = hyper::service::service_fn({
         let (door, in_flight) = (shared.door.clone(), in_flight.clone());
         move |request: Request<Incoming>| {
             let (door, guard) = (door.clone(), InFlight::new(&in_flight));
             async move {
-                let response = door.call(request.map(Body::new)).await;
+                let response = door.call(request.map(Body::new), from).await;
                 Ok::<_, Infallible>(response.map(|body| CountedBody { body, _guard: guard }))
             }
         }

@@ -1,5 +1,6 @@
 //! The whole door without models: what surrounds every route, over `oneshot` and over real sockets.
 
+use super::access::Routes;
 use super::door::Door;
 use super::middleware::Around;
 use super::{HttpSettings, HttpState, Server};
@@ -35,7 +36,8 @@ fn state(settings: HttpSettings, tasks: Tasks) -> HttpState {
     let engine = testing::engine(&tasks);
     let optimizer =
         Optimizer::new(engine.clone(), downloads.clone(), std::path::Path::new("/nonexistent"), tasks.clone());
-    HttpState { engine, jobs, downloads, optimizer, settings: Arc::new(settings), tasks }
+    let auth = crate::auth::Gate::none(tasks.clone());
+    HttpState { auth, engine, jobs, downloads, optimizer, settings: Arc::new(settings), tasks }
 }
 
 fn door(settings: HttpSettings) -> Door {
@@ -43,9 +45,10 @@ fn door(settings: HttpSettings) -> Door {
 }
 
 /// Routes of a test with everything around them.
-fn wrapped(routes: axum::Router<HttpState>) -> axum::Router {
+fn wrapped(routes: Routes) -> axum::Router {
+    let (routes, needs) = routes.into_parts();
     let state = state(settings(), Tasks::new());
-    let around = Arc::new(Around::new(&state, [127, 0, 0, 1].into()));
+    let around = Arc::new(Around::new(&state, [127, 0, 0, 1].into(), needs));
     super::middleware::wrap(routes, around).with_state(state)
 }
 
@@ -77,7 +80,7 @@ async fn send_to(settings: HttpSettings, method: &str, path: &str, headers: &[(&
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    let response = door(settings).call(request.body(body).unwrap()).await;
+    let response = door(settings).call(request.body(body).unwrap(), None).await;
     let (parts, body) = response.into_parts();
     Answer {
         status: parts.status.as_u16(),
@@ -170,7 +173,7 @@ async fn read_compressed(encoding: &str, body: Vec<u8>) -> (u16, String) {
         let bytes = super::body::read(request.into_body(), &state.settings, 0).await?;
         Ok::<_, super::error::ApiError>(bytes.len().to_string())
     };
-    let routes = wrapped(axum::Router::new().route("/read", axum::routing::post(read)));
+    let routes = wrapped(Routes::default().infer("/read", axum::routing::post(read)));
     let request = Request::post("/read").header("host", "localhost").header("content-encoding", encoding);
     let response = routes.oneshot(request.body(Body::from(body)).unwrap()).await.unwrap();
     let status = response.status().as_u16();
@@ -263,7 +266,7 @@ async fn only_the_origins_of_the_settings_get_cors_headers() {
 
 #[tokio::test]
 async fn a_panic_is_a_500_of_its_own_request() {
-    let routes = wrapped(axum::Router::new().route("/boom", axum::routing::get(boom)));
+    let routes = wrapped(Routes::default().infer("/boom", axum::routing::get(boom)));
     let request = Request::builder().uri("/boom").header("host", "localhost").body(Body::empty()).unwrap();
     let response = routes.oneshot(request).await.unwrap();
     assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
@@ -280,8 +283,8 @@ async fn boom() -> &'static str {
 /// A server on a free port; the handle ends with the drain.
 fn start(settings: HttpSettings) -> (SocketAddr, Tasks, JoinHandle<()>) {
     let tasks = Tasks::new();
-    let HttpState { engine, jobs, downloads, optimizer, .. } = state(HttpSettings::default(), tasks.clone());
-    let services = super::Services { engine, jobs, downloads, optimizer };
+    let HttpState { auth, engine, jobs, downloads, optimizer, .. } = state(HttpSettings::default(), tasks.clone());
+    let services = super::Services { auth, engine, jobs, downloads, optimizer };
     let server = Server::bind(settings, services, tasks.clone()).unwrap();
     let address = server.local_addr();
     let served = tasks.spawn("server", server.serve());

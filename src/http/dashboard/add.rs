@@ -5,6 +5,7 @@ use super::frame::{Frame, Notice, Visitor, page};
 use super::values::{integer, list, number, text, text_or_dash};
 use super::{actions, format};
 use crate::engine::ModelName;
+use crate::http::audited::About;
 use askama::Template;
 use axum::Form;
 use axum::extract::Query;
@@ -84,7 +85,13 @@ pub(super) async fn order(visitor: Visitor, Form(form): Form<OrderForm>) -> Resp
             }
         };
         return match api.send(Method::POST, &call, Some(Value::Object(order))).await {
-            Ok(_) => actions::done("/ui/jobs", "order"),
+            Ok(answer) => {
+                let mut response = actions::done("/ui/jobs", "order");
+                if let Ok(name) = ModelName::parse(&text_or_dash(&answer.body, "/download/name")) {
+                    response.extensions_mut().insert(About(name));
+                }
+                response
+            }
             Err(refusal) => again(&visitor, form, model, Err(Notice::bad(refusal.detail))),
         };
     }

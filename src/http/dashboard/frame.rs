@@ -2,6 +2,7 @@
 
 use super::Pages;
 use super::api::Refusal;
+use crate::auth::Caller;
 use askama::Template;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
@@ -20,6 +21,10 @@ pub(super) struct Frame {
     /// Where its changing parts come from.
     pub(super) live: Option<String>,
     pub(super) notice: Option<Notice>,
+    /// The key that the visitor signed in with.
+    pub(super) signed_in: Option<String>,
+    /// Whether there are other pages to go to.
+    pub(super) is_inside: bool,
     pub(super) version: &'static str,
     pub(super) runtime: String,
     pub(super) build: &'static str,
@@ -48,6 +53,28 @@ impl Frame {
         ("/ui/system", "System"),
     ];
     pub(super) const THEMES: [&'static str; 3] = ["auto", "light", "dark"];
+
+    /// Of a page for somebody who is not let in.
+    pub(super) fn outside(
+        title: impl Into<String>,
+        here: impl Into<String>,
+        theme: &'static str,
+        runtime: String,
+    ) -> Frame {
+        Frame {
+            title: title.into(),
+            path: "",
+            here: here.into(),
+            theme,
+            live: None,
+            notice: None,
+            signed_in: None,
+            is_inside: false,
+            version: env!("CARGO_PKG_VERSION"),
+            runtime,
+            build: super::assets::BUILD,
+        }
+    }
 
     pub(super) fn is_at(&self, path: &str) -> bool {
         self.path == path
@@ -82,6 +109,7 @@ fn done(query: Option<&str>) -> Option<Notice> {
         "rollback" => "The version before serves again.",
         "choose" => "The version serves.",
         "cancel" => "It is cancelled.",
+        "sign-out" => "You are signed out.",
         "order" => "The order is taken; its progress is here.",
         "upload" => "The version is in the store.",
         "log-level" => "The log has this level now.",
@@ -94,6 +122,7 @@ fn done(query: Option<&str>) -> Option<Notice> {
 /// Who asks, and for which page.
 pub(super) struct Visitor {
     pub(super) dashboard: Pages,
+    pub(super) caller: Option<Caller>,
     theme: &'static str,
     notice: Option<Notice>,
 }
@@ -103,30 +132,26 @@ impl<S: Send + Sync> FromRequestParts<S> for Visitor {
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Visitor, Response> {
         match parts.extensions.get::<Pages>() {
-            Some(dashboard) => Ok(Visitor::new(dashboard.clone(), &parts.headers, &parts.uri)),
+            Some(dashboard) => {
+                let caller = parts.extensions.get::<Caller>().cloned();
+                Ok(Visitor::new(dashboard.clone(), caller, &parts.headers, &parts.uri))
+            }
             None => Err(StatusCode::NOT_FOUND.into_response()),
         }
     }
 }
 
 impl Visitor {
-    pub(super) fn new(dashboard: Pages, headers: &HeaderMap, uri: &Uri) -> Visitor {
-        Visitor { dashboard, theme: theme_of(headers), notice: done(uri.query()) }
+    pub(super) fn new(dashboard: Pages, caller: Option<Caller>, headers: &HeaderMap, uri: &Uri) -> Visitor {
+        Visitor { dashboard, caller, theme: theme_of(headers), notice: done(uri.query()) }
     }
 
     /// `here` is the page's address; see [`Frame::path`] for `path`.
     pub(super) fn frame(&self, title: impl Into<String>, path: &'static str, here: impl Into<String>) -> Frame {
-        Frame {
-            title: title.into(),
-            path,
-            here: here.into(),
-            theme: self.theme,
-            live: None,
-            notice: self.notice.clone(),
-            version: env!("CARGO_PKG_VERSION"),
-            runtime: self.dashboard.state.engine.runtime_version(),
-            build: super::assets::BUILD,
-        }
+        let signed_in = self.caller.as_ref().map(|caller| format!("{} key {}", caller.role.name(), caller.id));
+        let runtime = self.dashboard.state.engine.runtime_version();
+        let frame = Frame { signed_in, ..Frame::outside(title, here, self.theme, runtime) };
+        Frame { path, is_inside: true, notice: self.notice.clone(), ..frame }
     }
 
     /// A page that says why there is none.
@@ -139,11 +164,11 @@ impl Visitor {
 
 #[derive(Template)]
 #[template(path = "refused.html")]
-struct Refused {
-    frame: Frame,
+pub(super) struct Refused {
+    pub(super) frame: Frame,
 }
 
-fn theme_of(headers: &HeaderMap) -> &'static str {
+pub(super) fn theme_of(headers: &HeaderMap) -> &'static str {
     let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
     let named = cookies.flat_map(|cookies| cookies.split(';')).find_map(|cookie| cookie.trim().strip_prefix("theme="));
     Frame::THEMES.into_iter().find(|theme| Some(*theme) == named).unwrap_or("auto")

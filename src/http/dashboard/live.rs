@@ -2,6 +2,7 @@
 
 use super::frame::Visitor;
 use super::{Pages, jobs, model, models, overview, system};
+use crate::auth::Caller;
 use crate::engine::ModelName;
 use axum::Extension;
 use axum::extract::Query;
@@ -68,6 +69,7 @@ impl Live {
 
 pub(super) async fn stream(
     Extension(dashboard): Extension<Pages>,
+    caller: Option<Extension<Caller>>,
     Query(LiveQuery { of }): Query<LiveQuery>,
     headers: HeaderMap,
     uri: Uri,
@@ -76,7 +78,7 @@ pub(super) async fn stream(
     let feed = Feed {
         ticks: dashboard.ticks.subscribe(),
         stopping: dashboard.state.tasks.stopping().clone(),
-        visitor: Visitor::new(dashboard, &headers, &uri),
+        visitor: Visitor::new(dashboard, caller.map(|caller| caller.0), &headers, &uri),
         address: of,
         page,
         sent: HashMap::new(),
@@ -111,6 +113,9 @@ impl Feed {
                     () = feed.stopping.cancelled() => return None,
                     changed = feed.ticks.changed() => if changed.is_err() { return None },
                 }
+                if !feed.is_still_let_in() {
+                    return None;
+                }
                 let tick = *feed.ticks.borrow_and_update();
                 let parts = feed.parts(tick).await?;
                 for (name, html) in parts.iter() {
@@ -124,6 +129,15 @@ impl Feed {
                 feed.ready.reverse();
             }
         })
+    }
+
+    /// A key may be revoked, a session end, and keys come into being while a stream lives.
+    fn is_still_let_in(&self) -> bool {
+        let gate = &self.visitor.dashboard.state.auth;
+        match &self.visitor.caller {
+            Some(caller) => gate.still_admits(caller, std::time::Instant::now()),
+            None => !gate.is_on(),
+        }
     }
 
     /// What this second's page is, written by the first who asks.

@@ -23,12 +23,16 @@ mod model;
 mod models;
 mod optimize;
 mod overview;
+mod sign_in;
 mod snippets;
 mod system;
 mod try_it;
 mod values;
 
 use crate::http::HttpState;
+use crate::http::access::Routes;
+pub(in crate::http) use sign_in::refused;
+
 use api::Api;
 use axum::Router;
 use axum::routing::{get, post};
@@ -111,29 +115,31 @@ impl Dashboard {
     }
 
     /// The pages' routes.
-    pub(in crate::http) fn routes(&self) -> Router<HttpState> {
-        Router::new()
-            .route("/", get(overview::show))
-            .route("/ui/models", get(models::show))
-            .route("/ui/models/{name}", get(model::show))
-            .route("/ui/models/{name}/try", get(try_it::show).post(try_it::run))
-            .route("/ui/models/{name}/delete", get(delete::show).post(actions::delete))
-            .route("/ui/models/{name}/optimize", get(optimize::show).post(actions::optimize))
-            .route("/ui/models/{name}/choose", post(actions::choose))
-            .route("/ui/models/{name}/upload", post(actions::upload))
-            .route("/ui/models/{name}/{action}", post(actions::act))
-            .route("/ui/add", get(add::show).post(add::order))
-            .route("/ui/jobs", get(jobs::show))
-            .route("/ui/jobs/{id}", get(job::show))
-            .route("/ui/jobs/{id}/cancel", post(actions::cancel_job))
-            .route("/ui/downloads/{id}/cancel", post(actions::cancel_download))
-            .route("/ui/events", get(events::show))
-            .route("/ui/system", get(system::show))
-            .route("/ui/cleanup", post(actions::clean_up))
-            .route("/ui/log-level", post(actions::log_level))
-            .route("/ui/theme", post(actions::theme))
-            .route("/ui/live", get(live::stream))
-            .route("/ui/assets/{name}", get(assets::serve))
-            .layer(axum::Extension(self.0.clone()))
+    pub(in crate::http) fn routes(&self) -> Routes {
+        let pages = self.0.clone();
+        Routes::default()
+            .infer("/", get(overview::show))
+            .infer("/ui/models", get(models::show))
+            .infer("/ui/models/{name}", get(model::show))
+            .infer("/ui/models/{name}/try", get(try_it::show).post(try_it::run))
+            .manage("/ui/models/{name}/delete", get(delete::show).post(actions::delete))
+            .manage("/ui/models/{name}/optimize", get(optimize::show).post(actions::optimize))
+            .manage("/ui/models/{name}/choose", post(actions::choose))
+            .manage("/ui/models/{name}/upload", post(actions::upload))
+            .manage("/ui/models/{name}/{action}", post(actions::act))
+            .manage("/ui/add", get(add::show).post(add::order))
+            .infer("/ui/jobs", get(jobs::show))
+            .own("/ui/jobs/{id}/cancel", post(actions::cancel_job))
+            .manage("/ui/downloads/{id}/cancel", post(actions::cancel_download))
+            .infer("/ui/events", get(events::show))
+            .infer("/ui/system", get(system::show))
+            .manage("/ui/cleanup", post(actions::clean_up))
+            .manage("/ui/log-level", post(actions::log_level))
+            .open("/ui/theme", post(actions::theme))
+            .infer("/ui/live", get(live::stream))
+            .open("/ui/assets/{name}", get(assets::serve))
+            .open("/ui/sign-in", get(sign_in::show).post(sign_in::enter))
+            .open("/ui/sign-out", post(sign_in::leave))
+            .around(|routes| routes.layer(axum::Extension(pages)))
     }
 }

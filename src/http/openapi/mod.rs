@@ -1,12 +1,14 @@
 //! The OpenAPI 3.1 document: a static part, the repository's `openapi.yaml`, and one typed operation for each loaded model.
 //!
-//! `v2` describes the Open Inference Protocol, `typed` the loaded models. Tests hold the document to the file, and every
+//! `v2` describes the Open Inference Protocol, `typed` the loaded models, `keys` who may call. Tests hold the document to the file, and every
 //! operation in it to the route table.
 
+mod keys;
 mod typed;
 #[expect(dead_code, reason = "described for the document, never called or built")]
 mod v2;
 
+use self::keys::Keys;
 use super::HttpState;
 use super::dialects;
 use super::error::{ApiError, FieldProblem, ProblemBody};
@@ -28,7 +30,7 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
         title = "Ortus",
         description = "Serves ONNX models: typed predictions, raw tensors, and the Open Inference Protocol.\n\n\
             Errors of `/v1` are `application/problem+json` (RFC 9457), those of `/v2` are `{\"error\": …}`. Every answer \
-            carries `X-Request-Id`.",
+            carries `X-Request-Id`. Where the server has keys, each operation needs one of its role (`x-role`).",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     servers((url = "/", description = "This server")),
@@ -90,7 +92,7 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
         v2::repository_unload,
     ),
     components(schemas(ProblemBody<'static>, FieldProblem, v2::V2Error)),
-    modifiers(&Versioned, &ErrorAnswers),
+    modifiers(&Versioned, &ErrorAnswers, &Keys),
 )]
 struct ApiDoc;
 

@@ -6,6 +6,7 @@ use crate::downloads::{
     Download, DownloadError, Downloads, Order, Place, Report, State as DownloadState, Upload, UploadOptions, Uploaded,
 };
 use crate::engine::ModelName;
+use crate::http::audited::About;
 use crate::http::error::ApiError;
 use crate::http::extract::{ApiQuery, DownloadPath, ModelPath, content_type};
 use crate::http::{HttpState, body};
@@ -260,7 +261,10 @@ pub(in crate::http) async fn create(
         Some(name) => ModelName::parse(&name).map_err(|rule| ApiError::field("name", rule.to_string()))?,
         None => return Err(ApiError::field("name", "the source does not give one; name the model")),
     };
-    order(&state, Order { name, place: Place::NewModel, request, load, model_toml }).await
+    let about = About(name.clone());
+    let mut response = order(&state, Order { name, place: Place::NewModel, request, load, model_toml }).await?;
+    response.extensions_mut().insert(about);
+    Ok(response)
 }
 
 /// Gets or uploads a further version.

@@ -679,7 +679,8 @@ mod tests {
         let folder = std::path::Path::new("/nonexistent");
         let optimizer = crate::optimize::Optimizer::new(engine.clone(), downloads.clone(), folder, tasks.clone());
         let settings = Arc::new(HttpSettings::default());
-        let state = HttpState { engine, jobs, downloads, optimizer, settings, tasks };
+        let auth = crate::auth::Gate::none(tasks.clone());
+        let state = HttpState { auth, engine, jobs, downloads, optimizer, settings, tasks };
         let request = Request::builder().header("content-type", media_type).header("accept", accept);
         let headers = request.body(axum::body::Body::empty()).unwrap().into_parts().0.headers;
         let body = Bytes::copy_from_slice(body);

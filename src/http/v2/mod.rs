@@ -12,33 +12,32 @@ mod repository;
 mod server;
 mod stats;
 
-use crate::http::HttpState;
-use axum::Router;
+use crate::http::access::Routes;
 use axum::routing::{get, post};
 
 /// The protocol's routes.
-pub(super) fn router() -> Router<HttpState> {
-    Router::new()
-        .route("/v2", get(server::metadata))
-        .route("/v2/health/live", get(server::live))
-        .route("/v2/health/ready", get(server::ready))
-        .route("/v2/models/{name}", get(model::metadata))
-        .route("/v2/models/{name}/versions/{version}", get(model::metadata))
-        .route("/v2/models/{name}/ready", get(model::ready))
-        .route("/v2/models/{name}/versions/{version}/ready", get(model::ready))
-        .route("/v2/models/{name}/config", get(model::config))
-        .route("/v2/models/{name}/versions/{version}/config", get(model::config))
+pub(super) fn router() -> Routes {
+    Routes::default()
+        .infer("/v2", get(server::metadata))
+        .open("/v2/health/live", get(server::live))
+        .open("/v2/health/ready", get(server::ready))
+        .infer("/v2/models/{name}", get(model::metadata))
+        .infer("/v2/models/{name}/versions/{version}", get(model::metadata))
+        .infer("/v2/models/{name}/ready", get(model::ready))
+        .infer("/v2/models/{name}/versions/{version}/ready", get(model::ready))
+        .infer("/v2/models/{name}/config", get(model::config))
+        .infer("/v2/models/{name}/versions/{version}/config", get(model::config))
         // A model of the name `stats` is described under its version.
-        .route("/v2/models/stats", get(stats::all))
-        .route("/v2/models/{name}/stats", get(stats::model))
-        .route("/v2/models/{name}/versions/{version}/stats", get(stats::model))
-        .route("/v2/models/{name}/infer", post(infer::infer))
-        .route("/v2/models/{name}/versions/{version}/infer", post(infer::infer))
-        .route("/v2/repository/index", post(repository::index))
-        .route("/v2/repository/models/{name}/load", post(repository::load))
-        .route("/v2/repository/models/{name}/unload", post(repository::unload))
+        .infer("/v2/models/stats", get(stats::all))
+        .infer("/v2/models/{name}/stats", get(stats::model))
+        .infer("/v2/models/{name}/versions/{version}/stats", get(stats::model))
+        .infer("/v2/models/{name}/infer", post(infer::infer))
+        .infer("/v2/models/{name}/versions/{version}/infer", post(infer::infer))
+        .infer("/v2/repository/index", post(repository::index))
+        .manage("/v2/repository/models/{name}/load", post(repository::load))
+        .manage("/v2/repository/models/{name}/unload", post(repository::unload))
         // There is one store, whatever a client calls it.
-        .route("/v2/repository/{repository}/index", post(repository::index))
-        .route("/v2/repository/{repository}/models/{name}/load", post(repository::load))
-        .route("/v2/repository/{repository}/models/{name}/unload", post(repository::unload))
+        .infer("/v2/repository/{repository}/index", post(repository::index))
+        .manage("/v2/repository/{repository}/models/{name}/load", post(repository::load))
+        .manage("/v2/repository/{repository}/models/{name}/unload", post(repository::unload))
 }

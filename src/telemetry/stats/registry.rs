@@ -41,10 +41,13 @@ pub enum Rejected {
     TooSlow,
     Host,
     Origin,
+    /// None, a wrong one, or one of a role that is too low.
+    Key,
+    RateLimited,
 }
 
 impl Rejected {
-    pub const ALL: [Rejected; 7] = [
+    pub const ALL: [Rejected; 9] = [
         Rejected::QueueFull,
         Rejected::NotReady,
         Rejected::Stopping,
@@ -52,6 +55,8 @@ impl Rejected {
         Rejected::TooSlow,
         Rejected::Host,
         Rejected::Origin,
+        Rejected::Key,
+        Rejected::RateLimited,
     ];
 
     /// The value of the label `reason`.
@@ -64,6 +69,8 @@ impl Rejected {
             Rejected::TooSlow => "too_slow",
             Rejected::Host => "host",
             Rejected::Origin => "origin",
+            Rejected::Key => "key",
+            Rejected::RateLimited => "rate_limited",
         }
     }
 }
