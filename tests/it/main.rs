@@ -37,6 +37,8 @@ mod image_tasks;
 mod jobs;
 /// What a start keeps for the next one.
 mod kept_state;
+/// Keys: who is let in to what, and what is written down.
+mod keys;
 /// Start, readiness, drain, connections that misbehave.
 mod lifecycle;
 /// What models take and give back, the budget, cleaning up.
