@@ -84,7 +84,7 @@ pub(super) async fn enter(
             (Who::Refused, (StatusCode::TOO_MANY_REQUESTS, wait, again).into_response())
         }
         Err(Denied::Wrong | Denied::TooOften { .. }) => {
-            let text = "This key is wrong, expired or revoked. `ortus key list` shows those in force.";
+            let text = "This key is wrong, expired or revoked.";
             let again = page(&form(&visitor, &back, Some(Notice::bad(text))));
             (Who::Refused, (StatusCode::UNAUTHORIZED, again).into_response())
         }
