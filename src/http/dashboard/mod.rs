@@ -129,6 +129,7 @@ impl Dashboard {
             .manage("/ui/models/{name}/{action}", post(actions::act))
             .manage("/ui/add", get(add::show).post(add::order))
             .infer("/ui/jobs", get(jobs::show))
+            .infer("/ui/jobs/{id}", get(job::show))
             .own("/ui/jobs/{id}/cancel", post(actions::cancel_job))
             .manage("/ui/downloads/{id}/cancel", post(actions::cancel_download))
             .infer("/ui/events", get(events::show))
