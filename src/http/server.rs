@@ -2,7 +2,8 @@
 //!
 //! Invariants: never more than `max_connections` at a time; every connection has a time for its first bytes, for each
 //! head, for each body, and for taking an answer; a full file table slows accepting down and ends nothing; a drain ends
-//! within `shutdown_grace`, whatever clients do. Knows no route: see `door`.
+//! within `shutdown_grace`, whatever clients do, and breaks off no request: connections are closed by agreement
+//! (`Connection: close`), or after they were silent. Knows no route: see `door`.
 
 use super::door::Door;
 use super::v1::job_runner::JobRunner;
@@ -10,6 +11,7 @@ use super::{HttpSettings, HttpState, Services};
 use crate::tasks::{Lanes, Tasks, cores};
 use axum::body::Body;
 use axum::extract::Request;
+use axum::http::{HeaderValue, Version, header};
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
@@ -22,7 +24,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -37,7 +39,8 @@ const BACKLOG: u32 = 1024;
 const MAX_STREAMS: u32 = 128;
 /// How long a client may take no byte of its answer.
 const WRITE_STALL: Duration = Duration::from_secs(30);
-/// How long a draining connection may be without a request before it is cut.
+/// How long a draining connection may be without a request before it is cut. Not at once: a balancer may have sent one that
+/// is on its way, and would see it break off.
 const DRAIN_IDLE: Duration = Duration::from_millis(500);
 /// Threads that connections live on.
 const MAX_LANES: usize = 8;
@@ -87,7 +90,8 @@ impl Server {
     }
 
     /// Runs jobs, and serves until the tasks are asked to stop, then drains: goes on accepting for `drain_delay` (readiness is false by
-    /// then), finishes the requests it has, and cuts what is left `shutdown_grace` after the signal.
+    /// then, and each answer is the last of its connection), finishes the requests it has, and cuts what is left `shutdown_grace` after
+    /// the signal.
     pub async fn serve(self) {
         self.state.downloads.start();
         self.state.optimizer.start();
@@ -100,6 +104,7 @@ impl Server {
             builder: builder(&self.settings, &self.tasks),
             door: self.door,
             head_timeout: self.settings.limits.header_read_timeout,
+            is_closing: AtomicBool::new(false),
             drain: CancellationToken::new(),
             cut: CancellationToken::new(),
         });
@@ -108,6 +113,7 @@ impl Server {
         let until_drain = async {
             stopping.cancelled().await;
             let stopped_at = Instant::now();
+            connections.is_closing.store(true, Ordering::Release);
             tokio::time::sleep(drain_delay).await;
             stopped_at
         };
@@ -116,7 +122,7 @@ impl Server {
             stopped_at = until_drain => stopped_at,
             () = accepting => Instant::now(),
         };
-        drop(self.listener);
+        take_waiting(self.listener, &self.lanes, &permits, &connections);
         connections.drain.cancel();
         // Each connection holds a permit until its task ends: all of them are there when all have ended.
         let all = u32::try_from(self.settings.max_connections.clamp(1, Semaphore::MAX_PERMITS)).unwrap_or(u32::MAX);
@@ -136,6 +142,8 @@ struct Connections {
     builder: Builder<StreamExecutor>,
     door: Door,
     head_timeout: Duration,
+    /// The answers to come are the last of their connections, and say so. A flag of its own, since the token has a lock.
+    is_closing: AtomicBool,
     /// Finish what you have.
     drain: CancellationToken,
     /// End at once.
@@ -186,17 +194,38 @@ async fn accept(listener: &TcpListener, lanes: &Lanes, permits: &Arc<Semaphore>,
                 failures.count = 0;
                 // The lane's own reactor watches the socket from here on.
                 let Ok(stream) = stream.into_std() else { continue };
-                let connections = connections.clone();
-                lanes.spawn("connection", async move {
-                    if let Ok(stream) = TcpStream::from_std(stream) {
-                        serve_connection(stream, connections, permit).await;
-                    }
-                });
+                serve_on_lane(stream, lanes, connections, permit);
             }
             // The client was gone before we took it.
             Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) => {
             }
             Err(error) => failures.wait(&error).await,
+        }
+    }
+}
+
+fn serve_on_lane(
+    stream: std::net::TcpStream,
+    lanes: &Lanes,
+    connections: &Arc<Connections>,
+    permit: OwnedSemaphorePermit,
+) {
+    let connections = connections.clone();
+    lanes.spawn("connection", async move {
+        if let Ok(stream) = TcpStream::from_std(stream) {
+            serve_connection(stream, connections, permit).await;
+        }
+    });
+}
+
+/// Closes the listener, after accepting what the system holds ready: closing resets those, whose requests may already be sent.
+fn take_waiting(listener: TcpListener, lanes: &Lanes, permits: &Arc<Semaphore>, connections: &Arc<Connections>) {
+    let Ok(listener) = listener.into_std() else { return };
+    while let Ok(permit) = permits.clone().try_acquire_owned() {
+        // It does not block: that nobody waits is an error, too.
+        let Ok((stream, _)) = listener.accept() else { return };
+        if stream.set_nonblocking(true).is_ok() {
+            serve_on_lane(stream, lanes, connections, permit);
         }
     }
 }
@@ -224,18 +253,26 @@ async fn serve_connection(stream: TcpStream, shared: Arc<Connections>, permit: O
     // Answers are small and complete: waiting for more to send would only delay them. Fails on a dead socket only.
     let _ = stream.set_nodelay(true);
     let from = stream.peer_addr().ok().map(|address| address.ip());
-    let in_flight = Arc::new(AtomicUsize::new(0));
+    let activity = Arc::new(Activity::default());
     let service = hyper::service::service_fn({
-        let (door, in_flight) = (shared.door.clone(), in_flight.clone());
+        let (shared, activity) = (shared.clone(), activity.clone());
         move |request: Request<Incoming>| {
-            let (door, guard) = (door.clone(), InFlight::new(&in_flight));
+            let (shared, guard) = (shared.clone(), InFlight::new(&activity));
+            let is_http2 = request.version() == Version::HTTP_2;
+            if is_http2 {
+                activity.is_http2.store(true, Ordering::Release);
+            }
             async move {
-                let response = door.call(request.map(Body::new), from).await;
+                let mut response = shared.door.call(request.map(Body::new), from).await;
+                // HTTP/2 has a frame for it, which `graceful_shutdown` sends.
+                if shared.is_closing.load(Ordering::Acquire) && !is_http2 {
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
                 Ok::<_, Infallible>(response.map(|body| CountedBody { body, _guard: guard }))
             }
         }
     });
-    let io = TokioIo::new(Guarded::new(stream, shared.head_timeout));
+    let io = TokioIo::new(Guarded::new(stream, shared.head_timeout, activity.clone()));
     let mut connection = std::pin::pin!(shared.builder.serve_connection(io, service));
     tokio::select! {
         // The cut comes first: it must win over a connection that is always ready. Dropping any branch loses nothing,
@@ -245,22 +282,25 @@ async fn serve_connection(stream: TcpStream, shared: Arc<Connections>, permit: O
         result = connection.as_mut() => return finished(result),
         () = shared.drain.cancelled() => {}
     }
-    connection.as_mut().graceful_shutdown();
+    // One of HTTP/1 would be closed at once where no request is being answered, and one that is on its way be lost.
+    if activity.is_http2.load(Ordering::Acquire) {
+        connection.as_mut().graceful_shutdown();
+    }
     tokio::select! {
         biased;
         () = shared.cut.cancelled() => {}
         result = connection.as_mut() => finished(result),
         // A head that never becomes complete is no request: it must not hold the drain up.
-        () = idle(&in_flight) => {}
+        () = idle(&activity) => {}
     }
     drop(permit);
 }
 
-/// Returns when there has been no request for [`DRAIN_IDLE`].
-async fn idle(in_flight: &AtomicUsize) {
+/// Returns when there has been no request, and nothing to send, for [`DRAIN_IDLE`].
+async fn idle(activity: &Activity) {
     let mut idle_since = Instant::now();
     while idle_since.elapsed() < DRAIN_IDLE {
-        if in_flight.load(Ordering::Acquire) > 0 {
+        if activity.is_busy() {
             idle_since = Instant::now();
         }
         tokio::time::sleep(DRAIN_IDLE / 10).await;
@@ -274,19 +314,34 @@ fn finished(result: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
     }
 }
 
-/// Counts a request from its head to the last byte of its answer.
-struct InFlight(Arc<AtomicUsize>);
+/// What a connection has to do.
+#[derive(Default)]
+struct Activity {
+    /// Requests, from their heads until the last bytes of their answers are handed over for sending.
+    in_flight: AtomicUsize,
+    /// Bytes are to be sent which the peer does not take yet.
+    is_sending: AtomicBool,
+    is_http2: AtomicBool,
+}
+
+impl Activity {
+    fn is_busy(&self) -> bool {
+        self.in_flight.load(Ordering::Acquire) > 0 || self.is_sending.load(Ordering::Acquire)
+    }
+}
+
+struct InFlight(Arc<Activity>);
 
 impl InFlight {
-    fn new(count: &Arc<AtomicUsize>) -> InFlight {
-        count.fetch_add(1, Ordering::AcqRel);
-        InFlight(count.clone())
+    fn new(activity: &Arc<Activity>) -> InFlight {
+        activity.in_flight.fetch_add(1, Ordering::AcqRel);
+        InFlight(activity.clone())
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
+        self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -323,21 +378,26 @@ struct Guarded {
     preface: Option<usize>,
     first_bytes: Pin<Box<Sleep>>,
     stalled: Option<Pin<Box<Sleep>>>,
+    activity: Arc<Activity>,
 }
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 impl Guarded {
-    fn new(stream: TcpStream, head_timeout: Duration) -> Guarded {
-        Guarded { stream, preface: Some(0), first_bytes: Box::pin(tokio::time::sleep(head_timeout)), stalled: None }
+    fn new(stream: TcpStream, head_timeout: Duration, activity: Arc<Activity>) -> Guarded {
+        let first_bytes = Box::pin(tokio::time::sleep(head_timeout));
+        Guarded { stream, preface: Some(0), first_bytes, stalled: None, activity }
     }
 
     /// Ends the write where the peer takes nothing for too long.
     fn watch<T>(&mut self, context: &mut Context<'_>, poll: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if poll.is_ready() {
-            self.stalled = None;
+            if self.stalled.take().is_some() {
+                self.activity.is_sending.store(false, Ordering::Release);
+            }
             return poll;
         }
+        self.activity.is_sending.store(true, Ordering::Release);
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_STALL)));
         match stalled.as_mut().poll(context) {
             Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),

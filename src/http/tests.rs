@@ -387,6 +387,60 @@ async fn a_stopping_server_is_not_ready_and_still_accepts_for_the_drain_delay() 
 }
 
 #[tokio::test]
+async fn a_stopping_server_says_that_it_closes_and_then_does() {
+    let mut settings = settings();
+    settings.limits.drain_delay = Duration::from_secs(2);
+    let (address, tasks, served) = start(settings);
+    let mut kept = TcpStream::connect(address).await.unwrap();
+    let request = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    kept.write_all(request).await.unwrap();
+    let mut first = [0; 15];
+    kept.read_exact(&mut first).await.unwrap();
+    tasks.stop();
+    let answer = loop {
+        // The stop is seen by another task: answers before that leave the connection open.
+        kept.write_all(request).await.unwrap();
+        let mut answer = vec![0; 4096];
+        let read = kept.read(&mut answer).await.unwrap();
+        answer.truncate(read);
+        if String::from_utf8_lossy(&answer).contains("connection: close") {
+            break answer;
+        }
+        tokio::task::yield_now().await;
+    };
+    assert!(answer.ends_with(b"ok"), "{}", String::from_utf8_lossy(&answer));
+    assert_eq!(kept.read(&mut [0; 16]).await.unwrap(), 0, "it stays open");
+    served.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_request_that_comes_when_the_drain_begins_is_answered() {
+    let mut settings = settings();
+    settings.limits.drain_delay = Duration::ZERO;
+    let (address, tasks, served) = start(settings);
+    let request = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let mut used = TcpStream::connect(address).await.unwrap();
+    used.write_all(request).await.unwrap();
+    let mut first = [0; 4096];
+    let read = used.read(&mut first).await.unwrap();
+    assert!(read > 15);
+    // One that was never used, and is perhaps not even accepted.
+    let mut fresh = TcpStream::connect(address).await.unwrap();
+    tasks.stop();
+    while TcpStream::connect(address).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    // The listener is closed: the drain has begun, and neither connection has a request.
+    for connection in [&mut used, &mut fresh] {
+        connection.write_all(request).await.unwrap();
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{answer:?}");
+    }
+    served.await.unwrap();
+}
+
+#[tokio::test]
 async fn a_dripping_body_ends_with_the_grace() {
     let mut settings = settings();
     settings.limits.drain_delay = Duration::ZERO;
