@@ -25,7 +25,7 @@ LIBRARY := library
 GPU_ENV := source lib-cuda/env.sh
 endif
 
-.PHONY: browser exporter exporter-test fuzz help run test check gpu-run gpu-check gpu-models clients models fixtures zero-shot-fixtures bench bench-models optimize-table soak clean library gpu-library fmt-check lint docs openapi-check deny
+.PHONY: browser deploy-check rolling exporter exporter-test fuzz help run test check gpu-run gpu-check gpu-models clients models fixtures zero-shot-fixtures bench bench-models optimize-table soak clean library gpu-library fmt-check lint docs openapi-check deny
 
 help:  ## List these commands
 	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## */\1\t/' | column -t -s $$'\t'
@@ -105,6 +105,22 @@ browser: $(LIBRARY) $(BROWSER)/.installed  ## Drive the dashboard in the system'
 	$(CARGO) build --locked
 	ORTUS=$(abspath $(TARGET))/debug/ortus $(BROWSER)/bin/python tests/browser/dashboard.py
 
+DEPLOY := deploy/.venv
+
+$(DEPLOY)/.installed: deploy/requirements.txt deploy/requirements-alone.txt
+	$(PYTHON) -m venv $(DEPLOY)
+	$(DEPLOY)/bin/python -m pip install --quiet --disable-pip-version-check --requirement deploy/requirements.txt
+	$(DEPLOY)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement deploy/requirements-alone.txt
+	@touch $@
+
+deploy-check: $(LIBRARY) $(DEPLOY)/.installed  ## Hold manifests, chart and Dockerfile to the published schemas and a real server
+	$(CARGO) build --locked
+	$(DEPLOY)/bin/python deploy/check.py $(abspath $(TARGET))/debug/ortus
+
+rolling: $(LIBRARY)  ## Restart two servers behind nginx in turn, under load (needs nginx)
+	$(CARGO) build --locked
+	$(PYTHON) tests/rolling/rolling.py $(abspath $(TARGET))/debug/ortus
+
 EXPORTER := tools/exporter/.venv
 
 $(EXPORTER)/.installed: tools/exporter/requirements.txt
@@ -152,4 +168,4 @@ bench-models: $(VENV)/.installed
 
 clean:  ## Remove what was built and installed here
 	$(CARGO) clean
-	rm -rf lib lib-cuda $(VENV) $(EXPORTER) $(BROWSER)
+	rm -rf lib lib-cuda $(VENV) $(EXPORTER) $(BROWSER) $(DEPLOY)

@@ -1,0 +1,496 @@
+"""Holds the manifests, the chart and the Dockerfile to the published schemas and to a real server. `python3 check.py ORTUS`
+
+- Kubernetes's schemas of each version since 1.30, strictly (kubernetes-validate); KServe's from the models of its package.
+- The chart, rendered by Helm's own library, is with its defaults what deploy/kubernetes has.
+- Each pod is locked down, and its end leaves the time that the settings take.
+- Each pod's and the image's arguments and variables start a server, as another user over a store that it cannot write, and
+  every port, probe, metric and name is asked of it. So is the image's health check.
+- In the end mistakes are made up, and each must be found.
+
+Talks to servers that it starts on loopback, and to nothing else. Needs requirements.txt, and ORT_DYLIB_PATH as the server does.
+"""
+
+import ast
+import contextlib
+import copy
+import http.client
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+
+import helm_python
+import kubernetes_validate
+import kubernetes_validate.utils
+import yaml
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent
+VERSIONS = [version for version in kubernetes_validate.utils.all_versions() if int(version.split(".")[1]) >= 30]
+START_SECONDS = 30
+# What a stop may take after shutdown_grace_ms: the last poll, and the last spans.
+AFTER_GRACE = 3
+UID = 10001
+
+
+def documents(folder, without=()):
+    """(file, object) of each manifest."""
+    for path in sorted(folder.glob("*.yaml")):
+        if path.name not in without:
+            for document in yaml.safe_load_all(path.read_text()):
+                yield path.name, document
+
+
+def rendered(values):
+    with helm_python.Chart.load(str(HERE / "helm/ortus")) as chart:
+        files = chart.render(values, name="ortus", namespace="ortus")
+    for name, text in sorted(files.items()):
+        for document in yaml.safe_load_all(text):
+            if document:
+                yield name.rsplit("/", 1)[-1], document
+
+
+# --- schemas ------------------------------------------------------------------------------------
+
+
+def kubernetes_problems(where, document):
+    for version in VERSIONS:
+        try:
+            kubernetes_validate.validate(document, version, strict=True)
+        except kubernetes_validate.ValidationError as error:
+            at = "/".join(str(part) for part in error.path)
+            yield f"{where}: Kubernetes {version}: {at}: {error.message[:300]}"
+            return
+        except kubernetes_validate.SchemaNotFoundError as error:
+            yield f"{where}: {error.message}"
+            return
+
+
+class KServe:
+    """The types of KServe's objects, read from the sources of its package without running them."""
+
+    def __init__(self):
+        package = importlib.util.find_spec("kserve").submodule_search_locations[0]
+        self.types = {}
+        for path in (pathlib.Path(package) / "models").glob("v1*.py"):
+            for node in ast.parse(path.read_text()).body:
+                if isinstance(node, ast.ClassDef):
+                    maps = {
+                        item.targets[0].id: ast.literal_eval(item.value)
+                        for item in node.body
+                        if isinstance(item, ast.Assign) and item.targets[0].id in ("openapi_types", "attribute_map")
+                    }
+                    names = maps["attribute_map"]
+                    self.types[node.name] = {names[key]: kind for key, kind in maps["openapi_types"].items()}
+
+    def problems(self, where, value, kind):
+        """What of `value` is not as its type says. Kubernetes's own types are looked at by `kubernetes_problems`, in a pod."""
+        if inner := re.fullmatch(r"list\[(.*)\]", kind):
+            if not isinstance(value, list):
+                yield f"{where}: a list is expected"
+                return
+            for number, item in enumerate(value):
+                yield from self.problems(f"{where}/{number}", item, inner[1])
+        elif kind in self.types:
+            if not isinstance(value, dict):
+                yield f"{where}: an object is expected"
+                return
+            for key, item in value.items():
+                if key not in self.types[kind]:
+                    yield f"{where}: {kind} has no field {key}"
+                else:
+                    yield from self.problems(f"{where}/{key}", item, self.types[kind][key])
+        else:
+            plain = {"str": str, "int": int, "bool": bool, "dict(str, str)": dict}.get(kind)
+            if plain and not isinstance(value, plain):
+                yield f"{where}: {kind} is expected"
+
+    def check(self, where, document):
+        group, version = document["apiVersion"].split("/")
+        kind = f"{version[0].upper()}{version[1:]}{document['kind']}"
+        if group != "serving.kserve.io" or kind not in self.types:
+            yield f"{where}: KServe has no {document['apiVersion']} {document['kind']}"
+            return
+        yield from self.problems(where, document, kind)
+
+
+def runtime_pod(document):
+    """The pod that a ServingRuntime describes, as a Deployment to look at."""
+    labels = {"app.kubernetes.io/name": "ortus"}
+    spec = {key: copy.deepcopy(document["spec"][key]) for key in ("containers", "volumes")}
+    return {
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "ortus"},
+        "spec": {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": spec}},
+    }
+
+
+# --- what pods must be --------------------------------------------------------------------------
+
+
+def pod_problems(where, pod):
+    """Of a pod whose container must be locked down."""
+    for container in pod["containers"]:
+        context = {**pod.get("securityContext", {}), **container.get("securityContext", {})}
+        wanted = {
+            "runAsNonRoot": True, "runAsUser": UID, "readOnlyRootFilesystem": True, "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]}, "seccompProfile": {"type": "RuntimeDefault"},
+        }
+        for key, value in wanted.items():
+            if context.get(key) != value:
+                yield f"{where}: {key} is {context.get(key)}, not {value}"
+        for key in ("requests", "limits"):
+            if "memory" not in container.get("resources", {}).get(key, {}):
+                yield f"{where}: no {key} of memory"
+        volumes = {volume["name"] for volume in pod["volumes"]}
+        mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+        for path, name in mounts.items():
+            if name not in volumes:
+                yield f"{where}: {path} names the volume {name}, which is not there"
+
+
+def grace_problems(where, pod, environment, ends_after):
+    container = pod["containers"][0]
+    pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    needed = pause + int(environment["ORTUS_SERVER__SHUTDOWN_GRACE_MS"]) / 1000 + AFTER_GRACE
+    if ends_after < needed:
+        yield f"{where}: terminationGracePeriodSeconds is {ends_after}, a stop may take {needed:g}"
+
+
+def settings_of(container, configs):
+    environment = {variable["name"]: variable["value"] for variable in container.get("env", [])}
+    for source in container.get("envFrom", []):
+        environment |= configs[source["configMapRef"]["name"]]
+    return environment
+
+
+def port_of(container, port):
+    """The number of a port that may be named."""
+    if isinstance(port, int):
+        return port
+    return next((each["containerPort"] for each in container["ports"] if each["name"] == port), None)
+
+
+# --- a real server ------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def server(ortus, arguments, environment):
+    """Starts it as a pod would: settings as they are, but on a free port of loopback and with folders of this machine.
+
+    Gives its port, the one that the settings name, and a function that says what it said."""
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        shutil.copytree(ROOT / "models" / "digits", folder / "models" / "digits")
+        (folder / "cache").mkdir()
+        environment, arguments = dict(environment), list(arguments)
+        listen = environment.get("ORTUS_SERVER__LISTEN", "127.0.0.1:8080")
+        flags = {"--listen": "127.0.0.1:0", "--models": str(folder / "models")}
+        for place, flag in enumerate(arguments):
+            if flag in flags:
+                listen = arguments[place + 1] if flag == "--listen" else listen
+                arguments[place + 1] = flags[flag]
+        for key, value in (
+            ("ORTUS_SERVER__LISTEN", flags["--listen"]), ("ORTUS_STORE__MODELS_DIR", flags["--models"]),
+            ("ORTUS_OPTIMIZATION__CACHE_DIR", str(folder / "cache")),
+        ):
+            if key in environment:
+                environment[key] = value
+        kept = {key: os.environ[key] for key in ("PATH", "ORT_DYLIB_PATH") if key in os.environ}
+        other = {}
+        if os.geteuid() == 0:
+            # Nothing but the cache is this user's, as in the pod.
+            folder.chmod(0o755)
+            os.chown(folder / "cache", UID, UID)
+            reachable = subprocess.run(
+                ["test", "-x", ortus, "-a", "-r", kept.get("ORT_DYLIB_PATH", "/")], user=UID, group=UID, extra_groups=[]
+            )
+            if reachable.returncode == 0:
+                other = {"user": UID, "group": UID, "extra_groups": []}
+            else:
+                print("       the server runs as root here: another user does not reach its files")
+        log = folder / "log"
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [ortus, *arguments], env={**kept, **environment}, cwd=folder / "models", stdout=output,
+                stderr=subprocess.STDOUT, start_new_session=True, **other,
+            )
+        try:
+            yield started(process, log), int(listen.rsplit(":", 1)[1]), log.read_text
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(START_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+class NotStarted(Exception):
+    pass
+
+
+def started(process, log):
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        if found := re.search(r"listening on http://127\.0\.0\.1:(\d+)", log.read_text()):
+            port = int(found[1])
+            while time.monotonic() < deadline and ask(port, "/readyz")[0] != 200:
+                time.sleep(0.02)
+            return port
+        time.sleep(0.02)
+    raise NotStarted(log.read_text()[-600:])
+
+
+def ask(port, path, host="127.0.0.1", method="GET", body=None, headers=None):
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=10)) as connection:
+        connection.request(method, path, body, {"Host": host, **(headers or {})})
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+
+
+def live_problems(where, ortus, pod, configs, annotations, names, metrics=()):
+    """Whether a server with the pod's settings starts, and has what the pod says of it; `names` are what clients call it."""
+    container = pod["containers"][0]
+    environment = settings_of(container, configs)
+    try:
+        with server(ortus, container["args"], environment) as (port, listens_on, said):
+            for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+                get = container[probe]["httpGet"]
+                if port_of(container, get["port"]) != listens_on:
+                    yield f"{where}: {probe} asks port {get['port']}, the server listens on {listens_on}"
+                if (status := ask(port, get["path"])[0]) != 200:
+                    yield f"{where}: {probe}: {get['path']} answers {status}"
+            if [each["containerPort"] for each in container["ports"]] != [listens_on]:
+                yield f"{where}: the server listens on {listens_on}, the ports are {container['ports']}"
+            prefix = next(key for key in annotations if key.endswith("/port")).rsplit("/", 1)[0]
+            if int(annotations[f"{prefix}/port"]) != listens_on:
+                yield f"{where}: {prefix}/port is not the port of the server"
+            status, text = ask(port, annotations[f"{prefix}/path"])
+            for metric in metrics:
+                if status != 200 or not re.search(rf"^{metric}{{", text, re.MULTILINE):
+                    yield f"{where}: /metrics has no {metric}"
+            if "--insecure" not in container["args"]:
+                # The server here listens on loopback, and is asked for no keys.
+                yield f"{where}: there are no keys, so a server that others reach does not start without --insecure"
+            for name in names:
+                if (status := ask(port, "/livez", host=name)[0]) != 200:
+                    yield f"{where}: asked as {name} it answers {status}"
+            picture = (ROOT / "models/digits/samples/seven.png").read_bytes()
+            call = ("/v1/models/digits/predict", "127.0.0.1", "POST", picture, {"Content-Type": "image/png"})
+            if (status := ask(port, *call)[0]) != 200:
+                yield f"{where}: a prediction answers {status}"
+            if "no optimised state can be kept" in said():
+                yield f"{where}: cache_dir is not a place that it can write"
+    except NotStarted as error:
+        yield f"{where}: the server does not start: {error}"
+
+
+# --- the sets -----------------------------------------------------------------------------------
+
+
+def set_problems(name, objects, ortus, rules):
+    """Of one set of manifests that belong together. `ortus` is None where no server is to be started."""
+    for where, document in objects:
+        yield from kubernetes_problems(f"{name}/{where}", document)
+    by_kind = {}
+    for _, document in objects:
+        by_kind.setdefault(document["kind"], document)
+    deployment, service, scaler = by_kind["Deployment"], by_kind["Service"], by_kind["HorizontalPodAutoscaler"]
+    template = deployment["spec"]["template"]
+    pod, labels = template["spec"], template["metadata"]["labels"]
+    container = pod["containers"][0]
+    config = by_kind["ConfigMap"]
+    configs = {config["metadata"]["name"]: config["data"]}
+    yield from pod_problems(f"{name}/pod", pod)
+    yield from grace_problems(f"{name}/pod", pod, settings_of(container, configs), pod["terminationGracePeriodSeconds"])
+    selectors = {
+        "Deployment": deployment["spec"]["selector"]["matchLabels"],
+        "Service": service["spec"]["selector"],
+        "PodDisruptionBudget": by_kind["PodDisruptionBudget"]["spec"]["selector"]["matchLabels"],
+        "NetworkPolicy": by_kind["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"],
+    }
+    for kind, selector in selectors.items():
+        if not selector or any(labels.get(key) != value for key, value in selector.items()):
+            yield f"{name}: the {kind} selects {selector}, the pods have {labels}"
+    ports = [("Service", service["spec"]["ports"][0]["targetPort"])]
+    ports += [("NetworkPolicy", port["port"]) for port in by_kind["NetworkPolicy"]["spec"]["ingress"][0]["ports"]]
+    for kind, port in ports:
+        if port_of(container, port) != container["ports"][0]["containerPort"]:
+            yield f"{name}: the {kind} names the port {port}, which the pod has not"
+    target = scaler["spec"]["scaleTargetRef"]
+    if (target["kind"], target["name"]) != ("Deployment", deployment["metadata"]["name"]):
+        yield f"{name}: the autoscaler's target is {target}"
+    claims = {volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"] if "persistentVolumeClaim" in volume}
+    if "PersistentVolumeClaim" in by_kind and claims != {by_kind["PersistentVolumeClaim"]["metadata"]["name"]}:
+        yield f"{name}: the pods mount {claims}"
+    metrics = [metric["pods"]["metric"]["name"] for metric in scaler["spec"]["metrics"]]
+    for metric in metrics:
+        if not any(rule["name"]["as"] == metric and rule["seriesQuery"].startswith(f"{metric}{{") for rule in rules):
+            yield f"{name}: prometheus-adapter.yaml has no rule for {metric}"
+    if ortus:
+        service_name = f"{service['metadata']['name']}.ortus"
+        names = [service["metadata"]["name"], service_name, f"{service_name}.svc", f"{service_name}.svc.cluster.local"]
+        yield from live_problems(f"{name}/pod", ortus, pod, configs, template["metadata"]["annotations"], names, metrics)
+
+
+def kserve_problems(objects, ortus):
+    kserve = KServe()
+    runtime = next(document for _, document in objects if document["kind"] == "ServingRuntime")
+    service = next(document for _, document in objects if document["kind"] == "InferenceService")
+    for where, document in objects:
+        yield from kserve.check(f"kserve/{where}", document)
+    as_deployment = runtime_pod(runtime)
+    yield from kubernetes_problems("kserve/runtime.yaml", as_deployment)
+    pod = as_deployment["spec"]["template"]["spec"]
+    yield from pod_problems("kserve/runtime", pod)
+    predictor = service["spec"]["predictor"]
+    environment = settings_of(pod["containers"][0], {})
+    yield from grace_problems("kserve/example", pod, environment, predictor["terminationGracePeriodSeconds"])
+    model, spec = predictor["model"], runtime["spec"]
+    if model["runtime"] != runtime["metadata"]["name"] or model["protocolVersion"] not in spec["protocolVersions"]:
+        yield "kserve/example: it does not name the runtime and its protocol"
+    if model["modelFormat"]["name"] not in [each["name"] for each in spec["supportedModelFormats"]]:
+        yield "kserve/example: the runtime does not have its format"
+    if ortus:
+        yield from live_problems("kserve/runtime", ortus, pod, {}, spec["annotations"], ["digits-default.example.com"])
+
+
+def image_problems(text, ortus):
+    """Of the Dockerfile: it is not built here."""
+    for source in re.findall(r"^COPY (?!--from)(?:--\S+ )*(\S+) ", text, re.MULTILINE):
+        if not (ROOT / source).exists():
+            yield f"Dockerfile: there is no {source}"
+    stages = set(re.findall(r"^FROM \S+ AS (\S+)", text, re.MULTILINE))
+    for stage in re.findall(r"^COPY --from=(\S+)", text, re.MULTILINE):
+        if stage not in stages:
+            yield f"Dockerfile: there is no stage {stage}"
+    if f"USER {UID}:{UID}" not in text:
+        yield f"Dockerfile: its user is not {UID}"
+    command = json.loads(re.search(r"^CMD (\[.*\])", text, re.MULTILINE)[1])
+    health = json.loads(re.search(r"HEALTHCHECK [^[]*CMD (\[.*\])", text)[1])
+    exposed = int(re.search(r"^EXPOSE (\d+)", text, re.MULTILINE)[1])
+    if not ortus:
+        return
+    try:
+        with server(ortus, command, {}) as (port, listens_on, _):
+            if listens_on != exposed or f"/{exposed} " not in health[-1]:
+                yield f"Dockerfile: the server listens on {listens_on}; EXPOSE or HEALTHCHECK names another port"
+            # bash reads the text as Docker's JSON gives it.
+            answered = subprocess.run([*health[:-1], health[-1].replace(f"/{exposed} ", f"/{port} ")], timeout=30)
+            if answered.returncode != 0:
+                yield "Dockerfile: the health check fails on a server that is well"
+    except NotStarted as error:
+        yield f"Dockerfile: the server does not start: {error}"
+        return
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        call = [*health[:-1], health[-1].replace(f"/{exposed} ", f"/{unused.getsockname()[1]} ")]
+        if subprocess.run(call, stderr=subprocess.DEVNULL, timeout=30).returncode == 0:
+            yield "Dockerfile: the health check is content where there is no server"
+
+
+def all_sets():
+    base = list(documents(HERE / "kubernetes", without=("kustomization.yaml", "prometheus-adapter.yaml")))
+    adapter = yaml.safe_load((HERE / "kubernetes/prometheus-adapter.yaml").read_text())
+    return base, list(rendered({})), list(documents(HERE / "kserve")), adapter["rules"]["custom"]
+
+
+def difference_problems(base, chart):
+    """The chart's defaults are the manifests, but for the namespace and the image's tag, which kustomization.yaml has."""
+    of_kind = lambda objects: {document["kind"]: document for _, document in objects if document["kind"] != "Namespace"}
+    ours, theirs = copy.deepcopy(of_kind(base)), copy.deepcopy(of_kind(chart))
+    kustomization = yaml.safe_load((HERE / "kubernetes/kustomization.yaml").read_text())
+    for container in ours["Deployment"]["spec"]["template"]["spec"]["containers"]:
+        container["image"] += f":{kustomization['images'][0]['newTag']}"
+    for kind in sorted(set(ours) | set(theirs)):
+        if ours.get(kind) != theirs.get(kind):
+            yield f"the chart's {kind} is not that of deploy/kubernetes"
+    listed = set(kustomization["resources"])
+    files = {path.name for path in (HERE / "kubernetes").glob("*.yaml")} - {"kustomization.yaml", "prometheus-adapter.yaml"}
+    if listed != files:
+        yield f"kustomization.yaml lists {sorted(listed ^ files)} or lacks them"
+
+
+def changed(objects, kind, path, value):
+    """The same objects with one place changed; `value` of ... removes it."""
+    objects = copy.deepcopy(objects)
+    place = next(document for _, document in objects if document["kind"] == kind)
+    for key in path[:-1]:
+        place = place[key]
+    if value is ...:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    return objects
+
+
+POD = ("spec", "template", "spec")
+MISTAKES = [
+    ("Deployment", (*POD, "containers", 0, "redinessProbe"), {}),
+    ("Deployment", (*POD, "terminationGracePeriodSeconds"), 20),
+    ("Deployment", (*POD, "containers", 0, "securityContext", "readOnlyRootFilesystem"), ...),
+    ("Deployment", (*POD, "containers", 0, "readinessProbe", "httpGet", "path"), "/ready"),
+    ("Deployment", (*POD, "containers", 0, "livenessProbe", "httpGet", "port"), 8081),
+    ("Deployment", (*POD, "containers", 0, "args"), ["serve", "--insecur"]),
+    ("Deployment", (*POD, "containers", 0, "args"), ["serve"]),
+    ("ConfigMap", ("data", "ORTUS_SERVER__LISTEN_ON"), "0.0.0.0:8080"),
+    ("ConfigMap", ("data", "ORTUS_OPTIMIZATION__CACHE_DIR"), ...),
+    ("ConfigMap", ("data", "ORTUS_SERVER__ALLOWED_HOSTS"), "ortus"),
+    ("Service", ("spec", "selector"), {"app": "ortus"}),
+    ("Service", ("spec", "ports", 0, "targetPort"), "web"),
+    ("HorizontalPodAutoscaler", ("spec", "metrics", 0, "pods", "metric", "name"), "ortus_queue_length"),
+    ("NetworkPolicy", ("spec", "ingress", 0, "ports", 0, "port"), "grpc"),
+]
+KSERVE_MISTAKES = [
+    ("ServingRuntime", ("spec", "protocolVersion"), ["v2"]),
+    ("ServingRuntime", ("spec", "supportedModelFormats", 0, "autoselect"), True),
+    ("ServingRuntime", ("spec", "containers", 0, "readinessProbe", "httpGet", "path"), "/v2/ready"),
+    ("InferenceService", ("spec", "predictor", "model", "storageURI"), "pvc://x"),
+    ("InferenceService", ("spec", "predictor", "model", "protocolVersion"), "v1"),
+]
+
+
+def missed(base, kserve, rules, ortus):
+    """Made-up mistakes that nothing complains of."""
+    for kind, path, value in MISTAKES:
+        if not any(True for _ in set_problems("made up", changed(base, kind, path, value), ortus, rules)):
+            yield f"a mistake is not found: {kind} {path} = {value}"
+    for kind, path, value in KSERVE_MISTAKES:
+        if not any(True for _ in kserve_problems(changed(kserve, kind, path, value), ortus)):
+            yield f"a mistake is not found: {kind} {path} = {value}"
+
+
+def main():
+    ortus = str(pathlib.Path(sys.argv[1]).resolve())
+    base, chart, kserve, rules = all_sets()
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    changed_values = {"preStopSeconds": 9, "settings": {"SERVER__SHUTDOWN_GRACE_MS": "30500"}, "store": {"existingClaim": "mine"}}
+    parts = [
+        ("deploy/kubernetes", set_problems("kubernetes", base, ortus, rules)),
+        ("deploy/helm", set_problems("helm", chart, ortus, rules)),
+        ("deploy/helm with other values", set_problems("helm", list(rendered(changed_values)), None, rules)),
+        ("deploy/helm beside deploy/kubernetes", difference_problems(base, chart)),
+        ("deploy/kserve", kserve_problems(kserve, ortus)),
+        ("Dockerfile", image_problems(dockerfile, ortus)),
+        (f"{len(MISTAKES + KSERVE_MISTAKES)} made-up mistakes", missed(base, kserve, rules, ortus)),
+    ]
+    failed = 0
+    print(f"Kubernetes {VERSIONS[0]} to {VERSIONS[-1]}, Helm {helm_python.helm_sdk_version()}")
+    for name, problems in parts:
+        found = list(problems)
+        print(f"{'FAILED' if found else 'ok    '} {name}", *found, sep="\n       ", flush=True)
+        failed += bool(found)
+    print(f"{len(parts) - failed} passed, {failed} failed")
+    raise SystemExit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,3 @@
+{{- define "ortus.labels" -}}
+app.kubernetes.io/name: {{ .Release.Name }}
+{{- end }}
