@@ -6,9 +6,10 @@
 Starts two processes with stores of their own, Debian's nginx with deploy/nginx.conf in front of them (ports
 changed), and clients that send predictions and jobs without a pause, over connections that they keep and over
 new ones. Each process in turn gets SIGTERM, is waited for and started again, as deploy/nginx.conf says. Every
-request must be answered as it should, every job that was accepted (202) must be done, and nginx may hardly
-have had to ask the other process because a request broke off. In the end one process is ended by SIGKILL and
-what clients and nginx saw of that is printed, not judged.
+request must be answered as it should, and every job that was accepted (202) must be done. Then one process is
+ended by SIGKILL, and what clients and nginx saw of that is printed, not judged. In the end the restarts are
+made under an nginx that asks the other process only where a connection was refused: so it is seen whether the
+server itself breaks requests off.
 
 Everything is on loopback and ends by itself. Standard library only. Each finding is a line that begins with
 `ok` or `FAILED`; exits with 1 where one failed. `make rolling` runs it.
@@ -43,6 +44,7 @@ SETTLE_SECONDS = 2.3
 BROKEN = "while reading response header from upstream"
 # Comes beside another line, or after a 503.
 DISABLED = "upstream server temporarily disabled"
+REPEATS = "error timeout http_503 non_idempotent;"
 PREDICTION = json.dumps({"inputs": {"x": [[0.5] * 32]}})
 
 failed = False
@@ -53,16 +55,16 @@ def main():
     parser.add_argument("ortus", help="the server's binary")
     parser.add_argument("--rounds", type=int, default=3, help="restarts of each process (3)")
     parser.add_argument("--clients", type=int, default=8, help="that send predictions (8)")
-    parser.add_argument("--no-kill", action="store_true", help="leave SIGKILL out")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         folder = pathlib.Path(folder)
         ports = free_ports(3)
         servers = [stack.enter_context(Server(arguments.ortus, folder / f"ortus{n}", ports[n])) for n in (0, 1)]
-        nginx = stack.enter_context(Nginx(folder / "nginx", ports))
-        rolling_restart(servers, nginx, arguments.rounds, arguments.clients)
-        if not arguments.no_kill:
+        with Nginx(folder / "nginx", ports) as nginx:
+            rolling_restart(servers, nginx, arguments.rounds, arguments.clients)
             kill(servers, nginx, arguments.clients)
+        with Nginx(folder / "bare-nginx", ports, repeats=False) as nginx:
+            bare_restart(servers, nginx, arguments.clients)
     sys.exit(1 if failed else 0)
 
 
@@ -133,17 +135,19 @@ class Server:
 
 
 class Nginx:
-    """nginx with deploy/nginx.conf, on ports that are free."""
+    """nginx with deploy/nginx.conf, on ports that are free. Without `repeats`, what was sent once is not sent again."""
 
-    def __init__(self, folder, ports):
+    def __init__(self, folder, ports, repeats=True):
         binary = shutil.which("nginx") or "/usr/sbin/nginx"
         folder.mkdir()
         self.folder, self.port = folder, ports[2]
         site = SITE.read_text()
         for old, new in zip(("127.0.0.1:8081", "127.0.0.1:8082", "127.0.0.1:8080"), ports, strict=True):
-            if old not in site:
-                raise SystemExit(f"deploy/nginx.conf no longer names {old}")
+            if old not in site or REPEATS not in site:
+                raise SystemExit(f"deploy/nginx.conf no longer names {old} or {REPEATS}")
             site = site.replace(old, f"127.0.0.1:{new}")
+        if not repeats:
+            site = site.replace(REPEATS, "error timeout;")
         (folder / "site.conf").write_text(site)
         temporary = "".join(
             f"    {name}_temp_path {folder}/{name};\n" for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -213,14 +217,14 @@ class Nginx:
 class Load:
     """Clients that send without a pause until the block ends."""
 
-    def __init__(self, nginx, clients):
+    def __init__(self, nginx, clients, job_clients):
         self.port, self.stopping = nginx.port, threading.Event()
         self.expected = nginx.outputs()
         self.lock = threading.Lock()
         self.answered = collections.Counter()
         self.problems = collections.Counter()
         self.jobs = []
-        jobs = [threading.Thread(target=self.send, args=("jobs", True, 0.02)) for _ in range(2)]
+        jobs = [threading.Thread(target=self.send, args=("jobs", True, 0.02)) for _ in range(job_clients)]
         # Every second client takes a new connection for each request.
         predictions = [threading.Thread(target=self.send, args=("predict", n % 2 == 0, 0.001)) for n in range(clients)]
         self.threads = jobs + predictions
@@ -276,24 +280,38 @@ class Load:
 
 
 def rolling_restart(servers, nginx, rounds, clients):
-    stops = []
-    with Load(nginx, clients) as load:
-        time.sleep(1)
-        for _ in range(rounds):
-            for server in servers:
-                stops.append(server.stop())
-                server.start()
-                time.sleep(SETTLE_SECONDS)
+    with Load(nginx, clients, job_clients=2) as load:
+        stops = restarts(servers, rounds)
     slowest = max(seconds for _, seconds in stops)
     finding(all(status == 0 for status, _ in stops), f"{len(stops)} stops by SIGTERM, the slowest in {slowest:.1f} s")
     sent = " and ".join(f"{count} {call}" for call, count in sorted(load.answered.items()))
     finding(len(load.answered) == 2 and not load.problems, f"every request answered as it should: {sent}")
-    broken = sum(count for line, count in nginx.errors().items() if BROKEN in line)
-    finding(broken <= len(stops), f"nginx saw at most one request a stop break off, and repeated it: {broken}")
     lost = unfinished(servers, load.jobs)
     finding(not lost, f"every accepted job is done: {len(load.jobs)}, not done {dict(lost)}")
     report(load, nginx)
     nginx.forget()
+
+
+def bare_restart(servers, nginx, clients):
+    # No jobs: their 503 would tell nginx that a process stops.
+    with Load(nginx, clients + 4, job_clients=0) as load:
+        stops = restarts(servers, 2)
+    broken = sum(count for line, count in nginx.errors().items() if BROKEN in line)
+    what = f"{load.answered['predict']} answered, {len(stops)} stops, {broken} broken off"
+    finding(load.answered and broken <= len(stops), f"nginx repeats nothing: at most one request a stop breaks off: {what}")
+    report(load, nginx)
+
+
+def restarts(servers, rounds):
+    """Stops each server in turn and starts it again; the exit status and the seconds of each stop."""
+    stops = []
+    time.sleep(1)
+    for _ in range(rounds):
+        for server in servers:
+            stops.append(server.stop())
+            server.start()
+            time.sleep(SETTLE_SECONDS)
+    return stops
 
 
 def unfinished(servers, jobs):
@@ -317,7 +335,7 @@ def state(servers, job):
 
 
 def kill(servers, nginx, clients):
-    with Load(nginx, clients) as load:
+    with Load(nginx, clients, job_clients=2) as load:
         time.sleep(1)
         servers[0].process.kill()
         servers[0].process.wait()
