@@ -9,7 +9,7 @@ new ones. Each process in turn gets SIGTERM, is waited for and started again, as
 request must be answered as it should, and every job that was accepted (202) must be done. Then one process is
 ended by SIGKILL, and what clients and nginx saw of that is printed, not judged. In the end the restarts are
 made under an nginx that asks the other process only where a connection was refused: so it is seen whether the
-server itself breaks requests off.
+server itself breaks requests off. Last, one stops while a client takes its answer slowly.
 
 Everything is on loopback and ends by itself. Standard library only. Each finding is a line that begins with
 `ok` or `FAILED`; exits with 1 where one failed. `make rolling` runs it.
@@ -65,6 +65,7 @@ def main():
             kill(servers, nginx, arguments.clients)
         with Nginx(folder / "bare-nginx", ports, repeats=False) as nginx:
             bare_restart(servers, nginx, arguments.clients)
+        slow_reader(servers[0])
     sys.exit(1 if failed else 0)
 
 
@@ -88,7 +89,7 @@ class Server:
 
     def __init__(self, ortus, folder, port):
         self.ortus, self.folder, self.port = ortus, folder, port
-        for name in ("mlp", "slow"):
+        for name in ("mlp", "echo"):
             shutil.copytree(FIXTURES / name, folder / "models" / name)
         self.log = (folder / "log").open("w")
         self.process = None
@@ -300,6 +301,30 @@ def bare_restart(servers, nginx, clients):
     what = f"{load.answered['predict']} answered, {len(stops)} stops, {broken} broken off"
     finding(load.answered and broken <= len(stops), f"nginx repeats nothing: at most one request a stop breaks off: {what}")
     report(load, nginx)
+
+
+def slow_reader(server):
+    """Reads an answer of 10 MB only when the server has been stopping for longer than it lets connections be silent."""
+    length = 4 * 16 * 150528
+    head = json.dumps({
+        "inputs": [{"name": "x", "shape": [16, 150528], "datatype": "FP32", "parameters": {"binary_data_size": length}}],
+        "parameters": {"binary_data_output": True},
+    }).encode()
+    headers = {"Content-Type": "application/octet-stream", "Inference-Header-Content-Length": str(len(head))}
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)) as connection:
+        connection.sock = socket.socket()
+        connection.sock.settimeout(20)
+        connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
+        connection.sock.connect(("127.0.0.1", server.port))
+        connection.request("POST", "/v2/models/echo/infer", head + bytes(length), headers)
+        response = connection.getresponse()
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(1.5)
+        try:
+            got = len(response.read())
+        except (OSError, http.client.IncompleteRead) as error:
+            got = len(getattr(error, "partial", b""))
+    finding(got > length, f"who reads slowly gets the whole answer of a server that stops: {got} of at least {length} bytes")
 
 
 def restarts(servers, rounds):
