@@ -185,7 +185,7 @@ def port_of(container, port):
 def server(ortus, arguments, environment):
     """Starts it as a pod would: settings as they are, but on a free port of loopback and with folders of this machine.
 
-    Gives its port, the one that the settings name, and a function that says what it said."""
+    Gives its port, the one that the settings name, a key where it asks for one, and a function that says what it said."""
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         shutil.copytree(ROOT / "models" / "digits", folder / "models" / "digits")
@@ -199,7 +199,7 @@ def server(ortus, arguments, environment):
                 arguments[place + 1] = flags[flag]
         for key, value in (
             ("ORTUS_SERVER__LISTEN", flags["--listen"]), ("ORTUS_STORE__MODELS_DIR", flags["--models"]),
-            ("ORTUS_OPTIMIZATION__CACHE_DIR", str(folder / "cache")),
+            ("ORTUS_OPTIMIZATION__CACHE_DIR", str(folder / "cache")), ("ORTUS_AUTH__KEYS_FILE", str(folder / "keys.json")),
         ):
             if key in environment:
                 environment[key] = value
@@ -216,6 +216,13 @@ def server(ortus, arguments, environment):
                 other = {"user": UID, "group": UID, "extra_groups": []}
             else:
                 print("       the server runs as root here: another user does not reach its files")
+        key = None
+        if "ORTUS_AUTH__KEYS_FILE" in environment:
+            made = {**kept, "ORTUS_AUTH__KEYS_FILE": environment["ORTUS_AUTH__KEYS_FILE"]}
+            create = [ortus, "key", "create", "--role", "infer", "--name", "check"]
+            key = subprocess.run(create, env=made, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
+            # A Secret's files belong to root and the pod's fsGroup.
+            (folder / "keys.json").chmod(0o444)
         log = folder / "log"
         with log.open("w") as output:
             process = subprocess.Popen(
@@ -223,7 +230,7 @@ def server(ortus, arguments, environment):
                 stderr=subprocess.STDOUT, start_new_session=True, **other,
             )
         try:
-            yield started(process, log), int(listen.rsplit(":", 1)[1]), log.read_text
+            yield started(process, log), int(listen.rsplit(":", 1)[1]), key, log.read_text
         finally:
             process.send_signal(signal.SIGTERM)
             try:
@@ -261,7 +268,7 @@ def live_problems(where, ortus, pod, configs, annotations, names, metrics=()):
     container = pod["containers"][0]
     environment = settings_of(container, configs)
     try:
-        with server(ortus, container["args"], environment) as (port, listens_on, said):
+        with server(ortus, container["args"], environment) as (port, listens_on, key, said):
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
                 get = container[probe]["httpGet"]
                 if port_of(container, get["port"]) != listens_on:
@@ -273,18 +280,21 @@ def live_problems(where, ortus, pod, configs, annotations, names, metrics=()):
             prefix = next(key for key in annotations if key.endswith("/port")).rsplit("/", 1)[0]
             if int(annotations[f"{prefix}/port"]) != listens_on:
                 yield f"{where}: {prefix}/port is not the port of the server"
-            status, text = ask(port, annotations[f"{prefix}/path"])
+            path, headers = annotations[f"{prefix}/path"], {"Authorization": f"Bearer {key}"} if key else {}
+            if key and (status := ask(port, path)[0]) != 401:
+                yield f"{where}: without a key {path} answers {status}"
+            status, text = ask(port, path, headers=headers)
             for metric in metrics:
                 if status != 200 or not re.search(rf"^{metric}{{", text, re.MULTILINE):
                     yield f"{where}: /metrics has no {metric}"
-            if "--insecure" not in container["args"]:
-                # The server here listens on loopback, and is asked for no keys.
-                yield f"{where}: there are no keys, so a server that others reach does not start without --insecure"
+            if "--insecure" not in container["args"] and environment.get("ORTUS_AUTH__REQUIRE") != "true":
+                # The server here listens on loopback, and so starts all the same.
+                yield f"{where}: without a key in the Secret, a server that others reach does not start"
             for name in names:
                 if (status := ask(port, "/livez", host=name)[0]) != 200:
                     yield f"{where}: asked as {name} it answers {status}"
             picture = (ROOT / "models/digits/samples/seven.png").read_bytes()
-            call = ("/v1/models/digits/predict", "127.0.0.1", "POST", picture, {"Content-Type": "image/png"})
+            call = ("/v1/models/digits/predict", "127.0.0.1", "POST", picture, {"Content-Type": "image/png", **headers})
             if (status := ask(port, *call)[0]) != 200:
                 yield f"{where}: a prediction answers {status}"
             if "no optimised state can be kept" in said():
@@ -380,7 +390,7 @@ def image_problems(text, ortus):
     if not ortus:
         return
     try:
-        with server(ortus, command, {}) as (port, listens_on, _):
+        with server(ortus, command, {}) as (port, listens_on, _, _):
             if listens_on != exposed or f"/{exposed} " not in health[-1]:
                 yield f"Dockerfile: the server listens on {listens_on}; EXPOSE or HEALTHCHECK names another port"
             # bash reads the text as Docker's JSON gives it.
@@ -440,7 +450,8 @@ MISTAKES = [
     ("Deployment", (*POD, "containers", 0, "readinessProbe", "httpGet", "path"), "/ready"),
     ("Deployment", (*POD, "containers", 0, "livenessProbe", "httpGet", "port"), 8081),
     ("Deployment", (*POD, "containers", 0, "args"), ["serve", "--insecur"]),
-    ("Deployment", (*POD, "containers", 0, "args"), ["serve"]),
+    ("ConfigMap", ("data", "ORTUS_AUTH__REQUIRE"), ...),
+    ("ConfigMap", ("data", "ORTUS_AUTH__KEYS_FILE"), ...),
     ("ConfigMap", ("data", "ORTUS_SERVER__LISTEN_ON"), "0.0.0.0:8080"),
     ("ConfigMap", ("data", "ORTUS_OPTIMIZATION__CACHE_DIR"), ...),
     ("ConfigMap", ("data", "ORTUS_SERVER__ALLOWED_HOSTS"), "ortus"),
