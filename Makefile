@@ -25,7 +25,7 @@ LIBRARY := library
 GPU_ENV := source lib-cuda/env.sh
 endif
 
-.PHONY: browser deploy-check rolling exporter exporter-test fuzz help run test check gpu-run gpu-check gpu-models clients models fixtures zero-shot-fixtures bench bench-models optimize-table soak clean library gpu-library fmt-check lint docs openapi-check deny
+.PHONY: browser screenshots deploy-check rolling exporter exporter-test fuzz help run test check gpu-run gpu-check gpu-models clients models fixtures zero-shot-fixtures bench bench-models optimize-table soak clean library gpu-library fmt-check lint docs openapi-check deny
 
 help:  ## List these commands
 	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## */\1\t/' | column -t -s $$'\t'
@@ -100,7 +100,6 @@ $(BROWSER)/.installed: tests/browser/requirements.txt
 	$(BROWSER)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
-# AXE names axe-core's script, SCREENSHOTS a folder for pictures of all pages.
 browser: $(LIBRARY) $(BROWSER)/.installed  ## Drive the dashboard in the system's Chromium
 	$(CARGO) build --locked
 	ORTUS=$(abspath $(TARGET))/debug/ortus $(BROWSER)/bin/python tests/browser/dashboard.py
@@ -120,6 +119,10 @@ deploy-check: $(LIBRARY) $(DEPLOY)/.installed  ## Hold manifests, chart and Dock
 rolling: $(LIBRARY)  ## Restart two servers behind nginx in turn, under load (needs nginx)
 	$(CARGO) build --locked
 	$(PYTHON) tests/rolling/rolling.py $(abspath $(TARGET))/debug/ortus
+# Elsewhere as in: make screenshots SCREENSHOTS=/tmp/pictures
+screenshots: $(LIBRARY) $(BROWSER)/.installed  ## Take the pictures of docs/screenshots again
+	$(CARGO) build --locked
+	ORTUS=$(abspath $(TARGET))/debug/ortus $(BROWSER)/bin/python tests/browser/screenshots.py $(SCREENSHOTS)
 
 EXPORTER := tools/exporter/.venv
 

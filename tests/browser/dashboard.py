@@ -1,17 +1,20 @@
 """Drives every page and action of the dashboard in headless Chromium, against a real server with real models.
 
-Fails on a script error, a message of the console, a violation of the content security policy, a page wider than its window, or
-a serious finding of axe-core (where AXE names its script). With SCREENSHOTS=DIR it writes pictures of every page, both themes,
-wide and narrow, there.
+Fails on a script error, a message of the console, a violation of the content security policy, a page wider than its window, a
+serious finding of axe-core in either theme, an action that the keyboard alone does not reach or a focus that is not seen, a fact
+missing without scripts, a text of a model that becomes markup, a page heavier than its budget, and a query of
+deploy/observability that /metrics does not answer.
 """
 
+import contextlib
 import json
 import os
 import pathlib
-import shutil
+import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
 import urllib.request
 
 from playwright.sync_api import sync_playwright
@@ -21,100 +24,119 @@ ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "clients"))
 sys.path.insert(0, str(HERE))
 from _hub import Hub  # noqa: E402
+from _keyboard import Keyboard  # noqa: E402
+from _look import axe_script, check, context_of, look, problems, quiet, watched  # noqa: E402
 from _ortus import Connection, Server, default_binary  # noqa: E402
+from _store import ALL, DIGITS, HOSTILE, LONG, SEVEN, WIDE, hostile, ordinary  # noqa: E402
 
 CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
-AXE = os.environ.get("AXE")
-SCREENSHOTS = os.environ.get("SCREENSHOTS")
-DIGITS = ROOT / "models" / "digits"
-SEVEN = DIGITS / "samples" / "seven.png"
-# A name as long as names may be, and texts that would be markup or turn the line around.
-LONG = "n" + "0123456789" * 9 + "12345678" + "x"
-HOSTILE = '<img src=x onerror="window.broken=1">\u202e end'
-
-problems = []
+# Of the whole page with all that it brings, as it comes over the wire.
+PAGE_BYTES_MAX = 150_000
+ENDLESS_RUN = {"inputs": {"n": 10**12}}
 
 
-def check(condition, text):
-    print(("ok   " if condition else "FAIL ") + text)
-    if not condition:
-        problems.append(text)
-
-
-def watched(context):
-    page = context.new_page()
-    page.on("console", lambda message: problems.append(f"console: {message.text}") if message.type in ("error", "warning") and not expected(message.text) else None)
-    page.on("pageerror", lambda error: problems.append(f"script: {error}"))
-    return page
-
-
-def expected(text):
-    # A refused form and a missing page are answers like any other.
-    return "status of 4" in text
-
-
-def looks_right(page, name):
-    page.wait_for_load_state("load")
-    wide = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
-    check(wide <= 0, f"{name}: as wide as its window ({wide})")
-    check(page.evaluate("window.broken") is None, f"{name}: no text of a model became markup")
-    if AXE:
-        page.evaluate(pathlib.Path(AXE).read_text())
-        found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-        serious = [f"{one['id']}: {one['nodes'][0]['html'][:160]}" for one in found if one["impact"] in ("serious", "critical")]
-        check(not serious, f"{name}: axe-core finds nothing serious {serious}")
-
-
-def pages(server):
+def pages():
     return {
-        "overview": "/", "models": "/ui/models", "model": "/ui/models/digits", "failed-model": "/ui/models/broken", "try": "/ui/models/digits/try",
-        "add": "/ui/add", "new-version": "/ui/add?model=digits", "jobs": "/ui/jobs", "events": "/ui/events", "system": "/ui/system",
-        "delete": "/ui/models/digits/delete", "long-name": f"/ui/models/{LONG}", "not-found": "/ui/models/none",
+        "overview": "/", "models": "/ui/models", "model": "/ui/models/digits", "failed model": "/ui/models/broken", "try": "/ui/models/digits/try",
+        "try a text": "/ui/models/embedder/try", "try a sound": "/ui/models/letters/try", "try tensors": "/ui/models/mlp/try", "add": "/ui/add",
+        "new version": "/ui/add?model=digits", "jobs": "/ui/jobs", "events": "/ui/events", "system": "/ui/system", "delete": "/ui/models/digits/delete",
+        "not found": "/ui/models/none",
     }
 
 
-def look_at_all(browser, server, suffix=""):
-    for scheme in ("light", "dark"):
-        for width in (1440, 390):
-            context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
-            page = watched(context)
-            for name, path in pages(server).items():
-                page.goto(server.url + path)
-                # The live parts come once a second.
-                page.wait_for_timeout(1200)
-                looks_right(page, f"{name} {scheme} {width}")
-                if SCREENSHOTS:
-                    target = pathlib.Path(SCREENSHOTS) / f"{name}{suffix}-{scheme}-{width}.png"
-                    page.screenshot(path=target, full_page=True)
-            context.close()
+def main_text(page):
+    return page.locator("main").inner_text()
+
+
+def notice(page):
+    return page.locator(".notice").inner_text()
+
+
+def press(page, text):
+    page.click(f"button:text-is('{text}')")
+    page.wait_for_load_state("load")
+
+
+def look_at_all(browser, server, names):
+    page, axe = watched(context_of(browser)), axe_script()
+    for name, path in names.items():
+        page.goto(server.url + path)
+        if page.locator("[sse-connect]").count():
+            # The live parts come once a second.
+            page.locator(".age:text-is('live')").wait_for(state="attached")
+        look(page, name, axe)
+    page.context.close()
+
+
+def facts(server):
+    """What each page has to say, as the API says it."""
+    api = Connection(server.url)
+    models, broken = api.get("/v1/models")["models"], api.get("/v1/models/broken")
+    digits, stats, system = api.get("/v1/models/digits"), api.get("/v1/models/digits/stats"), api.get("/v1/system")
+    ready = sum(model["state"] == "ready" for model in models)
+    reason = broken["versions"][0]["reason"]
+    inputs = [tensor["name"] for tensor in digits["metadata"]["inputs"] + digits["metadata"]["outputs"]]
+    jobs = [word for job in api.get("/v1/jobs")["jobs"] for word in (job["id"][:8], job["model"], job["status"])]
+    downloads = [word for download in api.get("/v1/downloads")["downloads"] for word in (download["name"], download["state"])]
+    return {
+        "/": [f"{ready} of {len(models)}", "broken", reason, "digits", "p95", "Memory"],
+        "/ui/models": [model["name"] for model in models] + ["image-classification", "failed", reason],
+        "/ui/models/digits": inputs + ["ready", "image-classification", digits["metadata"]["producer"], str(stats["forward_time"]["count"])],
+        "/ui/models/broken": ["failed", reason],
+        "/ui/models/digits/try": ["Picture", "Predict"],
+        "/ui/add": ["HuggingFace id", "Check"],
+        "/ui/jobs": jobs + downloads,
+        "/ui/events": ["is ready", "broken"],
+        "/ui/system": [system["runtime"].split()[-1], "CUDAExecutionProvider", "limits.", "listen"],
+        "/ui/models/fetched/delete": ["model.onnx", "Keep it"],
+        "/ui/models/none": ["none"],
+    }
 
 
 def without_scripts(browser, server):
-    context = browser.new_context(java_script_enabled=False)
-    page = context.new_page()
-    for name, path in pages(server).items():
-        answer = page.goto(server.url + path)
-        check(answer.status in (200, 404) and page.locator("h1").count() == 1, f"{name}: readable without scripts")
+    page = context_of(browser, java_script_enabled=False).new_page()
+    for path, words in facts(server).items():
+        page.goto(server.url + path)
+        text = page.locator("body").inner_text()
+        missing = [word for word in words if word not in text]
+        check(page.locator("h1").count() == 1 and not missing, f"{path}: says all without scripts {missing or ''}")
     page.goto(server.url + "/ui/models/digits/try")
     page.set_input_files("input[name=file]", SEVEN)
-    page.click("button:text-is('Predict')")
-    check("7" in page.locator(".scores tbody tr").first.inner_text(), "trying a picture without scripts finds the seven")
+    press(page, "Predict")
+    check("7" in page.locator(".scores tbody tr").first.inner_text(), "without scripts: a picture of a seven is found")
+    for button, word in {"Unload": "unloaded", "Load": "is loaded", "Warm up": "warm-up is done", "Reset the statistics": "count anew"}.items():
+        page.goto(server.url + "/ui/models/mlp")
+        press(page, button)
+        check(word in notice(page), f"without scripts: {button}")
+    page.goto(server.url + "/ui/add?model=scriptless")
+    page.set_input_files("#file", DIGITS / "1" / "model.onnx")
+    press(page, "Upload and load it")
+    check("in the store" in notice(page), "without scripts: a model is uploaded")
+    page.goto(server.url + "/ui/models/scriptless/delete")
+    press(page, "Delete")
+    check("deleted" in notice(page) and page.locator("a:text-is('scriptless')").count() == 0, "without scripts: it is deleted")
+    page.goto(server.url + "/ui/add")
+    page.fill("#source", "someone/digits")
+    press(page, "Check")
+    check("What would be fetched" in main_text(page), "without scripts: an order is checked")
+    page.goto(server.url + "/ui/events?text=ready&level=info")
+    check(page.locator("tbody tr").count() > 0, "without scripts: events are filtered")
     page.goto(server.url + "/")
     page.select_option("select[name=theme]", "dark")
-    page.click("button:text-is('Set')")
-    check(page.locator("html").get_attribute("data-theme") == "dark", "a theme can be chosen without scripts")
-    context.close()
+    press(page, "Set")
+    check(page.locator("html").get_attribute("data-theme") == "dark", "without scripts: a theme is chosen")
+    page.context.close()
 
 
 def add_a_model(page, server, hub):
     page.goto(server.url + "/ui/add")
     page.fill("#source", "someone/digits")
     page.fill("#name", "fetched")
-    page.click("button:text-is('Check')")
+    press(page, "Check")
     check(page.locator("text=What would be fetched").count() == 1, "a check lists what would be fetched")
     check(page.locator("td:text-is('model.onnx')").count() == 1, "it names the files")
     hub.hold.clear()
-    page.click("button:text-is('Fetch and load it')")
+    press(page, "Fetch and load it")
     row = page.locator("tr", has_text="fetched")
     row.wait_for()
     check("downloading" in row.inner_text() or "queued" in row.inner_text(), "its progress is shown")
@@ -124,86 +146,185 @@ def add_a_model(page, server, hub):
     check("done" in row.inner_text(), "the row is done without a reload")
 
 
-def keyboard_only(page, server):
-    """Through the whole life of a model without a mouse."""
-
-    def press_on(text, limit=80):
-        for _ in range(limit):
-            page.keyboard.press("Tab")
-            if page.evaluate("document.activeElement.textContent.trim()") == text:
-                with page.expect_navigation():
-                    page.keyboard.press("Enter")
-                return
-        raise AssertionError(f"{text!r} is not reached by the keyboard on {page.url}")
-
+def keyboard_only(page, server, hub):
+    """Through each action and the whole life of a model without a mouse."""
+    keyboard = Keyboard(page)
     page.goto(server.url + "/")
-    press_on("Models")
-    press_on("fetched")
-    press_on("Unload")
-    check("unloaded" in page.locator("main").inner_text(), "unloaded by keyboard")
-    press_on("Load")
-    check("ready" in page.locator("main").inner_text(), "loaded by keyboard")
-    press_on("Warm up")
-    check("warm-up is done" in page.locator("[role=status].notice").inner_text(), "warmed up by keyboard")
-    press_on("Reset the statistics")
-    check("count anew" in page.locator("[role=status].notice").inner_text(), "statistics reset by keyboard")
-    press_on("Delete …")
-    check("model.onnx" in page.locator("main").inner_text(), "the question names the files")
-    press_on("Delete")
-    check(page.locator("a:text-is('fetched')").count() == 0, "deleted by keyboard")
+    keyboard.tab()
+    page.keyboard.press("Enter")
+    keyboard.tab()
+    check(page.evaluate("document.querySelector('main').contains(document.activeElement)"), "keyboard: the first stop skips to the content")
+    keyboard.press("Add")
+    keyboard.write("#source", "someone/digits")
+    keyboard.write("#name", "typed")
+    hub.hold.clear()
+    keyboard.press("Check")
+    keyboard.press("Fetch and load it")
+    page.locator("tr:has-text('typed') button").wait_for()
+    keyboard.press("Cancel")
+    check("cancelled" in notice(page), "keyboard: a download is cancelled")
+    hub.hold.set()
+    keyboard.press("Add")
+    keyboard.write("#source", "someone/digits")
+    keyboard.write("#name", "typed")
+    keyboard.press("Check")
+    keyboard.press("Fetch and load it")
+    page.locator("tr:has-text('typed') .state.ok").wait_for(timeout=60_000)
+    keyboard.press("Models")
+    keyboard.press("typed")
+    check("ready" in main_text(page), "keyboard: a model is added")
+    keyboard.press("Unload")
+    check("unloaded" in notice(page), "keyboard: unloaded")
+    keyboard.press("Load")
+    check("is loaded" in notice(page), "keyboard: loaded")
+    keyboard.press("Warm up")
+    check("warm-up is done" in notice(page), "keyboard: warmed up")
+    keyboard.press("Reset the statistics")
+    check("count anew" in notice(page), "keyboard: statistics reset")
+    keyboard.press("Try it")
+    keyboard.choose("#file", SEVEN)
+    keyboard.press("Predict")
+    check(page.locator(".scores tbody tr").first.inner_text().startswith("7"), "keyboard: a picture is tried")
+    keyboard.press("Back to the model")
+    keyboard.press("New version")
+    keyboard.choose("#file", DIGITS / "1" / "model.onnx")
+    keyboard.press("Upload and load it")
+    check("in the store" in notice(page), "keyboard: a version is uploaded")
+    keyboard.press("Let it serve")
+    check("serves" in notice(page), "keyboard: a version is chosen")
+    keyboard.press("Delete …")
+    check("model.onnx" in main_text(page), "keyboard: the question names the files")
+    keyboard.press("Keep it")
+    keyboard.press("Delete …")
+    keyboard.press("Delete")
+    check("deleted" in notice(page) and page.locator("a:text-is('typed')").count() == 0, "keyboard: deleted")
+    Connection(server.url).request("POST", "/v1/models/slow/jobs", json.dumps(ENDLESS_RUN), {"Content-Type": "application/json"})
+    keyboard.press("Jobs")
+    keyboard.press("Cancel")
+    check("cancelled" in notice(page), "keyboard: a job is cancelled")
+    keyboard.press("System")
+    keyboard.press("Give back what is free")
+    check("given back" in notice(page), "keyboard: free memory is given back")
+    keyboard.press("Events")
+    keyboard.write("#text", "ready")
+    keyboard.press("Filter")
+    check(page.locator("tbody tr").count() > 0, "keyboard: events are filtered")
+    for theme in ("light", "dark"):
+        page.emulate_media(color_scheme=theme)
+        for path in pages().values():
+            page.goto(server.url + path)
+            keyboard.around()
+    check(not keyboard.unseen, f"keyboard: each of {keyboard.stops} stops is seen {keyboard.unseen[:5] or ''}")
 
 
 def actions(page, server):
     page.goto(server.url + "/ui/models/digits/try")
     page.set_input_files("input[name=file]", SEVEN)
-    page.click("button:text-is('Predict')")
+    press(page, "Predict")
     check(page.locator(".scores tbody tr").first.inner_text().startswith("7"), "the seven is found")
     check(page.locator("text=The same call").count() == 1 and "curl" in page.locator("#curl").inner_text(), "with the call as code")
     page.goto(server.url + "/ui/models/mlp/try")
-    page.click("button:text-is('Predict')")
+    press(page, "Predict")
     check(page.locator("dl.facts code").count() >= 1, "tensors are answered")
     page.goto(server.url + "/ui/models/mlp/try")
-    page.fill("#text", HOSTILE)
-    page.click("button:text-is('Predict')")
+    page.fill("#text", "no JSON")
+    press(page, "Predict")
     check(page.locator("[role=alert]").count() >= 1, "what is no JSON is refused in words")
     page.goto(server.url + "/ui/system")
     page.fill("#level", "loud")
-    page.click("button:text-is('Set until the next start')")
+    press(page, "Set until the next start")
     check(page.locator(".notice.bad").count() == 1, "a level that is none is refused")
     page.goto(server.url + "/ui/system")
     page.fill("#level", "info,ortus::models=debug")
-    page.click("button:text-is('Set until the next start')")
+    press(page, "Set until the next start")
     check(page.locator("#level").input_value() == "info,ortus::models=debug", "the log's level is changed")
-    page.click("button:text-is('Give back what is free')")
-    check("given back" in page.locator(".notice").inner_text(), "free memory is given back")
+    press(page, "Give back what is free")
+    check("given back" in notice(page), "free memory is given back")
     page.goto(server.url + "/ui/add?model=uploaded")
     page.set_input_files("#file", DIGITS / "1" / "model.onnx")
-    page.click("button:text-is('Upload and load it')")
-    page.wait_for_load_state("load")
-    check("in the store" in page.locator(".notice").inner_text(), "a model is uploaded")
+    press(page, "Upload and load it")
+    check("in the store" in notice(page), "a model is uploaded")
     page.goto(server.url + "/ui/models/uploaded")
-    page.click("button:text-is('Compare variants')")
-    page.wait_for_load_state("load")
+    press(page, "Compare variants")
     row = page.locator("tr", has_text="optimize").first
     row.locator(".state.ok").wait_for(timeout=120_000)
     check("uploaded" in row.inner_text(), "an optimisation runs as a job and is seen to end")
-    page.goto(server.url + "/ui/events?text=ready&level=info")
-    check(page.locator("tbody tr").count() > 0, "events are filtered")
 
 
-def costs(server):
-    """The first paint and the weight of the first page, and that ten open tabs are quiet."""
+def hostile_texts(browser, server, loaded, hub):
+    """Names, labels and errors that would be markup, turn the line around, or have no place to break."""
+    api, page = Connection(server.url), watched(context_of(browser))
+    states = {model["name"]: model["state"] for model in api.get("/v1/models")["models"]}
+    check(all(states[name] == "ready" for name in loaded), f"hostile: the models load {states}")
+    paths = ["/", "/ui/models", "/ui/events", "/ui/system", "/ui/jobs"] + [f"/ui/models/{name}" for name in states]
+    paths += [f"/ui/models/{name}/{leaf}" for name in loaded for leaf in ("try", "delete")]
+    # What comes in the address comes back on the page.
+    quoted = urllib.parse.quote(ALL)
+    paths += [f"/ui/events?text={quoted}&model={quoted}", f"/ui/models/{quoted}", f"/ui/add?model={quoted}", f"/ui/models/{WIDE}", f"/?done={quoted}"]
+    status, _, _ = api.request("POST", "/v1/models", json.dumps({"name": "d" + LONG[1:], "source": "huggingface", "model_id": f"someone/{LONG[:96]}"}), {"Content-Type": "application/json"})
+    check(status == 202, f"hostile: a download that will fail is taken ({status})")
+    api.request("POST", f"/v1/models/{LONG}/jobs", json.dumps({"inputs": {ALL: [1]}}), {"Content-Type": "application/json"})
+    for path in paths:
+        page.goto(server.url + path)
+        look(page, f"hostile: {path[:60]}")
+    for name, file in (("labels", SEVEN), ("segments", ROOT / "tests" / "fixtures" / "images" / "rgb.png")):
+        page.goto(f"{server.url}/ui/models/{name}/try")
+        page.set_input_files("#file", file)
+        page.fill("#parameters", '{"top_k": 10}' if name == "labels" else "")
+        press(page, "Predict")
+        text = page.locator(".scores").inner_text()
+        # A browser shows no more than one space.
+        given = [label for label in (HOSTILE if name == "labels" else HOSTILE[:5]) if label.strip()]
+        shown = [label for label in given if label in text]
+        check(len(shown) == len(given) if name == "labels" else shown, f"hostile: {len(shown)} labels of {name} are shown as they are")
+        look(page, f"hostile: an answer of {name}")
+    for name in ("tensors", LONG):
+        page.goto(f"{server.url}/ui/models/{name}/try")
+        for given in (None, ALL, json.dumps({ALL: [1.0]})):
+            if given:
+                page.fill("#text", given)
+            press(page, "Predict")
+            look(page, f"hostile: {name[:20]} answers {(given or 'its example')[:20]}")
+    for field, texts in {"source": [ALL, f"someone/{WIDE[:90]}", "https://" + WIDE], "name": HOSTILE[:5]}.items():
+        for text in texts:
+            page.goto(server.url + "/ui/add")
+            page.fill("#source", "someone/digits")
+            page.fill(f"#{field}", text)
+            press(page, "Check")
+            look(page, f"hostile: {field} {text[:20]} to add")
+    page.goto(server.url + "/ui/system")
+    page.fill("#level", ALL)
+    press(page, "Set until the next start")
+    look(page, "hostile: a log level")
+    # What happens while a page is open comes by the stream.
+    page.goto(server.url + "/ui/jobs")
+    page.locator(f"tr:has-text('{'d' + LONG[1:]}') .state.bad").wait_for(timeout=30_000)
+    look(page, "hostile: jobs, live")
+    page.context.close()
+
+
+def costs(browser, server):
+    """The first paint, and the weight of each page with all that it brings."""
     times = []
     for _ in range(20):
         started = time.monotonic()
         urllib.request.urlopen(server.url + "/").read()
         times.append(time.monotonic() - started)
-    print(f"     overview: {sorted(times)[10] * 1e3:.1f} ms, median of 20")
-    connection, weight = Connection(server.url), 0
-    for path in ("/", "/ui/assets/ortus.css", "/ui/assets/ortus.js", "/ui/assets/htmx.js", "/ui/assets/htmx-sse.js", "/ui/assets/icon.svg"):
-        _, body = connection.ok("GET", path, headers={"Accept-Encoding": "gzip"})
-        weight += len(body)
-    check(weight < 150_000, f"the first page weighs {weight} bytes with all that it brings")
+    print(f"     overview: {sorted(times)[10] * 1e3:.1f} ms until all of it is here, median of 20")
+    for name, path in pages().items():
+        page = watched(context_of(browser))
+        page.goto(server.url + path)
+        page.wait_for_load_state("load")
+        loaded = page.evaluate("""() => performance.getEntries().filter((entry) => "transferSize" in entry && !entry.name.includes("/ui/live"))
+            .map((entry) => [entry.name, entry.transferSize])""")
+        brought = {urllib.parse.urlsplit(url).path: size for url, size in loaded}
+        weight = sum(brought.values())
+        whole = all(brought.get(asset, 0) > 0 for asset in ("/ui/assets/ortus.css", "/ui/assets/htmx.js", path.split("?")[0]))
+        check(whole and weight < PAGE_BYTES_MAX, f"{name}: weighs {weight} bytes with the {len(brought) - 1} files that it brings")
+        if name == "overview":
+            paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0]?.startTime")
+            print(f"     overview: painted {paint or float('nan'):.0f} ms after it was asked for")
+        page.context.close()
 
 
 def cpu_seconds(server):
@@ -211,7 +332,7 @@ def cpu_seconds(server):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def ten_tabs(server, seconds=10):
+def ten_tabs(server, seconds=5):
     streams = [urllib.request.urlopen(f"{server.url}/ui/live?of=/") for _ in range(10)]
     for stream in streams:
         stream.readline()
@@ -222,47 +343,58 @@ def ten_tabs(server, seconds=10):
     return streams
 
 
+def observed(server):
+    """The alerts and panels of deploy/observability find their series in this server's /metrics."""
+    script = ROOT / "deploy" / "observability" / "check.py"
+    run = subprocess.run([sys.executable, script, server.url], capture_output=True, text=True, timeout=60)
+    check(run.returncode == 0, f"deploy/observability: {(run.stdout + run.stderr).strip()}")
+
+
+@contextlib.contextmanager
+def step(name):
+    started = time.monotonic()
+    print(f"== {name}", flush=True)
+    yield
+    print(f"     {time.monotonic() - started:.0f} s", flush=True)
+
+
 def main():
     if not pathlib.Path(CHROMIUM).exists():
         raise SystemExit(f"{CHROMIUM} is not there: apt-get install chromium, or set CHROMIUM")
-    with tempfile.TemporaryDirectory() as folder:
-        store = pathlib.Path(folder) / "store"
-        shutil.copytree(ROOT / "models", store)
-        shutil.copytree(ROOT / "tests" / "fixtures" / "store" / "mlp", store / "mlp")
-        shutil.copytree(ROOT / "tests" / "fixtures" / "store" / "mlp", store / LONG)
-        (store / LONG / "model.toml").write_text("description = " + json.dumps(HOSTILE) + "\n")
-        (store / "broken" / "1").mkdir(parents=True)
-        (store / "broken" / "1" / "model.onnx").write_bytes(b"no graph")
-        repository = pathlib.Path(folder) / "repository"
-        repository.mkdir()
-        for path in (DIGITS / "1").iterdir():
-            shutil.copy(path, repository / path.name)
-        with Hub("someone/digits", repository) as hub:
-            host = hub.url.removeprefix("http://")
-            settings = {"ORTUS_HUB__HF_ENDPOINT": hub.url, "ORTUS_HUB__ALLOWED_HOSTS": host}
-            with Server(default_binary(), store, **settings) as server, sync_playwright() as playwright:
-                browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-                context = browser.new_context()
-                page = watched(context)
-                without_scripts(browser, server)
+    with tempfile.TemporaryDirectory() as folder, Hub({"someone/digits": DIGITS / "1"}) as hub, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        settings = {"ORTUS_HUB__HF_ENDPOINT": hub.url, "ORTUS_HUB__ALLOWED_HOSTS": hub.url.removeprefix("http://")}
+        with Server(default_binary(), ordinary(pathlib.Path(folder) / "store"), **settings) as server:
+            page = watched(context_of(browser))
+            with step("actions"):
                 actions(page, server)
                 add_a_model(page, server, hub)
-                keyboard_only(page, server)
-                context.close()
-                look_at_all(browser, server)
-                costs(server)
+            with step("without scripts"):
+                without_scripts(browser, server)
+            with step("keyboard"):
+                keyboard_only(page, server, hub)
+            quiet(page, "the pages on the way")
+            page.context.close()
+            with step("looks"):
+                look_at_all(browser, server, pages())
+            with step("costs"):
+                costs(browser, server)
+                observed(server)
                 streams = ten_tabs(server)
-                browser.close()
-                # The server has to end though somebody looks.
-                assert len(streams) == 10
-            with tempfile.TemporaryDirectory() as empty, Server(default_binary(), empty) as server, sync_playwright() as playwright:
-                browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-                page = watched(browser.new_context())
-                page.goto(server.url + "/")
-                check("Add your first model" in page.locator("main").inner_text(), "an empty store says how to begin")
-                if SCREENSHOTS:
-                    page.screenshot(path=pathlib.Path(SCREENSHOTS) / "empty-light-1440.png", full_page=True)
-                browser.close()
+            # The server has to end though somebody looks.
+            assert len(streams) == 10
+        with step("hostile texts"):
+            store = pathlib.Path(folder) / "hostile"
+            loaded = hostile(store)
+            with Server(default_binary(), store, **settings) as server:
+                hostile_texts(browser, server, loaded, hub)
+        with step("empty"), Server(default_binary(), pathlib.Path(folder) / "nothing", **settings) as server:
+            page = watched(context_of(browser))
+            page.goto(server.url + "/")
+            check("Add your first model" in main_text(page), "an empty store says how to begin")
+            page.context.close()
+            look_at_all(browser, server, {"empty overview": "/", "no models": "/ui/models", "no jobs": "/ui/jobs"})
+        browser.close()
     if problems:
         print("\n".join(["", f"{len(problems)} problems:"] + problems))
         raise SystemExit(1)

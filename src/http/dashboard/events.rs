@@ -1,5 +1,6 @@
 //! The page of what happened, with a filter in its address.
 
+use super::format;
 use super::frame::{Frame, Visitor, page};
 use super::values::state;
 use crate::telemetry::{Event, EventLevel, recent_events, rfc3339};
@@ -28,6 +29,8 @@ pub(super) struct EventQuery {
 /// One event as it is shown.
 pub(super) struct EventRow {
     pub(super) at: String,
+    /// Its day and second, to be read.
+    pub(super) moment: String,
     /// Hours, minutes and seconds of it.
     pub(super) clock: String,
     pub(super) icon: &'static str,
@@ -43,6 +46,7 @@ impl From<&Event> for EventRow {
     fn from(event: &Event) -> EventRow {
         let (at, look) = (rfc3339(event.at_ms), state(event.level.name()));
         EventRow {
+            moment: format::moment(&at),
             clock: at.get(11..19).unwrap_or("").to_owned(),
             at,
             icon: look.icon,

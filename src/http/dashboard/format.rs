@@ -54,6 +54,14 @@ pub(super) fn count(number: u64) -> String {
     text
 }
 
+/// A moment of RFC 3339 to be read, to the second: `2026-01-31 12:34:56`. What is none comes back.
+pub(super) fn moment(at: &str) -> String {
+    match (at.get(..10), at.get(10..11), at.get(11..19)) {
+        (Some(day), Some("T"), Some(clock)) => format!("{day} {clock}"),
+        _ => at.to_owned(),
+    }
+}
+
 /// `3 d 4 h`, `2 h 5 min`, `7 min`, `12 s`.
 pub(super) fn age(age: Duration) -> String {
     let seconds = age.as_secs();
@@ -80,6 +88,7 @@ mod tests {
             ["0 B", "1023 B", "4.0 KiB", "5.0 MiB", "118 MiB", "1.25 GiB"]
         );
         assert_eq!([0.0, 0.26, 12.4, 1204.0].map(rate), ["0/s", "0.3/s", "12/s", "1,204/s"]);
+        assert_eq!(["2026-01-31T12:34:56.789Z", "–"].map(moment), ["2026-01-31 12:34:56", "–"]);
         assert_eq!([7, 1000, 1_234_567].map(count), ["7", "1,000", "1,234,567"]);
         assert_eq!(
             [5, 61, 7300, 270_000].map(|s| age(Duration::from_secs(s))),

@@ -37,6 +37,7 @@ struct JobRow {
     error: Option<String>,
     items: String,
     at: String,
+    made: String,
     is_running: bool,
 }
 
@@ -106,7 +107,11 @@ impl JobRow {
             model: text_or_dash(job, "/model"),
             state: state(&word),
             error: text(job, "/error/detail"),
-            items: format!("{} of {}", integer(job, "/progress/done"), integer(job, "/progress/total")),
+            items: match integer(job, "/progress/total") {
+                0 => "–".to_owned(),
+                total => format!("{} of {total}", integer(job, "/progress/done")),
+            },
+            made: format::moment(&text_or_dash(job, "/created_at")),
             at: text_or_dash(job, "/created_at"),
             is_running: matches!(word.as_str(), "queued" | "running"),
             id,

@@ -1,0 +1,205 @@
+"""Writes pictures of every page of the dashboard, both themes, wide and narrow, empty, busy and failed, into a folder.
+
+`python screenshots.py [DIR]`, docs/screenshots where none is named. All that is in DIR as a picture is replaced.
+"""
+
+import io
+import json
+import os
+import pathlib
+import sys
+import tempfile
+import threading
+import time
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "clients"))
+sys.path.insert(0, str(HERE))
+from _hub import Hub  # noqa: E402
+from _look import context_of, look, problems, watched  # noqa: E402
+from _ortus import Connection, Refused, Server, default_binary  # noqa: E402
+from _store import DIGITS, SEVEN, ordinary  # noqa: E402
+
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+RGB = ROOT / "tests" / "fixtures" / "images" / "rgb.png"
+SOUND = ROOT / "tests" / "fixtures" / "sounds" / "tone.ogg"
+# Flat areas and text: more colours are not seen.
+COLOURS = 96
+# Of longer pages, such as a thousand events, the beginning is shown.
+HEIGHT_MAX = 4000
+JSON = {"Content-Type": "application/json"}
+
+
+class Album:
+    """Pictures of pages under names."""
+
+    def __init__(self, browser, folder):
+        self.page = watched(context_of(browser))
+        self.folder = pathlib.Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for old in [*self.folder.glob("*.png"), *self.folder.glob("*.webp")]:
+            old.unlink()
+
+    def take(self, name, url=None):
+        if url:
+            self.page.goto(url)
+        if self.page.locator("[sse-connect]").count():
+            self.page.locator(".age:text-is('live')").wait_for(state="attached")
+
+        def picture(page, theme, width):
+            shot = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+            shot = shot.crop((0, 0, shot.width, min(shot.height, HEIGHT_MAX)))
+            few = shot.quantize(COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+            few.convert("RGB").save(self.folder / f"{name}-{theme}-{width}.webp", lossless=True, quality=100, method=4)
+
+        look(self.page, name, picture=picture)
+
+    def press(self, text):
+        self.page.click(f"button:text-is('{text}')")
+        self.page.wait_for_load_state("load")
+
+
+class Traffic:
+    """Requests to a few models, by turns many and few, right and wrong."""
+
+    def __init__(self, url):
+        self.url, self.stop = url, threading.Event()
+        self.threads = [threading.Thread(target=self.ask, args=(index,), daemon=True) for index in range(4)]
+
+    def ask(self, index):
+        api, seven, turn = Connection(self.url), SEVEN.read_bytes(), 0
+        # What each asks for; the third goes on past the table of the model.
+        asks = [
+            ("digits", seven, {"Content-Type": "image/png"}),
+            ("mlp", json.dumps({"inputs": {"x": [[0.5] * 4]}}), JSON),
+            ("embedder", json.dumps({"inputs": ["a red fox", "the lazy dog"]}), JSON),
+            ("digits", b"no picture", {"Content-Type": "image/png"}),
+        ]
+        while not self.stop.is_set():
+            turn += 1
+            model, body, headers = asks[index] if turn % 7 else asks[(index + 1) % 4]
+            try:
+                api.ok("POST", f"/v1/models/{model}/predict", body, headers)
+            except Refused:
+                pass
+            self.stop.wait((0.02, 0.05, 0.15, 1.0)[index] * (1 + (turn // 60) % 3))
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stop.set()
+        for thread in self.threads:
+            thread.join()
+
+
+def empty(album, url):
+    for name, path in {"overview": "/", "models": "/ui/models", "jobs": "/ui/jobs"}.items():
+        album.take(f"{name}-empty", url + path)
+
+
+def forms(album, url):
+    for name, path in {"add": "/ui/add", "add-version": "/ui/add?model=digits", "try": "/ui/models/digits/try"}.items():
+        album.take(name, url + path)
+    album.page.goto(url + "/ui/add")
+    album.page.fill("#source", "someone/digits")
+    album.press("Check")
+    album.take("add-checked")
+    for name, model, file in (("picture", "digits", SEVEN), ("segments", "segments", RGB), ("sound", "letters", SOUND)):
+        album.page.goto(f"{url}/ui/models/{model}/try")
+        album.page.set_input_files("#file", file)
+        album.press("Predict")
+        album.take(f"try-{name}-answered")
+    album.page.goto(url + "/ui/models/embedder/try")
+    album.page.fill("#text", "the quick brown fox")
+    album.page.fill("#second", "the lazy dog")
+    album.press("Predict")
+    album.take("try-text-answered")
+    album.page.goto(url + "/ui/models/mlp/try")
+    album.press("Predict")
+    album.take("try-tensors-answered")
+
+
+def failed(album, url, api):
+    order(api, "harmed", "someone/damaged")
+    wait_for(lambda: api.get("/v1/downloads")["downloads"][0]["state"] == "failed")
+    api.request("POST", "/v1/models/digits/jobs", json.dumps({"inputs": {"b64": "bm8gcGljdHVyZQ=="}}), JSON)
+    wait_for(lambda: api.get("/v1/jobs")["jobs"][0]["status"] == "failed")
+    paths = {"overview": "/", "models": "/ui/models", "model": "/ui/models/broken", "jobs": "/ui/jobs", "not-found": "/ui/models/none"}
+    for name, path in paths.items():
+        album.take(name if name == "not-found" else f"{name}-failed", url + path)
+    album.page.goto(url + "/ui/add")
+    album.page.fill("#source", "someone/nothing")
+    album.press("Check")
+    album.take("add-failed")
+    album.page.goto(url + "/ui/models/mlp/try")
+    album.page.fill("#text", '{"x": [1, 2')
+    album.press("Predict")
+    album.take("try-failed")
+
+
+def busy(album, url, api, hub):
+    order(api, "fetched", "someone/digits")
+    wait_for(lambda: api.get("/v1/downloads")["downloads"][0]["state"] == "done")
+    hub.hold.clear()
+    order(api, "coming", "someone/digits")
+    endless = json.dumps({"inputs": {"n": 10**12}})
+    jobs = [json.loads(api.request("POST", "/v1/models/slow/jobs", endless, JSON)[2])["id"] for _ in range(2)]
+    with Traffic(url):
+        time.sleep(25)
+        paths = {
+            "overview": "/", "models": "/ui/models", "model": "/ui/models/digits", "jobs": "/ui/jobs", "events": "/ui/events", "system": "/ui/system",
+            "delete": "/ui/models/fetched/delete",
+        }
+        for name, path in paths.items():
+            album.take(name if name == "delete" else f"{name}-busy", url + path)
+    for job in jobs:
+        Connection(url).request("DELETE", f"/v1/jobs/{job}")
+    hub.hold.set()
+
+
+def order(api, name, repository):
+    status, _, body = api.request("POST", "/v1/models", json.dumps({"name": name, "source": "huggingface", "model_id": repository}), JSON)
+    if status != 202:
+        raise SystemExit(f"{repository} could not be ordered: {status} {body.decode()}")
+
+
+def wait_for(holds, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            raise SystemExit("what was to be pictured did not come")
+        time.sleep(0.2)
+
+
+def main():
+    target = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "screenshots"
+    folders = {"someone/digits": DIGITS / "1", "someone/damaged": DIGITS / "1"}
+    with tempfile.TemporaryDirectory() as folder, Hub(folders, {"someone/damaged"}) as hub, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        album = Album(browser, target)
+        settings = {"ORTUS_HUB__HF_ENDPOINT": hub.url, "ORTUS_HUB__ALLOWED_HOSTS": hub.url.removeprefix("http://")}
+        with Server(default_binary(), pathlib.Path(folder) / "nothing", **settings) as server:
+            empty(album, server.url)
+            # A page that stays open says that its server is gone.
+            album.page.goto("about:blank")
+        with Server(default_binary(), ordinary(pathlib.Path(folder) / "store"), **settings) as server:
+            forms(album, server.url)
+            # The server closes connections that are quiet for as long as pictures take.
+            failed(album, server.url, Connection(server.url))
+            busy(album, server.url, Connection(server.url), hub)
+        browser.close()
+    pictures = sorted(target.glob("*.webp"))
+    print(f"{len(pictures)} pictures, {sum(path.stat().st_size for path in pictures) / 1e6:.2f} MB, in {target}")
+    if problems:
+        raise SystemExit("\n".join(problems))
+
+
+if __name__ == "__main__":
+    main()
