@@ -72,10 +72,10 @@ class Traffic:
 
     def ask(self, index):
         api, seven, turn = Connection(self.url), SEVEN.read_bytes(), 0
-        # What each asks for; the third goes on past the table of the model.
+        # What each asks for; the last is refused.
         asks = [
             ("digits", seven, {"Content-Type": "image/png"}),
-            ("mlp", json.dumps({"inputs": {"x": [[0.5] * 4]}}), JSON),
+            ("mlp", json.dumps({"inputs": {"x": [[0.5] * 32]}}), JSON),
             ("embedder", json.dumps({"inputs": ["a red fox", "the lazy dog"]}), JSON),
             ("digits", b"no picture", {"Content-Type": "image/png"}),
         ]
@@ -184,7 +184,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder, Hub(folders, {"someone/damaged"}) as hub, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         album = Album(browser, target)
-        settings = {"ORTUS_HUB__HF_ENDPOINT": hub.url, "ORTUS_HUB__ALLOWED_HOSTS": hub.url.removeprefix("http://")}
+        settings = {"HF_HUB_CACHE": str(pathlib.Path(folder) / "hub"), "ORTUS_HUB__HF_ENDPOINT": hub.url, "ORTUS_HUB__ALLOWED_HOSTS": hub.url.removeprefix("http://")}
         with Server(default_binary(), pathlib.Path(folder) / "nothing", **settings) as server:
             empty(album, server.url)
             # A page that stays open says that its server is gone.

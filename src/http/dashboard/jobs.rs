@@ -85,7 +85,8 @@ impl DownloadRow {
             }
             progress.push_str("</span>");
         }
-        let revision = text(download, "/revision").map(|revision| format!(" @ {revision}")).unwrap_or_default();
+        let revision =
+            text(download, "/revision").map(|revision| format!(" @ {}", short(&revision))).unwrap_or_default();
         DownloadRow {
             id: text_or_dash(download, "/id"),
             name: text_or_dash(download, "/name"),
@@ -96,6 +97,12 @@ impl DownloadRow {
             is_running,
         }
     }
+}
+
+/// A commit's first letters, which are enough to know it by; the model's page has all.
+fn short(revision: &str) -> &str {
+    let is_commit = revision.len() == 40 && revision.bytes().all(|byte| byte.is_ascii_hexdigit());
+    revision.get(..12).filter(|_| is_commit).unwrap_or(revision)
 }
 
 impl JobRow {
