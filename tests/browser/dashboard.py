@@ -40,7 +40,7 @@ def pages():
         "overview": "/", "models": "/ui/models", "model": "/ui/models/digits", "failed model": "/ui/models/broken", "try": "/ui/models/digits/try",
         "try a text": "/ui/models/embedder/try", "try a sound": "/ui/models/letters/try", "try tensors": "/ui/models/mlp/try", "add": "/ui/add",
         "new version": "/ui/add?model=digits", "jobs": "/ui/jobs", "events": "/ui/events", "system": "/ui/system", "delete": "/ui/models/digits/delete",
-        "not found": "/ui/models/none",
+        "optimise": "/ui/models/digits/optimize", "sign in": "/ui/sign-in", "not found": "/ui/models/none",
     }
 
 
@@ -181,6 +181,8 @@ def keyboard_only(page, server, hub):
     check("warm-up is done" in notice(page), "keyboard: warmed up")
     keyboard.press("Reset the statistics")
     check("count anew" in notice(page), "keyboard: statistics reset")
+    keyboard.press("Optimise …")
+    keyboard.press("Leave it as it is")
     keyboard.press("Try it")
     keyboard.choose("#file", SEVEN)
     keyboard.press("Predict")
@@ -245,10 +247,17 @@ def actions(page, server):
     press(page, "Upload and load it")
     check("in the store" in notice(page), "a model is uploaded")
     page.goto(server.url + "/ui/models/uploaded")
-    press(page, "Compare variants")
+    page.click("a:text-is('Optimise …')")
+    press(page, "Compare only")
+    job = page.url.split("?")[0]
+    check("optimize" in page.locator("h1").inner_text(), "an optimisation is a job with a page of its own")
+    page.goto(server.url + "/ui/jobs")
     row = page.locator("tr", has_text="optimize").first
     row.locator(".state.ok").wait_for(timeout=120_000)
     check("uploaded" in row.inner_text(), "an optimisation runs as a job and is seen to end")
+    page.goto(job)
+    check(page.locator("h2:text-is('What was found')").count() == 1, "its page says what was found")
+    look(page, "the job of an optimisation", axe_script())
 
 
 def hostile_texts(browser, server, loaded, hub):

@@ -117,7 +117,7 @@ def empty(album, url):
 
 
 def forms(album, url):
-    for name, path in {"add": "/ui/add", "add-version": "/ui/add?model=digits", "try": "/ui/models/digits/try"}.items():
+    for name, path in {"add": "/ui/add", "add-version": "/ui/add?model=digits", "try": "/ui/models/digits/try", "optimize": "/ui/models/digits/optimize", "sign-in": "/ui/sign-in"}.items():
         album.take(name, url + path)
     album.page.goto(url + "/ui/add")
     album.page.fill("#source", "someone/digits")
