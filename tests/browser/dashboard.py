@@ -359,6 +359,24 @@ def observed(server):
     check(run.returncode == 0, f"deploy/observability: {(run.stdout + run.stderr).strip()}")
 
 
+def key_of(store):
+    """A key of a store, from which on it asks for one."""
+    order = [default_binary(), "key", "create", "--models", store, "--role", "admin", "--name", "browser"]
+    return subprocess.run(order, capture_output=True, text=True, check=True).stdout.split()[0]
+
+
+def sign_in(browser, server, key):
+    look_at_all(browser, server, {"sign in": "/ui/sign-in"})
+    page = watched(context_of(browser))
+    page.goto(server.url + "/ui/models")
+    check(page.url.split("?")[0].endswith("/ui/sign-in"), "who has not signed in is asked to")
+    keyboard = Keyboard(page)
+    page.keyboard.type(key)
+    keyboard.press("Sign in")
+    check(page.locator("h1").inner_text() in ("Models", "Overview") and not keyboard.unseen, "keyboard: signed in")
+    page.context.close()
+
+
 @contextlib.contextmanager
 def step(name):
     started = time.monotonic()
@@ -403,6 +421,11 @@ def main():
             check("Add your first model" in main_text(page), "an empty store says how to begin")
             page.context.close()
             look_at_all(browser, server, {"empty overview": "/", "no models": "/ui/models", "no jobs": "/ui/jobs"})
+        locked = pathlib.Path(folder) / "locked"
+        locked.mkdir()
+        key = key_of(locked)
+        with step("sign-in"), Server(default_binary(), locked, **settings) as server:
+            sign_in(browser, server, key)
         browser.close()
     if problems:
         print("\n".join(["", f"{len(problems)} problems:"] + problems))

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pathlib
+import subprocess
 import sys
 import tempfile
 import threading
@@ -206,6 +207,11 @@ def main():
             # The server closes connections that are quiet for as long as pictures take.
             failed(album, server.url, Connection(server.url))
             busy(album, server.url, Connection(server.url), hub)
+        locked = pathlib.Path(folder) / "locked"
+        locked.mkdir()
+        subprocess.run([default_binary(), "key", "create", "--models", locked, "--role", "admin", "--name", "me"], capture_output=True, check=True)
+        with Server(default_binary(), locked, **settings) as server:
+            album.take("sign-in", server.url + "/")
         browser.close()
     pictures = sorted(target.glob("*.webp"))
     print(f"{len(pictures)} pictures, {sum(path.stat().st_size for path in pictures) / 1e6:.2f} MB, in {target}")
