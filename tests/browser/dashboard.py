@@ -40,7 +40,7 @@ def pages():
         "overview": "/", "models": "/ui/models", "model": "/ui/models/digits", "failed model": "/ui/models/broken", "try": "/ui/models/digits/try",
         "try a text": "/ui/models/embedder/try", "try a sound": "/ui/models/letters/try", "try tensors": "/ui/models/mlp/try", "add": "/ui/add",
         "new version": "/ui/add?model=digits", "jobs": "/ui/jobs", "events": "/ui/events", "system": "/ui/system", "delete": "/ui/models/digits/delete",
-        "optimise": "/ui/models/digits/optimize", "sign in": "/ui/sign-in", "not found": "/ui/models/none",
+        "optimise": "/ui/models/digits/optimize", "not found": "/ui/models/none",
     }
 
 

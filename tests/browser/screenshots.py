@@ -118,7 +118,7 @@ def empty(album, url):
 
 
 def forms(album, url):
-    for name, path in {"add": "/ui/add", "add-version": "/ui/add?model=digits", "try": "/ui/models/digits/try", "optimize": "/ui/models/digits/optimize", "sign-in": "/ui/sign-in"}.items():
+    for name, path in {"add": "/ui/add", "add-version": "/ui/add?model=digits", "try": "/ui/models/digits/try", "optimize": "/ui/models/digits/optimize"}.items():
         album.take(name, url + path)
     album.page.goto(url + "/ui/add")
     album.page.fill("#source", "someone/digits")
