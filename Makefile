@@ -119,6 +119,7 @@ deploy-check: $(LIBRARY) $(DEPLOY)/.installed  ## Hold manifests, chart and Dock
 rolling: $(LIBRARY)  ## Restart two servers behind nginx in turn, under load (needs nginx)
 	$(CARGO) build --locked
 	$(PYTHON) tests/rolling/rolling.py $(abspath $(TARGET))/debug/ortus
+
 # Elsewhere as in: make screenshots SCREENSHOTS=/tmp/pictures
 screenshots: $(LIBRARY) $(BROWSER)/.installed  ## Take the pictures of docs/screenshots again
 	$(CARGO) build --locked
