@@ -6,7 +6,7 @@
 //!
 //! [`Steady`] is a pure machine over measured times. For each number of rows that was measured it adds up what the runs would
 //! have saved with it; when one has saved as much as the change to it costs, it changes. By that no sequence of requests takes
-//! much more than twice what it would with the changes chosen in hindsight. Knows no queue, tensor or thread.
+//! much more than twice what it would with the one number of rows that suits it best. Knows no queue, tensor or thread.
 
 use super::plan::Plan;
 use super::probe::{LENGTHS, MakeInputs};

@@ -946,7 +946,7 @@ fn kept_to_steps(
     interrupt: &Interrupt,
 ) {
     // A processor plans nothing by shape. Where lengths vary as well, hardly a run is of the shape of the one before.
-    let may_step = plan.joining == Joining::Rows && plan.padding.is_none();
+    let may_step = plan.joining == Joining::Rows && plan.padding.is_none() && batch.max_batch_size > 1;
     let session = sessions.first_mut().filter(|session| may_step && session.facts().device != "cpu");
     let Some(session) = session else { return };
     let make = rows_of(session.as_ref(), hints);
