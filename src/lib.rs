@@ -20,3 +20,4 @@ pub mod runtime;
 pub mod tasks;
 pub mod telemetry;
 pub mod tensor;
+pub mod tls;

@@ -10,12 +10,13 @@ use std::path::{Path, PathBuf};
 const GROUND: [&str; 3] = ["tensor", "tasks", "telemetry"];
 
 /// Each room and the rooms it may import, besides the ground floor.
-const BORDERS: [(&str, &[&str]); 21] = [
+const BORDERS: [(&str, &[&str]); 22] = [
     ("tensor", &[]),
     ("tasks", &[]),
     ("telemetry", &[]),
     ("load", &[]),
     ("auth", &[]),
+    ("tls", &[]),
     ("runtime", &[]),
     ("pipelines", &[]),
     ("batching", &["runtime"]),
@@ -27,9 +28,9 @@ const BORDERS: [(&str, &[&str]); 21] = [
     ("hub", &[]),
     ("downloads", &["hub", "models"]),
     ("optimize", &["downloads", "engine", "hub", "rewrite", "runtime"]),
-    ("http", &["auth", "downloads", "engine", "hub", "jobs", "optimize"]),
+    ("http", &["auth", "downloads", "engine", "hub", "jobs", "optimize", "tls"]),
     // The settings structs of the rooms.
-    ("config", &["auth", "batching", "http", "hub", "jobs", "models", "pipelines", "runtime"]),
+    ("config", &["auth", "batching", "http", "hub", "jobs", "models", "pipelines", "runtime", "tls"]),
     ("cli", &["app", "auth", "config", "downloads", "engine", "http", "hub", "load", "optimize"]),
     (
         "app",
@@ -47,13 +48,14 @@ const BORDERS: [(&str, &[&str]); 21] = [
             "pipelines",
             "batching",
             "runtime",
+            "tls",
         ],
     ),
     ("main", &["app", "cli", "config"]),
 ];
 
 /// Outside crates and the only folders of `src` that may name them.
-const WALLS: [(&str, &[&str]); 28] = [
+const WALLS: [(&str, &[&str]); 29] = [
     ("askama", &["http/dashboard"]),
     ("axum", &["http"]),
     ("hyper", &["http"]),
@@ -75,7 +77,8 @@ const WALLS: [(&str, &[&str]); 28] = [
     ("indicatif", &["cli"]),
     ("blake3", &["cache", "models/state"]),
     ("reqwest", &["hub"]),
-    ("rustls", &["hub"]),
+    ("rustls", &["hub", "tls"]),
+    ("tokio_rustls", &["tls"]),
     ("url", &["hub"]),
     ("tar", &["hub"]),
     ("flate2", &["hub"]),

@@ -16,6 +16,7 @@ use crate::runtime::onnx::{LibraryError, OnnxRuntime, set_up_allocator};
 use crate::tasks::{Tasks, cores};
 use crate::telemetry::Stats;
 use crate::telemetry::trace::{TraceError, start_tracing};
+use crate::tls::{Certificate, TlsError};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -35,6 +36,8 @@ pub enum AppError {
     Hub(#[from] HubError),
     #[error(transparent)]
     Keys(#[from] KeyFileError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     #[error(transparent)]
     Trace(#[from] TraceError),
     #[error("the async runtime or its signals could not be set up: {0}")]
@@ -111,8 +114,9 @@ pub fn open_loopback(config: &Config) -> Result<Loopback, AppError> {
         let rooms = open_rooms(config).await?;
         // Nothing is read or written before a first job, and nobody sends one.
         let jobs = Jobs::new(config.jobs.clone(), &config.store.models_dir, rooms.tasks.clone());
-        let server = Server::bind(settings, rooms.services(Gate::none(rooms.tasks.clone()), jobs), rooms.tasks.clone())
-            .map_err(|source| AppError::Listen { address: SocketAddr::from(([127, 0, 0, 1], 0)), source })?;
+        let server =
+            Server::bind(settings, rooms.services(Gate::none(rooms.tasks.clone()), jobs, None), rooms.tasks.clone())
+                .map_err(|source| AppError::Listen { address: SocketAddr::from(([127, 0, 0, 1], 0)), source })?;
         let address = server.local_addr();
         rooms.tasks.spawn("serve", server.serve());
         Ok::<_, AppError>((rooms, address))
@@ -166,15 +170,18 @@ impl Rooms {
         Ok(Rooms { models, engine, downloads, optimizer, tasks })
     }
 
-    fn services(&self, auth: Gate, jobs: Jobs) -> Services {
+    fn services(&self, auth: Gate, jobs: Jobs, tls: Option<Certificate>) -> Services {
         let (engine, downloads, optimizer) = (self.engine.clone(), self.downloads.clone(), self.optimizer.clone());
-        Services { auth, engine, jobs, downloads, optimizer }
+        Services { auth, engine, jobs, downloads, optimizer, tls }
     }
 }
 
 async fn run(mut config: Config) -> Result<Stop, AppError> {
     config.http.shown = shown(&config);
     let mut signals = Signals::new()?;
+    // From here on a hangup ends nothing.
+    let hangup = signal(SignalKind::hangup())?;
+    let certificate = config.tls.clone().map(Certificate::open).transpose()?;
     // Two servers on one store would write over each other's files. The lock ends with the process.
     let _lock = StoreLock::acquire(&config.store.models_dir)?;
     let rooms = Rooms::build(&config, Tasks::new())?;
@@ -182,9 +189,11 @@ async fn run(mut config: Config) -> Result<Stop, AppError> {
     let address = config.http.listen;
     let jobs = Jobs::new(config.jobs, &config.store.models_dir, tasks.clone());
     let auth = Gate::open(&config.auth, &config.store.models_dir, tasks.clone())?;
-    let server = Server::bind(config.http, rooms.services(auth, jobs), tasks.clone())
+    let scheme = if certificate.is_some() { "https" } else { "http" };
+    tasks.spawn("reload", reload_at_hangup(hangup, auth.clone(), certificate.clone(), tasks.clone()));
+    let server = Server::bind(config.http, rooms.services(auth, jobs, certificate), tasks.clone())
         .map_err(|source| AppError::Listen { address, source })?;
-    announce(server.local_addr());
+    announce(scheme, server.local_addr());
     let models = rooms.models.clone();
     tasks.spawn("load models", async move {
         models.forget_overrides().await;
@@ -219,6 +228,32 @@ async fn run(mut config: Config) -> Result<Stop, AppError> {
     Ok(Stop::Drained)
 }
 
+/// Reads keys and certificate again whenever the process gets SIGHUP, until it stops.
+async fn reload_at_hangup(mut hangup: Signal, auth: Gate, certificate: Option<Certificate>, tasks: Tasks) {
+    loop {
+        tokio::select! {
+            biased;
+            () = tasks.stopping().cancelled() => return,
+            signal = hangup.recv() => if signal.is_none() { return },
+        }
+        let (auth, certificate) = (auth.clone(), certificate.clone());
+        let reading =
+            tasks.spawn_blocking(move || (auth.reload(), certificate.map(|certificate| certificate.reload())));
+        let Ok((keys, certificate)) = reading.await else { return };
+        match keys {
+            Ok(Some(keys)) => tracing::info!(keys, "SIGHUP: the keys were read again: {keys} are in force"),
+            Ok(None) => tracing::info!("SIGHUP: the keys file has not changed"),
+            Err(error) => tracing::error!(%error, "SIGHUP: the keys stay as they were: {error}"),
+        }
+        match certificate {
+            Some(Ok(true)) => tracing::info!("SIGHUP: the certificate was read again and serves new connections"),
+            Some(Ok(false)) => tracing::info!("SIGHUP: the certificate was read again and is the same"),
+            Some(Err(error)) => tracing::error!(%error, "SIGHUP: the certificate stays as it was: {error}"),
+            None => tracing::info!("SIGHUP: no certificate is configured, so there is none to read again"),
+        }
+    }
+}
+
 /// The configuration in words, for those who look at the dashboard.
 fn shown(config: &Config) -> Arc<[ShownSetting]> {
     let entry = |entry: Effective| {
@@ -239,10 +274,10 @@ fn shown(config: &Config) -> Arc<[ShownSetting]> {
 }
 
 /// One line on stdout, for people and for programs that started us on port 0.
-fn announce(address: std::net::SocketAddr) {
+fn announce(scheme: &str, address: SocketAddr) {
     let mut stdout = std::io::stdout().lock();
     // A closed stdout is no reason not to serve.
-    let _ = writeln!(stdout, "Ortus {} listening on http://{address}", env!("CARGO_PKG_VERSION"));
+    let _ = writeln!(stdout, "Ortus {} listening on {scheme}://{address}", env!("CARGO_PKG_VERSION"));
     let _ = stdout.flush();
 }
 

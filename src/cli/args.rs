@@ -97,6 +97,12 @@ pub(super) struct ServeArgs {
     /// Listen on an address that other machines can reach, although there is no key that callers would need
     #[arg(long)]
     pub(super) insecure: bool,
+    /// Certificate for TLS (PEM); with --tls-key
+    #[arg(long, value_name = "FILE")]
+    pub(super) tls_cert: Option<String>,
+    /// The certificate's private key (PEM); with --tls-cert
+    #[arg(long, value_name = "FILE")]
+    pub(super) tls_key: Option<String>,
     /// off, error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL")]
     pub(super) log_level: Option<String>,

@@ -165,6 +165,26 @@ pub(super) const KEYS: &[Key] = &[
         },
     },
     Key {
+        section: "server",
+        name: "tls_cert",
+        doc: "Certificate for TLS, a PEM file with those that signed it after it; empty = no TLS. Read again at SIGHUP.",
+        kind: Kind::Text {
+            expected: "the path of a file",
+            get: |config| path_text(config.tls_files.cert.as_deref()),
+            set: |config, text| path_of(text).map(|path| config.tls_files.cert = path),
+        },
+    },
+    Key {
+        section: "server",
+        name: "tls_key",
+        doc: "The certificate's private key, a PEM file without a password. Read again at SIGHUP.",
+        kind: Kind::Text {
+            expected: "the path of a file",
+            get: |config| path_text(config.tls_files.key.as_deref()),
+            set: |config, text| path_of(text).map(|path| config.tls_files.key = path),
+        },
+    },
+    Key {
         section: "store",
         name: "models_dir",
         doc: "The folder of models; a relative path starts where the server is started.",

@@ -22,6 +22,8 @@ pub enum ConfigError {
     UnknownVariable { variable: String, nearest: String },
     #[error("{origin}: {key}: expected {expected}, got {came}")]
     Value { origin: Origin, key: String, expected: String, came: String },
+    #[error("server.{set} is set and server.{missing} is not: TLS takes both files; set server.{missing}, or neither")]
+    HalfOfTls { set: &'static str, missing: &'static str },
     #[error("environment variable {variable}: the value is not UTF-8; set it to plain text")]
     VariableNotText { variable: String },
     #[error(

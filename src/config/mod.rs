@@ -23,6 +23,7 @@ use crate::models::{ModelOverrides, ModelSettings, StoreSettings};
 use crate::pipelines::PipelineLimits;
 use crate::telemetry::trace::TraceSettings;
 use crate::telemetry::{LogSettings, StatsSettings};
+use crate::tls::TlsSettings;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read;
@@ -33,6 +34,8 @@ use std::path::{Path, PathBuf};
 pub struct Config {
     pub auth: AuthSettings,
     pub http: HttpSettings,
+    /// `None`: doors speak without TLS.
+    pub tls: Option<TlsSettings>,
     pub store: StoreSettings,
     pub hub: HubSettings,
     /// What holds for every model whose own `model.toml` says nothing else.
@@ -46,6 +49,15 @@ pub struct Config {
     pub origins: BTreeMap<String, Origin>,
     /// The model sections as written, from which `models` is made.
     overrides: ModelOverrides,
+    /// The two files as written, from which `tls` is made.
+    tls_files: TlsFiles,
+}
+
+/// `[server] tls_cert` and `tls_key`.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct TlsFiles {
+    cert: Option<PathBuf>,
+    key: Option<PathBuf>,
 }
 
 /// Where a value comes from.
@@ -89,6 +101,8 @@ pub struct Flags {
     pub listen: Option<String>,
     pub models_dir: Option<String>,
     pub log_level: Option<String>,
+    pub tls_cert: Option<String>,
+    pub tls_key: Option<String>,
 }
 
 /// A key as it is in force.
@@ -126,6 +140,7 @@ impl Config {
             config.origins.insert(path, entry.origin);
         }
         config.models = config.overrides.apply(&ModelSettings::default());
+        config.tls = config.tls_files.pair()?;
         config.read_hf_token()?;
         Ok(config)
     }
@@ -193,11 +208,23 @@ impl Config {
     }
 }
 
+impl TlsFiles {
+    fn pair(&self) -> Result<Option<TlsSettings>, ConfigError> {
+        match (&self.cert, &self.key) {
+            (None, None) => Ok(None),
+            (Some(cert), Some(key)) => Ok(Some(TlsSettings { cert: cert.clone(), key: key.clone() })),
+            (Some(_), None) => Err(ConfigError::HalfOfTls { set: "tls_cert", missing: "tls_key" }),
+            (None, Some(_)) => Err(ConfigError::HalfOfTls { set: "tls_key", missing: "tls_cert" }),
+        }
+    }
+}
+
 impl Default for Config {
     fn default() -> Config {
         Config {
             auth: AuthSettings::default(),
             http: HttpSettings::default(),
+            tls: None,
             store: StoreSettings {
                 models_dir: PathBuf::from("models"),
                 autoload: true,
@@ -216,6 +243,7 @@ impl Default for Config {
             trace: TraceSettings::default(),
             origins: catalogue::KEYS.iter().map(|key| (key.path(), Origin::Default)).collect(),
             overrides: ModelOverrides::default(),
+            tls_files: TlsFiles::default(),
         }
     }
 }

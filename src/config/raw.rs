@@ -140,11 +140,13 @@ fn variable_of(key: &Key) -> String {
 }
 
 pub(super) fn from_flags(flags: Flags) -> Vec<Written> {
-    let Flags { listen, models_dir, log_level } = flags;
+    let Flags { listen, models_dir, log_level, tls_cert, tls_key } = flags;
     let set = [
         ("--listen", "server", "listen", listen),
         ("--models", "store", "models_dir", models_dir),
         ("--log-level", "telemetry", "log_level", log_level),
+        ("--tls-cert", "server", "tls_cert", tls_cert),
+        ("--tls-key", "server", "tls_key", tls_key),
     ];
     set.into_iter()
         .filter_map(|(flag, section, name, value)| {

@@ -82,6 +82,7 @@ pub(super) struct Around {
     /// Of an upload, which is written to disk as it comes.
     max_upload_bytes: usize,
     max_header_bytes: usize,
+    is_tls: bool,
     gate: Gate,
     needs: NeedsTable,
     /// For the pages that refuse somebody.
@@ -108,6 +109,7 @@ impl Around {
                 .unwrap_or(usize::MAX)
                 .saturating_add(FORM_BYTES),
             max_header_bytes: settings.limits.max_header_bytes,
+            is_tls: settings.is_tls,
             gate: state.auth.clone(),
             needs,
             engine: state.engine.clone(),
@@ -151,7 +153,7 @@ impl Around {
         request: &Request,
         entrance: &Entrance<'_>,
     ) -> Result<Option<Caller>, Refused> {
-        let is_own = || is_own_origin(&[], request.headers(), request.uri().authority());
+        let is_own = || self.is_own_origin(&[], request);
         let entered = access::enter(&self.gate, needed, request, entrance.from, is_own);
         if let Err(Refused { error, why: Why::Denied(Denied::TooManyWrong { is_first: true, .. }) }) = &entered {
             let mut entry = entrance.entry(Who::Refused, request);
@@ -159,6 +161,11 @@ impl Around {
             drop(self.gate.audit().write(entry));
         }
         entered
+    }
+
+    /// Whether no page of an origin other than ours, and these `others`, sends the request.
+    fn is_own_origin(&self, others: &[String], request: &Request) -> bool {
+        is_own_origin(others, self.is_tls, request.headers(), request.uri().authority())
     }
 
     /// Whether pages of other origins may call, so that answers carry headers for them.
@@ -426,8 +433,7 @@ impl Around {
 /// Why a request is not let in, as far as its head tells: it is a foreign page's, or its body is too large. A declared
 /// length over the limit is refused before `100 Continue` is sent.
 fn refusal(around: &Around, request: &Request, limit: BodyLimit) -> Option<ApiError> {
-    let is_own =
-        request.method().is_safe() || is_own_origin(&around.origins, request.headers(), request.uri().authority());
+    let is_own = request.method().is_safe() || around.is_own_origin(&around.origins, request);
     if !is_own {
         return Some(ApiError::new(
             StatusCode::FORBIDDEN,
@@ -678,8 +684,9 @@ fn host_problem(rule: &HostRule, request: &Request) -> Option<ApiError> {
 }
 
 /// A page of another site can make a browser send requests that change something; what the browser says of the page's
-/// origin tells them apart. Programs send neither header.
-fn is_own_origin(origins: &[String], headers: &HeaderMap, target: Option<&Authority>) -> bool {
+/// origin tells them apart. Programs send neither header. Where we speak TLS ourselves, a page without it is another's: who stands
+/// between can make one up. Without, a proxy before us may speak it for us.
+fn is_own_origin(origins: &[String], is_tls: bool, headers: &HeaderMap, target: Option<&Authority>) -> bool {
     let Some(origin) = headers.get(header::ORIGIN) else {
         return headers.get("sec-fetch-site").is_none_or(|site| site != "cross-site");
     };
@@ -688,7 +695,8 @@ fn is_own_origin(origins: &[String], headers: &HeaderMap, target: Option<&Author
         return true;
     }
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).or(target.map(Authority::as_str));
-    let authority = origin.split_once("://").map(|(_, authority)| authority);
+    let own_scheme = |scheme: &str| scheme == "https" || (scheme == "http" && !is_tls);
+    let authority = origin.split_once("://").filter(|(scheme, _)| own_scheme(scheme)).map(|(_, authority)| authority);
     matches!((authority, host), (Some(authority), Some(host)) if authority.eq_ignore_ascii_case(host))
 }
 
@@ -770,9 +778,14 @@ mod tests {
     #[test]
     fn a_page_of_another_origin_may_not_change_anything() {
         type Row<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], bool);
-        let rows: [Row<'_>; 8] = [
+        let own = [("origin", "http://localhost:8080"), ("host", "localhost:8080")];
+        let own_tls = [("origin", "https://localhost:8080"), ("host", "localhost:8080")];
+        let rows: [Row<'_>; 10] = [
             (&[], &[], true),
-            (&[], &[("origin", "http://localhost:8080"), ("host", "localhost:8080")], true),
+            (&[], &own, true),
+            // A proxy before us may speak TLS.
+            (&[], &own_tls, true),
+            (&[], &[("origin", "ftp://localhost:8080"), ("host", "localhost:8080")], false),
             (&[], &[("origin", "http://localhost:9090"), ("host", "localhost:8080")], false),
             (&[], &[("origin", "null"), ("host", "localhost:8080")], false),
             (&[], &[("sec-fetch-site", "cross-site")], false),
@@ -780,13 +793,17 @@ mod tests {
             (&["https://ui.example"], &[("origin", "https://ui.example"), ("host", "localhost")], true),
             (&["*"], &[("origin", "https://any.example"), ("host", "localhost")], true),
         ];
+        let header_map = |headers: &[(&str, &str)]| -> HeaderMap {
+            let header = |(name, value): &(&str, &str)| {
+                (HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap())
+            };
+            headers.iter().map(header).collect()
+        };
         for (origins, headers, expected) in rows {
             let origins: Vec<String> = origins.iter().map(|origin| (*origin).to_owned()).collect();
-            let headers: HeaderMap = headers
-                .iter()
-                .map(|(name, value)| (HeaderName::try_from(*name).unwrap(), HeaderValue::from_str(value).unwrap()))
-                .collect();
-            assert_eq!(is_own_origin(&origins, &headers, None), expected, "{headers:?}");
+            assert_eq!(is_own_origin(&origins, false, &header_map(headers), None), expected, "{headers:?}");
         }
+        assert!(is_own_origin(&[], true, &header_map(&own_tls), None));
+        assert!(!is_own_origin(&[], true, &header_map(&own), None), "a page without TLS");
     }
 }

@@ -41,6 +41,7 @@ use crate::engine::InferenceEngine;
 use crate::jobs::Jobs;
 use crate::optimize::Optimizer;
 use crate::tasks::Tasks;
+use crate::tls::Certificate;
 use std::sync::Arc;
 
 /// What the server does, for the door.
@@ -51,6 +52,8 @@ pub struct Services {
     pub jobs: Jobs,
     pub downloads: Downloads,
     pub optimizer: Optimizer,
+    /// `None`: without TLS.
+    pub tls: Option<Certificate>,
 }
 
 /// What every handler has.

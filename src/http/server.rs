@@ -1,7 +1,7 @@
 //! Listens, accepts and drains.
 //!
 //! Invariants: never more than `max_connections` at a time; every connection has a time for its first bytes, for each
-//! head, for each body, and for taking an answer; a full file table slows accepting down and ends nothing; a drain ends
+//! head, for each body, and for taking an answer; a TLS handshake has the time of a head and delays nobody else; a full file table slows accepting down and ends nothing; a drain ends
 //! within `shutdown_grace`, whatever clients do, and breaks off no request: connections are closed by agreement
 //! (`Connection: close`), or after they were silent. Knows no route: see `door`.
 
@@ -9,6 +9,7 @@ use super::door::Door;
 use super::v1::job_runner::JobRunner;
 use super::{HttpSettings, HttpState, Services};
 use crate::tasks::{Lanes, Tasks, cores};
+use crate::tls::{Acceptor, TlsStream};
 use axum::body::Body;
 use axum::extract::Request;
 use axum::http::{HeaderValue, Version, header};
@@ -21,13 +22,13 @@ use hyper_util::server::conn::auto::Builder;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
@@ -44,6 +45,8 @@ const WRITE_STALL: Duration = Duration::from_secs(30);
 const DRAIN_IDLE: Duration = Duration::from_millis(500);
 /// Threads that connections live on.
 const MAX_LANES: usize = 8;
+/// What is offered to TLS clients, by their ALPN names.
+const PROTOCOLS: [&str; 2] = ["h2", "http/1.1"];
 const H2_PING_INTERVAL: Duration = Duration::from_secs(30);
 const H2_PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// Bytes that a connection reads at a time at most, once a client sends that much: of 602 KB bodies at 32 clients a third
@@ -58,6 +61,8 @@ pub struct Server {
     /// Where connections live: requests of tiny models are answered there from end to end.
     lanes: Lanes,
     settings: Arc<HttpSettings>,
+    /// `None`: without TLS.
+    tls: Option<Acceptor>,
     door: Door,
     state: HttpState,
     tasks: Tasks,
@@ -68,20 +73,22 @@ impl Server {
     ///
     /// # Errors
     /// Where the address cannot be bound.
-    pub fn bind(settings: HttpSettings, services: Services, tasks: Tasks) -> io::Result<Server> {
+    pub fn bind(mut settings: HttpSettings, services: Services, tasks: Tasks) -> io::Result<Server> {
         let socket = if settings.listen.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
         // A restarted server takes its port again though old connections linger.
         socket.set_reuseaddr(true)?;
         socket.bind(settings.listen)?;
         let listener = socket.listen(BACKLOG)?;
         let address = listener.local_addr()?;
+        let Services { auth, engine, jobs, downloads, optimizer, tls } = services;
+        settings.is_tls = tls.is_some();
+        let tls = tls.map(|certificate| certificate.acceptor(&PROTOCOLS)).transpose().map_err(io::Error::other)?;
         let settings = Arc::new(settings);
-        let Services { auth, engine, jobs, downloads, optimizer } = services;
         let state =
             HttpState { auth, engine, jobs, downloads, optimizer, settings: settings.clone(), tasks: tasks.clone() };
         let door = Door::new(state.clone(), address.ip());
         let lanes = Lanes::start(&tasks, cores().min(MAX_LANES))?;
-        Ok(Server { listener, address, lanes, door, state, settings, tasks })
+        Ok(Server { listener, address, lanes, door, state, settings, tls, tasks })
     }
 
     /// The address in use: with the port that the system chose where the settings say 0.
@@ -102,6 +109,7 @@ impl Server {
         let permits = Arc::new(Semaphore::new(self.settings.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
         let connections = Arc::new(Connections {
             builder: builder(&self.settings, &self.tasks),
+            tls: self.tls,
             door: self.door,
             head_timeout: self.settings.limits.header_read_timeout,
             is_closing: AtomicBool::new(false),
@@ -140,6 +148,7 @@ impl Server {
 /// What all connections share.
 struct Connections {
     builder: Builder<StreamExecutor>,
+    tls: Option<Acceptor>,
     door: Door,
     head_timeout: Duration,
     /// The answers to come are the last of their connections, and say so. A flag of its own, since the token has a lock.
@@ -212,8 +221,17 @@ fn serve_on_lane(
 ) {
     let connections = connections.clone();
     lanes.spawn("connection", async move {
-        if let Ok(stream) = TcpStream::from_std(stream) {
-            serve_connection(stream, connections, permit).await;
+        let Ok(stream) = TcpStream::from_std(stream) else { return };
+        // Answers are small and complete: waiting for more to send would only delay them. Fails on a dead socket only.
+        let _ = stream.set_nodelay(true);
+        let from = stream.peer_addr().ok().map(|address| address.ip());
+        match &connections.tls {
+            None => serve_connection(stream, from, connections, permit).await,
+            Some(acceptor) => {
+                if let Some(stream) = encrypted(acceptor, stream, &connections).await {
+                    serve_connection(stream, from, connections, permit).await;
+                }
+            }
         }
     });
 }
@@ -249,10 +267,63 @@ impl Failures {
     }
 }
 
-async fn serve_connection(stream: TcpStream, shared: Arc<Connections>, permit: OwnedSemaphorePermit) {
-    // Answers are small and complete: waiting for more to send would only delay them. Fails on a dead socket only.
-    let _ = stream.set_nodelay(true);
-    let from = stream.peer_addr().ok().map(|address| address.ip());
+/// The stream after its handshake; `None` where there is none in time.
+async fn encrypted(acceptor: &Acceptor, stream: TcpStream, shared: &Connections) -> Option<TlsStream<TcpStream>> {
+    let handshake = async {
+        if is_plain_http(&stream).await? {
+            refuse_plain(stream).await?;
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "plain HTTP on a TLS port"));
+        }
+        acceptor.accept(stream).await
+    };
+    // A handshake that never becomes complete is no request: it must not hold the drain up.
+    let drained = async {
+        shared.drain.cancelled().await;
+        tokio::time::sleep(DRAIN_IDLE).await;
+    };
+    tokio::select! {
+        // As in `serve_connection`; dropping a handshake closes its connection, which is what the other branches are for.
+        biased;
+        () = shared.cut.cancelled() => None,
+        result = tokio::time::timeout(shared.head_timeout, handshake) => match result {
+            Ok(Ok(stream)) => Some(stream),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "a TLS handshake failed: {error}");
+                None
+            }
+            Err(_) => {
+                tracing::debug!("a TLS handshake took longer than header_read_timeout_ms");
+                None
+            }
+        },
+        () = drained => None,
+    }
+}
+
+/// Whether what comes first is a letter, as methods of HTTP begin; TLS begins with a control character. Takes nothing.
+async fn is_plain_http(stream: &TcpStream) -> io::Result<bool> {
+    let mut first = [0];
+    Ok(stream.peek(&mut first).await? == 1 && first.iter().all(u8::is_ascii_alphabetic))
+}
+
+/// Says what is wrong to who speaks without TLS: browsers and clients would show an empty answer, or bytes of an alert.
+async fn refuse_plain(mut stream: TcpStream) -> io::Result<()> {
+    // Closing on what was not read resets the connection, and the answer with it.
+    let _ = stream.try_read(&mut [0; 4096]);
+    stream.write_all(PLAIN_REFUSAL).await?;
+    stream.shutdown().await
+}
+
+const PLAIN_REFUSAL: &[u8] =
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 54\r\nConnection: close\r\n\r\n\
+    This port speaks HTTPS; use an address with https://.\n";
+
+async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
+    stream: S,
+    from: Option<IpAddr>,
+    shared: Arc<Connections>,
+    permit: OwnedSemaphorePermit,
+) {
     let activity = Arc::new(Activity::default());
     let service = hyper::service::service_fn({
         let (shared, activity) = (shared.clone(), activity.clone());
@@ -372,8 +443,8 @@ impl http_body::Body for CountedBody {
 
 /// A socket whose peer must send its first bytes and take its answers in time. Heads are timed by hyper, but only once
 /// it knows which version of HTTP it speaks.
-struct Guarded {
-    stream: TcpStream,
+struct Guarded<S> {
+    stream: S,
     /// How much of the HTTP/2 preface has come; `None` once the version is clear.
     preface: Option<usize>,
     first_bytes: Pin<Box<Sleep>>,
@@ -383,8 +454,8 @@ struct Guarded {
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-impl Guarded {
-    fn new(stream: TcpStream, head_timeout: Duration, activity: Arc<Activity>) -> Guarded {
+impl<S> Guarded<S> {
+    fn new(stream: S, head_timeout: Duration, activity: Arc<Activity>) -> Guarded<S> {
         let first_bytes = Box::pin(tokio::time::sleep(head_timeout));
         Guarded { stream, preface: Some(0), first_bytes, stalled: None, activity }
     }
@@ -406,7 +477,7 @@ impl Guarded {
     }
 }
 
-impl AsyncRead for Guarded {
+impl<S: AsyncRead + Unpin> AsyncRead for Guarded<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -448,7 +519,7 @@ fn joined(data: &[io::IoSlice<'_>]) -> Option<([u8; JOINED_WRITE], usize)> {
     Some((bytes, length))
 }
 
-impl AsyncWrite for Guarded {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         let poll = Pin::new(&mut self.stream).poll_write(context, data);
         self.watch(context, poll)
@@ -478,6 +549,8 @@ impl AsyncWrite for Guarded {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
+        // TLS says goodbye, for which a peer that takes nothing leaves no room.
+        let poll = Pin::new(&mut self.stream).poll_shutdown(context);
+        self.watch(context, poll)
     }
 }

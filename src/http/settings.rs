@@ -18,6 +18,8 @@ pub struct HttpSettings {
     pub cors_origins: Vec<String>,
     /// Names accepted in the `Host` header besides loopback names and the listen address; `*` = any.
     pub allowed_hosts: Vec<String>,
+    /// Whether callers speak TLS; what the door is bound with decides.
+    pub is_tls: bool,
     pub limits: HttpLimits,
     /// The whole configuration in words, for those who look at the System page.
     pub shown: Arc<[ShownSetting]>,
@@ -52,6 +54,13 @@ pub struct HttpLimits {
     pub drain_delay: Duration,
 }
 
+impl HttpSettings {
+    /// Of the addresses that callers use.
+    pub fn scheme(&self) -> &'static str {
+        if self.is_tls { "https" } else { "http" }
+    }
+}
+
 impl Default for HttpSettings {
     fn default() -> HttpSettings {
         HttpSettings {
@@ -62,6 +71,7 @@ impl Default for HttpSettings {
             shutdown_grace: Duration::from_secs(20),
             cors_origins: Vec::new(),
             allowed_hosts: Vec::new(),
+            is_tls: false,
             limits: HttpLimits {
                 header_read_timeout: Duration::from_secs(10),
                 body_read_timeout: Duration::from_secs(30),

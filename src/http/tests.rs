@@ -284,7 +284,7 @@ async fn boom() -> &'static str {
 fn start(settings: HttpSettings) -> (SocketAddr, Tasks, JoinHandle<()>) {
     let tasks = Tasks::new();
     let HttpState { auth, engine, jobs, downloads, optimizer, .. } = state(HttpSettings::default(), tasks.clone());
-    let services = super::Services { auth, engine, jobs, downloads, optimizer };
+    let services = super::Services { auth, engine, jobs, downloads, optimizer, tls: None };
     let server = Server::bind(settings, services, tasks.clone()).unwrap();
     let address = server.local_addr();
     let served = tasks.spawn("server", server.serve());

@@ -59,6 +59,8 @@ mod tabular;
 mod text;
 /// Texts: classes, entities, masks and answers of the shared models against transformers.
 mod text_tasks;
+/// TLS: certificates, reloading them, handshakes that misbehave.
+mod tls;
 /// Traces: `traceparent` in, spans out.
 mod tracing;
 /// Pictures: tiny models of many architectures against transformers' own pipelines.

@@ -60,13 +60,23 @@ impl Server {
     }
 
     /// The same by a command that says more than the usual.
-    pub fn launch_by(mut command: Command, store: tempfile::TempDir, environment: &[(&str, &str)]) -> Server {
+    pub fn launch_by(command: Command, store: tempfile::TempDir, environment: &[(&str, &str)]) -> Server {
+        Server::launch_at(command, &["--listen", "127.0.0.1:0"], store, environment)
+    }
+
+    /// The same with all flags that say where and how to listen.
+    pub fn launch_at(
+        mut command: Command,
+        flags: &[&str],
+        store: tempfile::TempDir,
+        environment: &[(&str, &str)],
+    ) -> Server {
         // Built first: what fails here leaves no server behind. The library takes its cryptography from whoever uses it.
         let _ = rustls::crypto::ring::default_provider().install_default();
         // No connection is kept: one that the server closes for being idle may be used in that very moment.
         let client = reqwest::blocking::Client::builder().timeout(PATIENCE).pool_max_idle_per_host(0).build().unwrap();
         let mut child = command
-            .args(["serve", "--listen", "127.0.0.1:0", "--models"])
+            .args([&["serve"][..], flags, &["--models"]].concat())
             .arg(store.path())
             .envs(environment.iter().copied())
             .stdout(Stdio::piped())
@@ -76,7 +86,7 @@ impl Server {
         let Some(Ok(line)) = lines.next() else {
             panic!("the server ended at start: {:?}", child.wait());
         };
-        let address = line.rsplit("http://").next().and_then(|text| text.parse().ok());
+        let address = line.rsplit("://").next().and_then(|text| text.parse().ok());
         let Some(address) = address else { panic!("no address in {line:?}") };
         Server { child, address, store, client }
     }
@@ -143,7 +153,8 @@ impl Server {
         self.signal("TERM");
     }
 
-    fn signal(&self, name: &str) {
+    /// A signal by its name, such as `HUP`, to this child only.
+    pub fn signal(&self, name: &str) {
         let status = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status();
         assert!(status.unwrap().success());
     }

@@ -8,7 +8,7 @@ use crate::http::extract::{DownloadPath, JobPath, ModelPath};
 use crate::telemetry::set_log_level;
 use axum::Form;
 use axum::extract::{RawPathParams, Request};
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
 use serde::Deserialize;
 use serde_json::json;
@@ -148,9 +148,10 @@ pub(super) struct ThemeForm {
     back: String,
 }
 
-pub(super) async fn theme(Form(form): Form<ThemeForm>) -> Response {
+pub(super) async fn theme(visitor: Visitor, headers: HeaderMap, Form(form): Form<ThemeForm>) -> Response {
     let theme = Frame::THEMES.into_iter().find(|theme| *theme == form.theme).unwrap_or("auto");
-    let cookie = format!("theme={theme}; Path=/; Max-Age=31536000; SameSite=Strict; HttpOnly");
+    let secure = if visitor.is_encrypted(&headers) { "; Secure" } else { "" };
+    let cookie = format!("theme={theme}; Path=/; Max-Age=31536000; SameSite=Strict; HttpOnly{secure}");
     let mut response = Redirect::to(&back_to(&form.back)).into_response();
     if let Ok(value) = HeaderValue::from_str(&cookie) {
         response.headers_mut().insert(header::SET_COOKIE, value);

@@ -154,6 +154,13 @@ impl Visitor {
         Frame { path, is_inside: true, notice: self.notice.clone(), ..frame }
     }
 
+    /// Whether the browser came by TLS: to us, or to a proxy before us that says so. Who lies here only loses the own cookie.
+    pub(super) fn is_encrypted(&self, headers: &HeaderMap) -> bool {
+        let by_proxy =
+            headers.get("x-forwarded-proto").is_some_and(|proto| proto.as_bytes().eq_ignore_ascii_case(b"https"));
+        by_proxy || self.dashboard.state.settings.is_tls
+    }
+
     /// A page that says why there is none.
     pub(super) fn refused(&self, refusal: &Refusal) -> Response {
         let title = if refusal.status == StatusCode::NOT_FOUND { "Not found" } else { "This did not work" };

@@ -73,7 +73,7 @@ pub(super) async fn enter(
         Ok((caller, token)) => {
             let mut response = Redirect::to(&back_to(&back)).into_response();
             let seconds = Gate::session_lifetime().as_secs();
-            set_cookie(&mut response, &session_cookie(Some(token), seconds, is_encrypted(&headers)));
+            set_cookie(&mut response, &session_cookie(Some(token), seconds, visitor.is_encrypted(&headers)));
             (Who::Known(caller), response)
         }
         Err(Denied::TooManyWrong { retry_after: delay, .. }) => {
@@ -104,7 +104,7 @@ pub(super) async fn leave(visitor: Visitor, headers: HeaderMap) -> Response {
         gate.sign_out(token, Instant::now());
     }
     let mut response = Redirect::to(&format!("{ADDRESS}?done=sign-out")).into_response();
-    set_cookie(&mut response, &session_cookie(None, 0, is_encrypted(&headers)));
+    set_cookie(&mut response, &session_cookie(None, 0, visitor.is_encrypted(&headers)));
     response
 }
 
@@ -112,11 +112,6 @@ fn set_cookie(response: &mut Response, cookie: &str) {
     if let Ok(value) = HeaderValue::from_str(cookie) {
         response.headers_mut().insert(header::SET_COOKIE, value);
     }
-}
-
-/// Whether a proxy before us says that the browser came by TLS. Who lies here only loses the own cookie.
-fn is_encrypted(headers: &HeaderMap) -> bool {
-    headers.get("x-forwarded-proto").is_some_and(|proto| proto.as_bytes().eq_ignore_ascii_case(b"https"))
 }
 
 /// The cookie that holds a session's token, or takes it away where there is none.

@@ -64,7 +64,7 @@ pub(super) fn example_inputs(model: &Value) -> Value {
 
 /// For the model's page.
 pub(super) fn snippets(state: &HttpState, name: &str, task: Option<&str>, model: &Value) -> Vec<Snippet> {
-    let url = format!("http://{}/v1/models/{name}/predict", state.settings.listen);
+    let url = format!("{}://{}/v1/models/{name}/predict", state.settings.scheme(), state.settings.listen);
     let labels = if Kind::wants_labels(task) { json!({"candidate_labels": ["one", "two"]}) } else { Value::Null };
     match Kind::of(task) {
         Kind::Image => with_file(&url, "picture.jpg", &labels),

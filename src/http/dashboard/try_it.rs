@@ -105,7 +105,8 @@ pub(super) async fn run(visitor: Visitor, path: ModelPath, request: Request) -> 
         Err(detail) => return visitor.refused(&Refusal { status: StatusCode::BAD_REQUEST, detail }),
     };
     let task = text(&model, "/task");
-    let url = format!("http://{}/v1/models/{}/predict", visitor.dashboard.state.settings.listen, path.name);
+    let settings = &visitor.dashboard.state.settings;
+    let url = format!("{}://{}/v1/models/{}/predict", settings.scheme(), settings.listen, path.name);
     let (ask, snippets) = match ask(task.as_deref(), &given, &url) {
         Ok(ask) => ask,
         Err(problem) => {
