@@ -163,6 +163,19 @@ impl Around {
         entered
     }
 
+    /// Why somebody may only look: nothing asks for a key, and a page's form would change something from another machine. Programs
+    /// may, as whoever starts a server so has said that they are to be trusted; a browser is led more easily.
+    fn looks_only(&self, needs: Option<Needs>, method: &Method, entrance: &Entrance<'_>) -> Option<Refused> {
+        let is_local = entrance.from.is_some_and(|from| from.to_canonical().is_loopback());
+        let changes = needs.is_some_and(|needs| needs.is_audited) && !method.is_safe();
+        if is_local || !changes || self.gate.is_on() || !entrance.route.starts_with("/ui/") {
+            return None;
+        }
+        let detail = "without a key the dashboard changes nothing from another machine: make one with \
+                      `ortus key create --role admin` where the server runs, then sign in with it";
+        Some(Refused { error: ApiError::new(StatusCode::FORBIDDEN, "key_needed", detail), why: Why::NoKey })
+    }
+
     /// Whether no page of an origin other than ours, and these `others`, sends the request.
     fn is_own_origin(&self, others: &[String], request: &Request) -> bool {
         is_own_origin(others, self.is_tls, request.headers(), request.uri().authority())
@@ -368,7 +381,11 @@ async fn admitted(around: &Around, mut request: Request, next: Next) -> Response
     let entrance = Entrance { route: route.as_str(), from, request_id };
     // A path that is none tells nobody so who has no key.
     let needed = needs.map_or(Some(Role::Infer), |needs| needs.role(request.method()));
-    let caller = match around.enter(needed, &request, &entrance) {
+    let entered = match around.looks_only(needs, request.method(), &entrance) {
+        Some(refused) => Err(refused),
+        None => around.enter(needed, &request, &entrance),
+    };
+    let caller = match entered {
         Ok(caller) => caller,
         Err(refused) => {
             let (entry, response) = around.refuse(refused, needs, &request, &entrance);

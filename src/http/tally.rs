@@ -95,7 +95,9 @@ pub(super) fn rejected(code: &str) -> Option<Rejected> {
         "body_too_slow" => Some(Rejected::TooSlow),
         "bad_host_header" | "host_not_allowed" => Some(Rejected::Host),
         "origin_not_allowed" => Some(Rejected::Origin),
-        "unauthorized" | "bad_key_header" | "too_many_wrong_keys" | "role_too_low" => Some(Rejected::Key),
+        "unauthorized" | "key_needed" | "bad_key_header" | "too_many_wrong_keys" | "role_too_low" => {
+            Some(Rejected::Key)
+        }
         "rate_limited" => Some(Rejected::RateLimited),
         _ => None,
     }

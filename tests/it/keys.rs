@@ -325,6 +325,52 @@ fn f80_a_public_address_needs_keys() {
     assert_eq!(found, [200, 401, 401]);
 }
 
+/// An address of this machine that is not loopback; `None`, loudly, where it has none. Nothing is sent to find it.
+fn outer_address() -> Option<std::net::IpAddr> {
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    let address = socket.connect("192.0.2.1:9").and_then(|()| socket.local_addr()).map(|address| address.ip());
+    let outer = address.ok().filter(|address| !address.is_loopback() && !address.is_unspecified());
+    if outer.is_none() {
+        eprintln!("SKIPPED: this machine has no address but loopback");
+    }
+    outer
+}
+
+#[test]
+fn without_keys_the_dashboard_changes_nothing_from_another_machine() {
+    let Some(outer) = outer_address() else { return };
+    let server = Server::launch_at(command(), &["--listen", "0.0.0.0:0", "--insecure"], store_of(&["mlp"]), &[]);
+    server.wait_ready();
+    let port = server.address.port();
+    let [near, far] = [format!("http://127.0.0.1:{port}"), format!("http://{outer}:{port}")];
+    let get = |base: &str, path: &str| browser().get(format!("{base}{path}")).send().unwrap().status().as_u16();
+    for page in ["/", "/ui/models", "/ui/models/mlp", "/ui/models/mlp/delete", "/ui/system", "/livez"] {
+        assert_eq!((get(&near, page), get(&far, page)), (200, 200), "{page}");
+    }
+    for action in ["/ui/models/mlp/unload", "/ui/cleanup", "/ui/models/mlp/delete", "/ui/add", "/ui/log-level"] {
+        let refused = post_form(&format!("{far}{action}"), &[("level", "warn")]).send().unwrap();
+        let (status, text) = (refused.status().as_u16(), refused.text().unwrap());
+        assert!(status == 403 && text.contains("<html") && text.contains("ortus key create"), "{action} {text}");
+    }
+    // To try a model out changes nothing, nor do looks; and programs may what they might.
+    let form = reqwest::blocking::multipart::Form::new().text("json", r#"{"inputs": []}"#);
+    let tried = browser().post(format!("{far}/ui/models/mlp/try")).multipart(form).send().unwrap();
+    assert_eq!(tried.status(), 200);
+    assert_eq!(
+        post_form(&format!("{far}/ui/theme"), &[("theme", "dark"), ("back", "/")]).send().unwrap().status(),
+        303
+    );
+    assert_eq!(browser().post(format!("{far}/v1/models/mlp/load")).send().unwrap().status(), 200);
+    assert_eq!(post_form(&format!("{near}/ui/models/mlp/unload"), &[]).send().unwrap().status(), 303);
+    // With a key it goes by the sign-in again.
+    let admin = make(server.store.path(), "admin", &[]);
+    wait_until(|| get(&far, "/v1/models") == 401);
+    let signed = post_form(&format!("{far}/ui/sign-in"), &[("key", &admin), ("back", "/")]).send().unwrap();
+    let cookie = signed.headers()["set-cookie"].to_str().unwrap().split(';').next().unwrap().to_owned();
+    let load = post_form(&format!("{far}/ui/models/mlp/load"), &[]).header("cookie", cookie).send().unwrap();
+    assert_eq!(load.headers()["location"], "/ui/models/mlp?done=load");
+}
+
 #[test]
 fn auth_require_asks_for_keys_where_there_is_none() {
     let server = Server::start(&["echo"], &[("ORTUS_AUTH__REQUIRE", "true")]);
