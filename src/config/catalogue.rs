@@ -828,6 +828,17 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         section: "limits",
+        name: "max_event_streams",
+        doc: "Streams of events (jobs, downloads, the dashboard's pages) open at once; more are refused.",
+        kind: Kind::Integer {
+            min: 1,
+            max: 1_000_000,
+            get: |config| config.http.limits.max_event_streams as u64,
+            set: |config, value| config.http.limits.max_event_streams = size(value),
+        },
+    },
+    Key {
+        section: "limits",
         name: "drain_delay_ms",
         doc: "How long a stopping server goes on accepting, so that balancers notice that it is not ready.",
         kind: Kind::Integer {

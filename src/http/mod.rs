@@ -1,7 +1,7 @@
 //! The REST door: HTTP in, engine calls, HTTP out.
 //!
 //! `server` accepts and drains, `door` is the way of a request to its handler, `router` is the route table, `middleware` what surrounds every route, `access` the roles of routes and the keys of
-//! requests, `audited` what goes to the audit log, `error` the error
+//! requests, `streams` the answers that go on, `audited` what goes to the audit log, `error` the error
 //! table. `v1` is the native API, `v2` the Open Inference Protocol, `dialects` routes of other servers, `codec` the body formats, `openapi` the description of
 //! it all; `dashboard` is pages for people over the native API. Knows the engine and what stands beside it, and nothing below.
 
@@ -22,6 +22,7 @@ mod outcome;
 mod router;
 mod server;
 mod settings;
+mod streams;
 mod tally;
 mod v1;
 mod v2;
@@ -66,6 +67,7 @@ pub struct HttpState {
     pub optimizer: Optimizer,
     pub settings: Arc<HttpSettings>,
     pub tasks: Tasks,
+    streams: streams::Streams,
 }
 
 /// Bodies up to this size are read and written on the async threads: handing them over would take longer.

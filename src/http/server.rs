@@ -6,6 +6,7 @@
 //! (`Connection: close`), or after they were silent. Knows no route: see `door`.
 
 use super::door::Door;
+use super::streams::Streams;
 use super::v1::job_runner::JobRunner;
 use super::{HttpSettings, HttpState, Services};
 use crate::tasks::{Lanes, Tasks, cores};
@@ -84,8 +85,17 @@ impl Server {
         settings.is_tls = tls.is_some();
         let tls = tls.map(|certificate| certificate.acceptor(&PROTOCOLS)).transpose().map_err(io::Error::other)?;
         let settings = Arc::new(settings);
-        let state =
-            HttpState { auth, engine, jobs, downloads, optimizer, settings: settings.clone(), tasks: tasks.clone() };
+        let streams = Streams::new(settings.limits.max_event_streams);
+        let state = HttpState {
+            auth,
+            engine,
+            jobs,
+            downloads,
+            optimizer,
+            settings: settings.clone(),
+            tasks: tasks.clone(),
+            streams,
+        };
         let door = Door::new(state.clone(), address.ip());
         let lanes = Lanes::start(&tasks, cores().min(MAX_LANES))?;
         Ok(Server { listener, address, lanes, door, state, settings, tls, tasks })

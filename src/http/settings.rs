@@ -50,6 +50,8 @@ pub struct HttpLimits {
     pub max_tensor_elements: usize,
     /// Items of one request to a task, and parts of a multipart body.
     pub max_items: usize,
+    /// Streams of events that are open at once.
+    pub max_event_streams: usize,
     /// How long a stopping server goes on accepting, so that balancers notice that it is not ready.
     pub drain_delay: Duration,
 }
@@ -80,6 +82,7 @@ impl Default for HttpSettings {
                 max_json_depth: 64,
                 max_tensor_elements: 1 << 28,
                 max_items: 256,
+                max_event_streams: 1024,
                 drain_delay: Duration::from_millis(200),
             },
             shown: Arc::from([]),

@@ -37,7 +37,8 @@ fn state(settings: HttpSettings, tasks: Tasks) -> HttpState {
     let optimizer =
         Optimizer::new(engine.clone(), downloads.clone(), std::path::Path::new("/nonexistent"), tasks.clone());
     let auth = crate::auth::Gate::none(tasks.clone());
-    HttpState { auth, engine, jobs, downloads, optimizer, settings: Arc::new(settings), tasks }
+    let streams = super::streams::Streams::new(settings.limits.max_event_streams);
+    HttpState { auth, engine, jobs, downloads, optimizer, settings: Arc::new(settings), tasks, streams }
 }
 
 fn door(settings: HttpSettings) -> Door {

@@ -586,6 +586,51 @@ fn f82_five_wrong_keys_a_minute_may_be_tried_on_the_sign_in_page() {
     assert!(response.headers()["set-cookie"].to_str().unwrap().ends_with("; Secure"));
 }
 
+/// A stream of events of which the first bytes have come.
+fn open_stream(server: &Server, path: &str, key: &str) -> reqwest::blocking::Response {
+    let mut stream = server.client.get(server.url(path)).bearer_auth(key).send().unwrap();
+    assert_eq!(stream.headers()["content-type"], "text/event-stream");
+    assert!(std::io::Read::read(&mut stream, &mut [0; 16]).unwrap() > 0);
+    stream
+}
+
+#[test]
+fn a_stream_ends_with_the_key_that_opened_it_and_others_go_on() {
+    // Takes a download's connection and answers nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let host = silent.local_addr().unwrap().to_string();
+    let store = store_of(&["slow"]);
+    let (infer, admin) = (make(store.path(), "infer", &[]), make(store.path(), "admin", &[]));
+    let server = Server::on(store, &[("ORTUS_HUB__ALLOWED_HOSTS", &host)]);
+    let post = |path: &str, body: Value| -> Value {
+        let response = server.post(path).bearer_auth(&admin).json(&body).send().unwrap();
+        assert_eq!(response.status(), 202, "{path}");
+        response.json().unwrap()
+    };
+    let job = post("/v1/models/slow/jobs", json!({"inputs": {"n": 1_000_000_000_000u64}}));
+    let order = json!({"name": "new", "source": "url", "url": format!("http://{host}/model.onnx")});
+    let download = post("/v1/models", order)["download"]["id"].clone();
+    let job = format!("/v1/jobs/{}", job["id"].as_str().unwrap());
+    let paths = [format!("{job}/events"), format!("/v1/downloads/{}/events", download.as_str().unwrap())];
+    let streams = paths.iter().map(|path| open_stream(&server, path, &infer)).collect::<Vec<_>>();
+    let mut other = open_stream(&server, &paths[0], &admin);
+    // It expires, which is not made but becomes so.
+    let path = server.store.path().join(".ortus/keys.json");
+    let mut file: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let keys = file["keys"].as_array_mut().unwrap();
+    keys.iter_mut().find(|key| key["id"] == id_of(&infer)).unwrap()["expires_ms"] = json!(1);
+    std::fs::write(&path, file.to_string()).unwrap();
+    for mut stream in streams {
+        // It would go on for ever else, and the client's patience would end with an error.
+        std::io::copy(&mut stream, &mut std::io::sink()).unwrap();
+    }
+    let cancelled = server.client.delete(server.url(&job)).bearer_auth(&admin).send().unwrap();
+    assert!(cancelled.status().is_success());
+    let mut rest = String::new();
+    std::io::Read::read_to_string(&mut other, &mut rest).unwrap();
+    assert!(rest.contains(r#""status":"cancelled""#), "{rest}");
+}
+
 #[test]
 fn a_live_page_ends_with_its_key() {
     use std::io::Read;

@@ -7,18 +7,15 @@ use crate::engine::ModelName;
 use axum::Extension;
 use axum::extract::Query;
 use axum::http::{HeaderMap, StatusCode, Uri};
-use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
 use futures_util::Stream;
 use serde::Deserialize;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// Parts of a page by their names, as HTML.
 pub(super) type Parts = Vec<(&'static str, String)>;
@@ -75,18 +72,17 @@ pub(super) async fn stream(
     uri: Uri,
 ) -> Response {
     let Some(page) = Live::of(&of) else { return StatusCode::NOT_FOUND.into_response() };
+    let (state, caller) = (dashboard.state.clone(), caller.map(|caller| caller.0));
     let feed = Feed {
         ticks: dashboard.ticks.subscribe(),
         stopping: dashboard.state.tasks.stopping().clone(),
-        visitor: Visitor::new(dashboard, caller.map(|caller| caller.0), &headers, &uri),
+        visitor: Visitor::new(dashboard, caller.clone(), &headers, &uri),
         address: of,
         page,
         sent: HashMap::new(),
         ready: Vec::new(),
     };
-    let stream = Sse::new(feed.stream()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
-    // Proxies that collect answers would hold the events back.
-    ([("x-accel-buffering", "no")], stream).into_response()
+    state.stream(caller, feed.stream()).into_response()
 }
 
 struct Feed {
@@ -113,9 +109,6 @@ impl Feed {
                     () = feed.stopping.cancelled() => return None,
                     changed = feed.ticks.changed() => if changed.is_err() { return None },
                 }
-                if !feed.is_still_let_in() {
-                    return None;
-                }
                 let tick = *feed.ticks.borrow_and_update();
                 let parts = feed.parts(tick).await?;
                 for (name, html) in parts.iter() {
@@ -129,15 +122,6 @@ impl Feed {
                 feed.ready.reverse();
             }
         })
-    }
-
-    /// A key may be revoked, a session end, and keys come into being while a stream lives.
-    fn is_still_let_in(&self) -> bool {
-        let gate = &self.visitor.dashboard.state.auth;
-        match &self.visitor.caller {
-            Some(caller) => gate.still_admits(caller, std::time::Instant::now()),
-            None => !gate.is_on(),
-        }
     }
 
     /// What this second's page is, written by the first who asks.

@@ -2,6 +2,7 @@
 //! version, `/v1/downloads` shows how far each is.
 
 use super::models::ModelInfo;
+use crate::auth::Caller;
 use crate::downloads::{
     Download, DownloadError, Downloads, Order, Place, Report, State as DownloadState, Upload, UploadOptions, Uploaded,
 };
@@ -12,12 +13,12 @@ use crate::http::extract::{ApiQuery, DownloadPath, ModelPath, content_type};
 use crate::http::{HttpState, body};
 use crate::hub::{ExportOptions, FetchRequest, HubError, Precision, Source};
 use crate::telemetry::rfc3339;
-use axum::Json;
 use axum::extract::multipart::{Field, Multipart};
 use axum::extract::{FromRequest, Request, State};
 use axum::http::{StatusCode, header};
-use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use futures_util::Stream;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -30,7 +31,6 @@ use uuid::Uuid;
 
 /// How often an open stream looks.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Bytes of a field of a form that is no file.
 const FIELD_BYTES_MAX: usize = 1 << 20;
 /// What a file of an upload must bring on average, once it has had the time of a whole body.
@@ -353,6 +353,7 @@ pub(in crate::http) async fn delete(
     responses((status = 200, description = "Events.", body = String, content_type = "text/event-stream")))]
 pub(in crate::http) async fn events(
     State(state): State<HttpState>,
+    caller: Option<Extension<Caller>>,
     DownloadPath(id): DownloadPath,
 ) -> Result<Response, ApiError> {
     state.downloads.get(id)?;
@@ -363,9 +364,7 @@ pub(in crate::http) async fn events(
         said: None,
         is_over: false,
     };
-    let stream = Sse::new(feed.stream()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
-    // Proxies that collect answers would hold the events back.
-    Ok(([("x-accel-buffering", "no")], stream).into_response())
+    state.stream(caller.map(|Extension(caller)| caller), feed.stream())
 }
 
 async fn order(state: &HttpState, order: Order) -> Result<Response, ApiError> {

@@ -5,6 +5,7 @@
 
 use super::optimize::ReportBody;
 use super::predict::{Ask, PredictRequestBody, PredictResponseBody};
+use crate::auth::Caller;
 use crate::engine::{EngineError, ErrorKind, ModelState};
 use crate::http::error::{ApiError, ProblemBody};
 use crate::http::extract::{ApiQuery, JobPath, ModelPath, RequestId, invalid_query};
@@ -12,13 +13,13 @@ use crate::http::tally::Tally;
 use crate::http::{HttpState, body};
 use crate::jobs::{Deleted, Filter, Job, JobError, JobRequest, Jobs, Kind, State as JobState, Status};
 use crate::telemetry::rfc3339;
-use axum::Json;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::http::header::{self, HeaderMap, HeaderValue};
-use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use bytes::Bytes;
 use futures_util::Stream;
 use serde::{Deserialize, Serialize};
@@ -40,8 +41,6 @@ const PAGE: usize = 50;
 const PAGE_MAX: usize = 200;
 /// How often an open stream looks at the progress.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(250);
-/// How often a stream that has nothing to say shows that it is alive.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// What is answered later.
 #[derive(Debug, Serialize, ToSchema)]
@@ -332,6 +331,7 @@ pub(in crate::http) async fn delete(
     responses((status = 200, description = "Events.", body = String, content_type = "text/event-stream")))]
 pub(in crate::http) async fn events(
     State(state): State<HttpState>,
+    caller: Option<Extension<Caller>>,
     JobPath(id): JobPath,
 ) -> Result<Response, ApiError> {
     let changes = state.jobs.watch(id).await?;
@@ -345,9 +345,7 @@ pub(in crate::http) async fn events(
         ready: VecDeque::new(),
         is_over: false,
     };
-    let stream = Sse::new(feed.stream()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE));
-    // Proxies that collect answers would hold the events back.
-    Ok(([("x-accel-buffering", "no")], stream).into_response())
+    state.stream(caller.map(|Extension(caller)| caller), feed.stream())
 }
 
 /// What one stream has said of its job.
