@@ -6,9 +6,13 @@ use crate::runtime::RuntimeError;
 pub enum BatchError {
     #[error("{waiting} requests wait already, as many as max_queue allows; try again shortly")]
     QueueFull { waiting: usize },
-    #[error("the deadline passed while the request waited; it was not run")]
+    #[error(
+        "the deadline (the request's own, else request_timeout_ms) passed while the request waited; it was not run"
+    )]
     Expired,
-    #[error("the deadline passed while the model ran; the run was stopped")]
+    #[error(
+        "the deadline (the request's own, else request_timeout_ms) passed while the model ran; the run was stopped"
+    )]
     TimedOut,
     #[error("the model is being unloaded")]
     Closed,

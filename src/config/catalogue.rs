@@ -342,6 +342,28 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         section: "hub",
+        name: "max_downloads",
+        doc: "Downloads that wait or run; more are refused.",
+        kind: Kind::Integer {
+            min: 1,
+            max: 10_000,
+            get: |config| config.hub.max_downloads as u64,
+            set: |config, value| config.hub.max_downloads = size(value),
+        },
+    },
+    Key {
+        section: "hub",
+        name: "max_archive_entries",
+        doc: "Files and folders of an archive.",
+        kind: Kind::Integer {
+            min: 1,
+            max: 1_000_000,
+            get: |config| config.hub.max_archive_entries as u64,
+            set: |config, value| config.hub.max_archive_entries = size(value),
+        },
+    },
+    Key {
+        section: "hub",
         name: "reserve_mb",
         doc: "Space that is left free on the store's disk.",
         kind: Kind::Integer {
@@ -839,6 +861,39 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         section: "limits",
+        name: "max_http2_streams",
+        doc: "Requests at a time on one HTTP/2 connection; clients are told, and wait.",
+        kind: Kind::Integer {
+            min: 1,
+            max: 65_536,
+            get: |config| u64::from(config.http.limits.max_http2_streams),
+            set: |config, value| config.http.limits.max_http2_streams = u32::try_from(value).unwrap_or(u32::MAX),
+        },
+    },
+    Key {
+        section: "limits",
+        name: "write_timeout_ms",
+        doc: "How long a client may take no byte of its answer before the connection is closed.",
+        kind: Kind::Integer {
+            min: 1,
+            max: DAY_MS,
+            get: |config| milliseconds(config.http.limits.write_timeout),
+            set: |config, value| config.http.limits.write_timeout = Duration::from_millis(value),
+        },
+    },
+    Key {
+        section: "limits",
+        name: "min_upload_bytes_per_s",
+        doc: "What an upload must bring a second on average, once it has had the time of a body; 0 = anything.",
+        kind: Kind::Integer {
+            min: 0,
+            max: 1 << 40,
+            get: |config| config.http.limits.min_upload_bytes_per_second,
+            set: |config, value| config.http.limits.min_upload_bytes_per_second = value,
+        },
+    },
+    Key {
+        section: "limits",
         name: "drain_delay_ms",
         doc: "How long a stopping server goes on accepting, so that balancers notice that it is not ready.",
         kind: Kind::Integer {
@@ -965,6 +1020,17 @@ pub(super) const KEYS: &[Key] = &[
             expected: LogSettings::LEVELS,
             get: |config| config.log.level.clone(),
             set: |config, text| LogSettings::is_level(text).then(|| config.log.level = text.to_owned()),
+        },
+    },
+    Key {
+        section: "telemetry",
+        name: "max_events",
+        doc: "Events that the dashboard shows, the last ones.",
+        kind: Kind::Integer {
+            min: 1,
+            max: 100_000,
+            get: |config| config.log.max_events as u64,
+            set: |config, value| config.log.max_events = size(value),
         },
     },
     Key {

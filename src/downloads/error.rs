@@ -11,7 +11,9 @@ pub enum DownloadError {
     Model(#[from] ModelError),
     #[error("there is no such download")]
     NotFound,
-    #[error("{limit} downloads wait or run already; wait for one to end, or cancel one")]
+    #[error(
+        "{limit} downloads wait or run already, as many as max_downloads allows; wait for one to end, or cancel one"
+    )]
     TooMany { limit: usize },
     #[error("it took longer than total_timeout_s = {seconds}")]
     TooSlow { seconds: u64 },

@@ -15,8 +15,6 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-/// Downloads that wait or run.
-const ACTIVE_MAX: usize = 64;
 /// How long what a failed download left is kept for another try.
 const LEFT_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -125,7 +123,7 @@ impl Downloads {
             created_ms: now_ms(),
             finished_ms: None,
         };
-        self.0.table().insert(id, record, ACTIVE_MAX)?;
+        self.0.table().insert(id, record, self.0.hub.settings().max_downloads)?;
         let inner = self.0.clone();
         let work = run::Run { inner: inner.clone(), id, order, progress };
         // The claim goes with the task, whatever becomes of it.

@@ -10,8 +10,6 @@ use std::path::PathBuf;
 
 /// Files of one upload.
 const FILES_MAX: usize = 64;
-/// Files of an archive.
-const ARCHIVE_FILES_MAX: usize = 10_000;
 
 /// An upload that is being received. Dropped, it leaves nothing.
 pub struct Upload {
@@ -190,11 +188,11 @@ impl Upload {
         }
         let files: Vec<(String, PathBuf)> =
             self.files.iter().map(|file| (file.name.clone(), file.path.clone())).collect();
-        let (target, model_id, bytes) = (work.version(), last.name.clone(), hub.settings().max_download_bytes);
+        let (target, model_id) = (work.version(), last.name.clone());
+        let limits = ArchiveLimits::of(hub.settings());
         let made = self.downloads.off_the_async_threads(move || {
             match files.as_slice() {
                 [(_, path)] if kind_of(path)?.is_some() => {
-                    let limits = ArchiveLimits { files: ARCHIVE_FILES_MAX, bytes };
                     let Some(archive) = kind_of(path)? else { return Ok(Vec::new()) };
                     archive.unpack(path, &target, &limits)?;
                 }

@@ -204,7 +204,7 @@ impl From<&Denied> for ApiError {
                     .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static(WRONG_BEARER))
             }
             Denied::TooManyWrong { retry_after, .. } => {
-                let detail = "too many wrong keys came from this address; a right one is let in at any time";
+                let detail = "more wrong keys came from this address than limits.max_wrong_keys a minute; a right one is let in at any time";
                 soon(ApiError::new(StatusCode::TOO_MANY_REQUESTS, "too_many_wrong_keys", detail), *retry_after)
             }
             Denied::TooOften { per_minute, retry_after } => {

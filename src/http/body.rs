@@ -15,6 +15,10 @@ pub(super) enum BodyError {
     TooLarge { limit: usize },
     #[error("the body did not arrive within body_read_timeout_ms")]
     TooSlow,
+    #[error(
+        "the upload brought less than min_upload_bytes_per_s = {least} on average after body_read_timeout_ms; send it faster"
+    )]
+    Dripping { least: u64 },
     #[error("the connection ended before the body was complete, or its chunks are malformed")]
     Incomplete,
     #[error("the body is not what its Content-Encoding says: it could not be decompressed")]

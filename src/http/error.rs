@@ -202,7 +202,7 @@ impl From<BodyError> for ApiError {
     fn from(error: BodyError) -> ApiError {
         let (status, code) = match error {
             BodyError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
-            BodyError::TooSlow => (StatusCode::REQUEST_TIMEOUT, "body_too_slow"),
+            BodyError::TooSlow | BodyError::Dripping { .. } => (StatusCode::REQUEST_TIMEOUT, "body_too_slow"),
             BodyError::Incomplete => (StatusCode::BAD_REQUEST, "body_incomplete"),
             BodyError::Encoding => (StatusCode::BAD_REQUEST, "malformed_encoding"),
         };

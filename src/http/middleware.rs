@@ -82,6 +82,7 @@ pub(super) struct Around {
     /// Of an upload, which is written to disk as it comes.
     max_upload_bytes: usize,
     max_header_bytes: usize,
+    max_headers: usize,
     is_tls: bool,
     gate: Gate,
     needs: NeedsTable,
@@ -109,6 +110,7 @@ impl Around {
                 .unwrap_or(usize::MAX)
                 .saturating_add(FORM_BYTES),
             max_header_bytes: settings.limits.max_header_bytes,
+            max_headers: settings.limits.max_headers,
             is_tls: settings.is_tls,
             gate: state.auth.clone(),
             needs,
@@ -660,6 +662,15 @@ fn head_problem(around: &Around, request: &Request) -> Option<ApiError> {
             StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             "headers_too_large",
             format!("the request's head has {size} bytes; limits.max_header_bytes is {limit}"),
+        ));
+    }
+    // Of HTTP/1 the library refuses as many itself, before there is a request.
+    let (most, fields) = (around.max_headers, request.headers().len());
+    if fields > most {
+        return Some(ApiError::new(
+            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "headers_too_large",
+            format!("the request's head has {fields} fields; limits.max_headers is {most}"),
         ));
     }
     host_problem(&around.hosts, request)

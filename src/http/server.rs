@@ -37,10 +37,6 @@ use tokio_util::sync::CancellationToken;
 
 /// Connections that the system may hold ready for us.
 const BACKLOG: u32 = 1024;
-/// Requests at a time on one HTTP/2 connection.
-const MAX_STREAMS: u32 = 128;
-/// How long a client may take no byte of its answer.
-const WRITE_STALL: Duration = Duration::from_secs(30);
 /// How long a draining connection may be without a request before it is cut. Not at once: a balancer may have sent one that
 /// is on its way, and would see it break off.
 const DRAIN_IDLE: Duration = Duration::from_millis(500);
@@ -121,7 +117,7 @@ impl Server {
             builder: builder(&self.settings, &self.tasks),
             tls: self.tls,
             door: self.door,
-            head_timeout: self.settings.limits.header_read_timeout,
+            times: Times { head: self.settings.limits.header_read_timeout, write: self.settings.limits.write_timeout },
             is_closing: AtomicBool::new(false),
             drain: CancellationToken::new(),
             cut: CancellationToken::new(),
@@ -160,13 +156,22 @@ struct Connections {
     builder: Builder<StreamExecutor>,
     tls: Option<Acceptor>,
     door: Door,
-    head_timeout: Duration,
+    times: Times,
     /// The answers to come are the last of their connections, and say so. A flag of its own, since the token has a lock.
     is_closing: AtomicBool,
     /// Finish what you have.
     drain: CancellationToken,
     /// End at once.
     cut: CancellationToken,
+}
+
+/// What a peer has for its part of the talk.
+#[derive(Clone, Copy)]
+struct Times {
+    /// For its first bytes, and for a TLS handshake.
+    head: Duration,
+    /// Without taking a byte.
+    write: Duration,
 }
 
 fn builder(settings: &HttpSettings, tasks: &Tasks) -> Builder<StreamExecutor> {
@@ -183,7 +188,7 @@ fn builder(settings: &HttpSettings, tasks: &Tasks) -> Builder<StreamExecutor> {
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(MAX_STREAMS)
+        .max_concurrent_streams(limits.max_http2_streams)
         .max_header_list_size(u32::try_from(max_header_bytes).unwrap_or(u32::MAX))
         .keep_alive_interval(H2_PING_INTERVAL)
         .keep_alive_timeout(H2_PING_TIMEOUT);
@@ -295,7 +300,7 @@ async fn encrypted(acceptor: &Acceptor, stream: TcpStream, shared: &Connections)
         // As in `serve_connection`; dropping a handshake closes its connection, which is what the other branches are for.
         biased;
         () = shared.cut.cancelled() => None,
-        result = tokio::time::timeout(shared.head_timeout, handshake) => match result {
+        result = tokio::time::timeout(shared.times.head, handshake) => match result {
             Ok(Ok(stream)) => Some(stream),
             Ok(Err(error)) => {
                 tracing::debug!(%error, "a TLS handshake failed: {error}");
@@ -353,7 +358,7 @@ async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
             }
         }
     });
-    let io = TokioIo::new(Guarded::new(stream, shared.head_timeout, activity.clone()));
+    let io = TokioIo::new(Guarded::new(stream, shared.times, activity.clone()));
     let mut connection = std::pin::pin!(shared.builder.serve_connection(io, service));
     tokio::select! {
         // The cut comes first: it must win over a connection that is always ready. Dropping any branch loses nothing,
@@ -458,6 +463,7 @@ struct Guarded<S> {
     /// How much of the HTTP/2 preface has come; `None` once the version is clear.
     preface: Option<usize>,
     first_bytes: Pin<Box<Sleep>>,
+    write_timeout: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
     activity: Arc<Activity>,
 }
@@ -465,9 +471,9 @@ struct Guarded<S> {
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 impl<S> Guarded<S> {
-    fn new(stream: S, head_timeout: Duration, activity: Arc<Activity>) -> Guarded<S> {
-        let first_bytes = Box::pin(tokio::time::sleep(head_timeout));
-        Guarded { stream, preface: Some(0), first_bytes, stalled: None, activity }
+    fn new(stream: S, times: Times, activity: Arc<Activity>) -> Guarded<S> {
+        let first_bytes = Box::pin(tokio::time::sleep(times.head));
+        Guarded { stream, preface: Some(0), first_bytes, write_timeout: times.write, stalled: None, activity }
     }
 
     /// Ends the write where the peer takes nothing for too long.
@@ -479,7 +485,8 @@ impl<S> Guarded<S> {
             return poll;
         }
         self.activity.is_sending.store(true, Ordering::Release);
-        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_STALL)));
+        let write_timeout = self.write_timeout;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(write_timeout)));
         match stalled.as_mut().poll(context) {
             Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
             Poll::Pending => Poll::Pending,

@@ -50,6 +50,12 @@ pub struct HttpLimits {
     pub max_tensor_elements: usize,
     /// Items of one request to a task, and parts of a multipart body.
     pub max_items: usize,
+    /// Requests at a time on one HTTP/2 connection.
+    pub max_http2_streams: u32,
+    /// How long a client may take no byte of its answer.
+    pub write_timeout: Duration,
+    /// What an upload must bring on average, once it has had the time of a whole body; 0 = anything.
+    pub min_upload_bytes_per_second: u64,
     /// Streams of events that are open at once.
     pub max_event_streams: usize,
     /// How long a stopping server goes on accepting, so that balancers notice that it is not ready.
@@ -82,6 +88,9 @@ impl Default for HttpSettings {
                 max_json_depth: 64,
                 max_tensor_elements: 1 << 28,
                 max_items: 256,
+                max_http2_streams: 128,
+                write_timeout: Duration::from_secs(30),
+                min_upload_bytes_per_second: 4 << 10,
                 max_event_streams: 1024,
                 drain_delay: Duration::from_millis(200),
             },

@@ -26,6 +26,10 @@ pub struct HubSettings {
     pub parallel_files: usize,
     /// Models fetched at the same time.
     pub downloads_at_once: usize,
+    /// Downloads that wait or run.
+    pub max_downloads: usize,
+    /// Files and folders of an archive.
+    pub max_archive_entries: usize,
     /// Bytes that are left free on the disk.
     pub reserve_bytes: u64,
     /// How long a connection may take to be made, and how long it may be silent.
@@ -55,6 +59,8 @@ impl Default for HubSettings {
             max_download_bytes: 64 << 30,
             parallel_files: 4,
             downloads_at_once: 2,
+            max_downloads: 64,
+            max_archive_entries: 10_000,
             reserve_bytes: 256 << 20,
             idle_timeout: Duration::from_secs(30),
             total_timeout: Duration::from_secs(24 * 3600),

@@ -721,7 +721,7 @@ pub(crate) fn check_space(folder: &Path, missing: u64, reserve: u64) -> Result<(
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
     if free < missing.saturating_add(reserve) {
         return Err(HubError::NoSpace(format!(
-            "no space: {missing} bytes are missing and {reserve} stay reserved, but the disk of the store has {free}"
+            "no space: {missing} bytes are missing and {reserve} stay free by reserve_mb, but the disk of the store has {free}"
         )));
     }
     Ok(())

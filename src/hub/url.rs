@@ -17,8 +17,6 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use tokio_util::sync::CancellationToken;
 
-/// Entries of an archive.
-const ENTRIES_MAX: usize = 10_000;
 /// Bytes that tell what a file is.
 const FIRST: usize = 64;
 
@@ -183,9 +181,8 @@ pub(super) async fn turn_into_version(
     let what = request.source.id();
     let stop = progress.cancelled().child_token();
     let _stop_when_dropped = stop.clone().drop_guard();
-    let (version, bytes, path) = (work.version(), hub.0.settings.max_download_bytes, file.clone());
+    let (version, limits, path) = (work.version(), ArchiveLimits::of(&hub.0.settings), file.clone());
     let made = hub.0.tasks.spawn_blocking(move || {
-        let limits = ArchiveLimits { files: ENTRIES_MAX, bytes };
         let made = make_version(&path, named, &what, &version, &limits, &stop);
         if matches!(made, Err(HubError::Refused(_) | HubError::Corrupt(_) | HubError::TooLarge(_))) {
             // Of no use to another try.

@@ -1,7 +1,7 @@
 //! The last things that happened, for those who look without a log at hand: what the log says at `info` and above, but for the
 //! line of each request.
 //!
-//! Invariants: at most [`EVENTS_MAX`] are kept, each of bounded text, printable; recording takes one short lock. What must not be
+//! Invariants: at most [`keep_events`] says are kept, each of bounded text, printable; recording takes one short lock. What must not be
 //! in the log is not here either: both see the same records.
 
 use super::printable;
@@ -13,8 +13,6 @@ use tracing::{Level, Metadata, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-/// How many are kept.
-const EVENTS_MAX: usize = 1000;
 /// Bytes of a text.
 const TEXT_MAX: usize = 2000;
 /// The line of each request is written here.
@@ -60,16 +58,26 @@ impl EventLevel {
 
 #[derive(Debug)]
 struct Ring {
+    /// How many are kept.
+    most: usize,
     next: u64,
     events: VecDeque<Event>,
 }
 
 /// Of the process: so is the log.
-static RING: Mutex<Ring> = Mutex::new(Ring { next: 0, events: VecDeque::new() });
+static RING: Mutex<Ring> = Mutex::new(Ring { most: 1000, next: 0, events: VecDeque::new() });
 
 /// The events, the newest first.
 pub fn recent_events() -> Vec<Event> {
     RING.lock().unwrap_or_else(PoisonError::into_inner).events.iter().rev().cloned().collect()
+}
+
+/// How many are kept from here on.
+pub(super) fn keep_events(most: usize) {
+    let mut ring = RING.lock().unwrap_or_else(PoisonError::into_inner);
+    ring.most = most;
+    let over = ring.events.len().saturating_sub(most);
+    ring.events.drain(..over);
 }
 
 /// Puts records into the ring.
@@ -97,7 +105,7 @@ impl<S: Subscriber> Layer<S> for Remember {
         let fields = cut(printable(words.fields.trim()).into_owned());
         let model = words.model.map(|model| cut(printable(&model).into_owned()));
         let mut ring = RING.lock().unwrap_or_else(PoisonError::into_inner);
-        if ring.events.len() >= EVENTS_MAX {
+        while ring.events.len() >= ring.most.max(1) {
             ring.events.pop_front();
         }
         let number = ring.next;

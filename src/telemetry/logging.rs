@@ -3,7 +3,7 @@
 //! Invariants: one record is one line; nothing in a value reaches a terminal as a control character; the records of
 //! ONNX Runtime (target `ort`) are kept at `warn` unless the settings name that target.
 
-use super::events::Remember;
+use super::events::{Remember, keep_events};
 use super::printable::{Printable, is_unsafe};
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal};
@@ -32,6 +32,8 @@ pub struct LogSettings {
     pub format: LogFormat,
     /// A level, or `target=level` pairs after it: `info,ortus::models=debug`. See [`LogSettings::is_level`].
     pub level: String,
+    /// Records that are kept for those who look without a log at hand; 1 at least.
+    pub max_events: usize,
 }
 
 #[derive(Debug, PartialEq, thiserror::Error)]
@@ -44,7 +46,7 @@ pub enum LogError {
 
 impl Default for LogSettings {
     fn default() -> LogSettings {
-        LogSettings { format: LogFormat::Text, level: "info".to_owned() }
+        LogSettings { format: LogFormat::Text, level: "info".to_owned(), max_events: 1000 }
     }
 }
 
@@ -81,6 +83,7 @@ pub fn start_logging(settings: &LogSettings) -> Result<(), LogError> {
     let (subscriber, level) = subscriber(settings, io::stderr, io::stderr().is_terminal())?;
     tracing::subscriber::set_global_default(subscriber).map_err(|_| LogError::Started)?;
     *LEVEL.lock().unwrap_or_else(PoisonError::into_inner) = Some(level);
+    keep_events(settings.max_events);
     Ok(())
 }
 
@@ -227,7 +230,7 @@ mod tests {
     fn log(format: LogFormat, level: &str, work: impl FnOnce()) -> String {
         let captured = Captured::default();
         let copy = captured.clone();
-        let settings = LogSettings { format, level: level.to_owned() };
+        let settings = LogSettings { format, level: level.to_owned(), ..LogSettings::default() };
         let (subscriber, _) = subscriber(&settings, move || copy.clone(), false).unwrap();
         tracing::subscriber::with_default(subscriber, work);
         let bytes = captured.0.lock().unwrap().clone();

@@ -41,6 +41,8 @@ mod kept_state;
 mod keys;
 /// Start, readiness, drain, connections that misbehave.
 mod lifecycle;
+/// Bounds: what exceeds them, and the key that the error names.
+mod limits;
 /// What models take and give back, the budget, cleaning up.
 mod memory;
 /// Variants: made, measured, adopted, refused, cancelled.

@@ -8,7 +8,7 @@ use crate::downloads::{
 };
 use crate::engine::ModelName;
 use crate::http::audited::About;
-use crate::http::error::ApiError;
+use crate::http::error::{ApiError, retry_after};
 use crate::http::extract::{ApiQuery, DownloadPath, ModelPath, content_type};
 use crate::http::{HttpState, body};
 use crate::hub::{ExportOptions, FetchRequest, HubError, Precision, Source};
@@ -33,8 +33,6 @@ use uuid::Uuid;
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 /// Bytes of a field of a form that is no file.
 const FIELD_BYTES_MAX: usize = 1 << 20;
-/// What a file of an upload must bring on average, once it has had the time of a whole body.
-const UPLOAD_BYTES_PER_SECOND_MIN: u64 = 4 << 10;
 /// How long the rest of a form that was refused is read.
 const DRAIN_MAX: Duration = Duration::from_secs(5);
 /// Numbers of a shape.
@@ -500,9 +498,11 @@ async fn receive(state: &HttpState, upload: &mut Upload, mut field: Field<'_>) -
     while let Some(bytes) = within(state, field.chunk()).await? {
         received += bytes.len() as u64;
         // Whoever drips would hold the model's name for ever.
-        let late = started.elapsed().saturating_sub(state.settings.limits.body_read_timeout).as_secs();
-        if received < late.saturating_mul(UPLOAD_BYTES_PER_SECOND_MIN) {
-            return Err(ApiError::from(body::BodyError::TooSlow));
+        let limits = &state.settings.limits;
+        let late = started.elapsed().saturating_sub(limits.body_read_timeout).as_secs();
+        let least = limits.min_upload_bytes_per_second;
+        if received < late.saturating_mul(least) {
+            return Err(ApiError::from(body::BodyError::Dripping { least }));
         }
         upload.write(&mut file, &bytes).await?;
     }
@@ -735,6 +735,9 @@ impl From<DownloadError> for ApiError {
         };
         match (error, status) {
             (DownloadError::Model(error), _) => crate::engine::EngineError::from(error).into(),
+            // Downloads take seconds at least.
+            (_, Some(StatusCode::SERVICE_UNAVAILABLE)) => ApiError::new(StatusCode::SERVICE_UNAVAILABLE, code, detail)
+                .with_header(header::RETRY_AFTER, retry_after(Duration::from_secs(5))),
             (_, Some(status)) => ApiError::new(status, code, detail),
             (_, None) => ApiError::internal(detail),
         }

@@ -12,7 +12,7 @@ mod zip;
 
 use super::transfer::safe_path;
 use super::work::disk_error;
-use super::{HubError, PROVENANCE};
+use super::{HubError, HubSettings, PROVENANCE};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
@@ -32,6 +32,13 @@ pub struct ArchiveLimits {
     pub files: usize,
     /// All files unpacked, together.
     pub bytes: u64,
+}
+
+impl ArchiveLimits {
+    /// What the settings allow.
+    pub fn of(settings: &HubSettings) -> ArchiveLimits {
+        ArchiveLimits { files: settings.max_archive_entries, bytes: settings.max_download_bytes }
+    }
 }
 
 /// Endings of files that are programs, or become some when they are read.
@@ -107,7 +114,7 @@ impl Unpacked<'_> {
     }
 
     fn too_many(&self) -> HubError {
-        HubError::TooLarge(format!("the archive has more than {} entries", self.limits.files))
+        HubError::TooLarge(format!("the archive has more than max_archive_entries = {} entries", self.limits.files))
     }
 
     fn too_large(&self) -> HubError {

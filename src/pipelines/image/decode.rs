@@ -64,7 +64,7 @@ pub(super) fn check_size(width: u32, height: u32, max_pixels: u64) -> Result<(),
     }
     if u64::from(width) * u64::from(height) > max_pixels {
         return Err(Refusal::TooLarge(format!(
-            "the picture's dimensions are {width}×{height}; the limit is {max_pixels} pixels, send a smaller picture"
+            "the picture's dimensions are {width}×{height}, more than max_pixels = {max_pixels} together; send a smaller picture"
         )));
     }
     Ok(())
@@ -185,7 +185,11 @@ mod tests {
     #[test]
     fn dimensions_are_checked_before_decoding() {
         for format in ALL {
-            refused(&encoded(format), 1199, "TooLarge: the picture's dimensions are 40×30; the limit is 1199 pixels");
+            refused(
+                &encoded(format),
+                1199,
+                "TooLarge: the picture's dimensions are 40×30, more than max_pixels = 1199",
+            );
         }
         // Headers alone: nothing follows that could be decoded.
         let mut png = encoded(ImageFormat::Png);

@@ -225,7 +225,7 @@ pub(crate) mod tests {
         let square = Pictures::exact(4, 4);
         prepared(&square, &png(9, 3), Ok(&[1, 3, 4, 4]));
         prepared(&square, &Item::Text("x".into()), Err("expected a picture"));
-        prepared(&square, &png(50, 50), Err("the picture's dimensions are 50×50; the limit is 1000"));
+        prepared(&square, &png(50, 50), Err("the picture's dimensions are 50×50, more than max_pixels = 1000"));
     }
 
     #[test]

@@ -158,7 +158,7 @@ fn place(
 ) -> Result<Picture, Refusal> {
     let too_large = || {
         Refusal::TooLarge(format!(
-            "the {}×{} picture becomes {}×{} when resized for the model; the limit is {max_pixels} pixels",
+            "the {}×{} picture becomes {}×{} when resized for the model, more than max_pixels = {max_pixels} together",
             picture.width, picture.height, full.1, full.0
         ))
     };
