@@ -281,6 +281,7 @@ async fn a_shape_that_ran_quickly_before_runs_in_place() {
     }
 }
 
+/// F08.
 #[tokio::test]
 async fn only_the_culprit_gets_the_error() {
     let (door, pass) = door();
@@ -369,6 +370,7 @@ async fn outputs_that_do_not_follow_the_rows_end_the_joining() {
     assert_eq!(runs.load(Ordering::SeqCst), 4);
 }
 
+/// F10.
 #[tokio::test]
 async fn who_leaves_a_batch_does_not_stop_its_mates() {
     let (release, released) = mpsc::channel::<()>();
@@ -393,6 +395,7 @@ async fn who_leaves_a_batch_does_not_stop_its_mates() {
     assert_eq!(got(&answers[1].as_ref().unwrap().parts[0]), [2]);
 }
 
+/// F35.
 #[tokio::test]
 async fn an_instance_that_hangs_is_replaced() {
     let (release, released) = mpsc::channel::<()>();
@@ -417,6 +420,7 @@ async fn an_instance_that_hangs_is_replaced() {
     ended.cancelled().await;
 }
 
+/// F36.
 #[tokio::test]
 async fn a_full_queue_is_refused_at_once() {
     let (door, pass) = door();
@@ -457,6 +461,7 @@ async fn an_expired_request_is_never_run() {
     assert!(!ran.load(Ordering::SeqCst));
 }
 
+/// F10.
 #[tokio::test]
 async fn dropping_the_future_stops_the_run() {
     let (stopped_tx, stopped) = oneshot::channel();

@@ -755,6 +755,7 @@ fn cors(origins: &[String]) -> CorsLayer {
 mod tests {
     use super::*;
 
+    /// F81.
     #[test]
     fn only_clean_request_ids_are_kept() {
         let long = "a".repeat(129);
@@ -781,6 +782,7 @@ mod tests {
         assert_eq!(rule.allows(host), expected, "{listen} {allowed:?} {host}");
     }
 
+    /// F41.
     #[test]
     fn a_host_is_loopback_our_address_or_allowed_by_name() {
         for host in
@@ -803,6 +805,7 @@ mod tests {
         check_host_rule("127.0.0.1", &["*"], "evil.example", true);
     }
 
+    /// F42.
     #[test]
     fn a_page_of_another_origin_may_not_change_anything() {
         type Row<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], bool);

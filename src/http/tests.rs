@@ -90,6 +90,7 @@ async fn send_to(settings: HttpSettings, method: &str, path: &str, headers: &[(&
     }
 }
 
+/// F49.
 #[tokio::test]
 async fn every_refusal_is_a_problem_with_the_request_id() {
     let json = ("content-type", "application/json");
@@ -154,6 +155,7 @@ async fn every_documented_operation_has_a_route() {
     }
 }
 
+/// F49.
 #[tokio::test]
 async fn a_wrong_method_is_answered_with_the_right_ones() {
     let answer = send("PUT", "/v1/models", &[], Body::empty()).await;
@@ -181,6 +183,7 @@ async fn read_compressed(encoding: &str, body: Vec<u8>) -> (u16, String) {
     (status, String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap())
 }
 
+/// F25.
 #[tokio::test]
 async fn a_compressed_body_is_bounded_before_and_after() {
     use base64::Engine;
@@ -220,6 +223,7 @@ async fn http_2_is_served_on_the_same_port() {
     assert_eq!(foreign.status().as_u16(), 421);
 }
 
+/// F45.
 #[tokio::test]
 async fn pages_and_documents_are_there_and_safe() {
     for (path, media_type) in [
@@ -255,6 +259,7 @@ async fn the_list_of_models_suits_openai_clients() {
     assert_eq!(answer.json(), serde_json::json!({"models": [], "object": "list", "data": []}));
 }
 
+/// F43.
 #[tokio::test]
 async fn only_the_origins_of_the_settings_get_cors_headers() {
     let preflight = |origin: &'static str| async move {
@@ -265,6 +270,7 @@ async fn only_the_origins_of_the_settings_get_cors_headers() {
     assert_eq!(preflight("https://evil.example").await.header("access-control-allow-origin"), "");
 }
 
+/// F84.
 #[tokio::test]
 async fn a_panic_is_a_500_of_its_own_request() {
     let routes = wrapped(Routes::default().infer("/boom", axum::routing::get(boom)));
@@ -301,6 +307,7 @@ async fn exchange(address: SocketAddr, request: &[u8]) -> String {
     String::from_utf8_lossy(&answer).into_owned()
 }
 
+/// F24, F40, F59.
 #[tokio::test]
 async fn malformed_heads_are_refused_and_the_connection_is_closed() {
     let (address, _tasks, _) = start(settings());
@@ -331,6 +338,7 @@ async fn malformed_heads_are_refused_and_the_connection_is_closed() {
     }
 }
 
+/// F60.
 #[tokio::test]
 async fn pipelined_requests_are_answered_in_order() {
     let (address, _tasks, _) = start(settings());
@@ -344,6 +352,7 @@ async fn pipelined_requests_are_answered_in_order() {
     assert_eq!(ids, (0..61).map(|index| format!("r{index}")).collect::<Vec<_>>());
 }
 
+/// F27.
 #[tokio::test]
 async fn slow_heads_are_cut_off() {
     let mut settings = settings();
@@ -356,6 +365,7 @@ async fn slow_heads_are_cut_off() {
     }
 }
 
+/// F70.
 #[tokio::test]
 async fn idle_and_half_sent_connections_do_not_hold_the_drain() {
     let mut settings = settings();
@@ -376,6 +386,7 @@ async fn idle_and_half_sent_connections_do_not_hold_the_drain() {
     drop((idle, half));
 }
 
+/// F11.
 #[tokio::test]
 async fn a_stopping_server_is_not_ready_and_still_accepts_for_the_drain_delay() {
     let mut settings = settings();
@@ -414,6 +425,7 @@ async fn a_stopping_server_says_that_it_closes_and_then_does() {
     served.await.unwrap();
 }
 
+/// F11.
 #[tokio::test]
 async fn a_request_that_comes_when_the_drain_begins_is_answered() {
     let mut settings = settings();
@@ -441,6 +453,7 @@ async fn a_request_that_comes_when_the_drain_begins_is_answered() {
     served.await.unwrap();
 }
 
+/// F70.
 #[tokio::test]
 async fn a_dripping_body_ends_with_the_grace() {
     let mut settings = settings();

@@ -397,6 +397,7 @@ mod tests {
         assert!(text.starts_with("address not allowed") && text.contains("[hub] allowed_hosts"), "{text}");
     }
 
+    /// F03.
     #[tokio::test]
     async fn a_name_that_leads_inside_is_refused_when_it_is_resolved() {
         let name: Name = "localhost".parse().unwrap();

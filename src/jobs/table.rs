@@ -410,6 +410,7 @@ mod tests {
         assert_eq!(run(&mut table, claimed.deadline), Some(ids[0]));
     }
 
+    /// F75.
     #[test]
     fn too_many_jobs_or_bytes_are_refused() {
         let (mut table, now) = (Table::default(), Instant::now());
@@ -438,6 +439,7 @@ mod tests {
         assert_eq!(run(&mut table, now), None);
     }
 
+    /// F75, F86.
     #[test]
     fn results_expire_by_the_clock_that_does_not_jump() {
         let (mut table, now) = (Table::default(), Instant::now());

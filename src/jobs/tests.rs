@@ -131,6 +131,7 @@ async fn a_busy_model_is_waited_for_until_the_timeout() {
     house.stop().await;
 }
 
+/// F84.
 #[tokio::test]
 async fn a_panic_or_a_failure_ends_its_job_alone() {
     let store = tempfile::tempdir().unwrap();

@@ -374,6 +374,7 @@ mod tests {
         check(&format!("tags = {}", "[".repeat(100_000)), "line 1");
     }
 
+    /// F02.
     #[test]
     fn a_path_may_not_leave_the_model() {
         for bad in ["../x", "a/../../x", "/etc/passwd", "", "a\\\\b", "./../x", "a/\\u0000"] {

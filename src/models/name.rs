@@ -55,6 +55,7 @@ impl fmt::Display for Version {
 mod tests {
     use super::*;
 
+    /// F05.
     #[test]
     fn names_that_could_leave_the_store_are_refused() {
         let long = "a".repeat(101);

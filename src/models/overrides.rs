@@ -231,6 +231,7 @@ mod tests {
         assert!(matches!(result, Err(ModelError::Conflict { .. })));
     }
 
+    /// F67.
     #[test]
     fn a_store_has_one_server() {
         let store = tempfile::tempdir().unwrap();

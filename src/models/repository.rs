@@ -616,6 +616,7 @@ mod tests {
         assert!(Repository::new(root.path().join("absent")).names().is_err());
     }
 
+    /// F02.
     #[test]
     fn no_link_leads_out_of_the_store() {
         let outside = store(&[("1/model.onnx", ""), ("model.toml", ""), ("secret", "x")]);

@@ -773,6 +773,7 @@ fn three() -> [(&'static str, &'static str); 3] {
     [("a/model.onnx", "a"), ("b/model.onnx", "b"), ("c/model.onnx", "c")]
 }
 
+/// F89.
 #[tokio::test]
 async fn the_least_recently_used_makes_room_and_comes_back() {
     // Without polls: a model that one looks at in that moment is not evicted, and the next goes.
@@ -803,6 +804,7 @@ async fn a_poll_brings_back_nobody_whom_nobody_asked_for() {
     assert_eq!((ready, house.loads()), (2, 2));
 }
 
+/// F89.
 #[tokio::test]
 async fn busy_models_stay_and_the_newcomer_is_told_to_come_back() {
     let house = House::with_budget(false, None, TWO, &three());
@@ -866,6 +868,7 @@ async fn a_new_version_needs_room_beside_the_old_one() {
     assert_eq!([house.states("a"), house.states("b")], ["1:unloaded 2:ready", "1:unloaded"]);
 }
 
+/// F89.
 #[tokio::test]
 async fn requests_for_more_models_than_fit_are_all_answered() {
     let house = Arc::new(House::with_budget(true, None, TWO, &three()));

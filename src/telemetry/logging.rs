@@ -245,6 +245,7 @@ mod tests {
         tracing::info!(shown = %HOSTILE, text = HOSTILE, debugged = ?HOSTILE, "message {HOSTILE}");
     }
 
+    /// F52.
     #[test]
     fn nothing_in_a_value_reaches_the_terminal_as_a_control_character() {
         for format in [LogFormat::Text, LogFormat::Json] {

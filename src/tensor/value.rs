@@ -264,6 +264,7 @@ impl From<Tensor> for Value {
 mod tests {
     use super::*;
 
+    /// F18.
     #[test]
     fn shapes_that_overflow_are_refused_before_anything_is_allocated() {
         let shape = vec![1 << 40, 1 << 40];

@@ -41,6 +41,7 @@ fn check_v2(server: &Server, path: &str, body: &str, status: u16, words: &[&str]
     assert_clean(server, &answer);
 }
 
+/// F18, F19, F20, F21, F58.
 #[test]
 fn the_native_api_names_the_field_and_what_was_expected() {
     let server = Server::with(&["multi", "alltypes", "fails", "scalar"]);
@@ -95,6 +96,7 @@ fn the_native_api_names_the_field_and_what_was_expected() {
     server.assert_well();
 }
 
+/// F18, F19, F20, F21, F58.
 #[test]
 fn v2_names_the_field_and_what_was_expected() {
     let server = Server::with(&["multi"]);
@@ -124,6 +126,7 @@ fn v2_names_the_field_and_what_was_expected() {
     server.assert_well();
 }
 
+/// F55, F56.
 #[test]
 fn lengths_of_the_binary_part_must_be_true() {
     let server = Server::with(&["versions", "strings"]);
@@ -170,6 +173,7 @@ fn lengths_of_the_binary_part_must_be_true() {
     server.assert_well();
 }
 
+/// F30, F32.
 #[test]
 fn pictures_that_are_not_good_are_refused() {
     let store = store_of(&["mlp"]);
@@ -220,6 +224,7 @@ fn pictures_that_are_not_good_are_refused() {
     server.assert_well();
 }
 
+/// F30.
 #[test]
 fn files_that_claim_more_than_they_are_take_no_memory() {
     let store = store_of(&["voice"]);
@@ -281,6 +286,7 @@ fn one_bad_item_of_a_list_is_named() {
     assert_eq!(answer["errors"][0]["field"], "inputs[1]", "{answer}");
 }
 
+/// F05.
 #[test]
 fn names_that_are_paths_reach_nothing() {
     let server = Server::with(&["mlp"]);
@@ -327,6 +333,7 @@ fn a_run_that_fails_on_its_input_is_the_inputs_error() {
     server.assert_well();
 }
 
+/// F01, F33.
 #[test]
 fn hostile_model_files_fail_with_a_reason_and_nothing_else() {
     let store = store_of(&["mlp"]);

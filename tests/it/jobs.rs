@@ -67,6 +67,7 @@ fn events_while(server: &Server, id: &str, after_first: impl FnOnce()) -> Vec<(S
     events
 }
 
+/// F75.
 #[test]
 fn a_job_answers_what_predict_answers() {
     let server = Server::with(&["mlp"]);
@@ -150,6 +151,7 @@ fn a_large_job_is_whole() {
     assert_eq!(std::fs::read_dir(server.store.path().join(".ortus/jobs")).unwrap().count(), 1);
 }
 
+/// F75.
 #[test]
 fn what_predict_refuses_is_refused_at_once_or_is_the_error_of_the_job() {
     let server = Server::with(&["mlp", "fails"]);
@@ -241,6 +243,7 @@ fn lists_are_filtered_and_paged() {
     delete(&server, &running);
 }
 
+/// F75.
 #[test]
 fn a_flood_is_refused_with_the_time_to_come_back() {
     let server =
@@ -288,6 +291,7 @@ fn events_tell_each_state_and_end() {
     assert_eq!(server.get("/v1/jobs/nope/events").status(), 404);
 }
 
+/// F75.
 #[test]
 fn finished_jobs_are_removed_after_their_time() {
     let server = Server::start(&["mlp"], &[("ORTUS_LIMITS__JOB_RESULT_TTL_MS", "300")]);

@@ -6,6 +6,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
+/// F11.
 #[test]
 fn a_stopped_server_answers_what_it_accepted_and_exits() {
     let mut server = Server::with(&["slow"]);
@@ -34,6 +35,7 @@ fn idle_and_half_sent_connections_do_not_hold_the_exit() {
     drop((idle, half));
 }
 
+/// F27.
 #[test]
 fn a_slow_head_is_cut_off() {
     let server = Server::start(&["mlp"], &[("ORTUS_LIMITS__HEADER_READ_TIMEOUT_MS", "300")]);
@@ -47,6 +49,7 @@ fn a_slow_head_is_cut_off() {
     server.assert_well();
 }
 
+/// F28.
 #[test]
 fn a_dripping_body_is_cut_off() {
     let server = Server::start(&["mlp"], &[("ORTUS_LIMITS__BODY_READ_TIMEOUT_MS", "300")]);
@@ -56,6 +59,7 @@ fn a_dripping_body_is_cut_off() {
     server.assert_well();
 }
 
+/// F24.
 #[test]
 fn a_declared_body_over_the_limit_is_refused_from_its_head() {
     let server = Server::with(&["mlp"]);
@@ -69,6 +73,7 @@ fn a_declared_body_over_the_limit_is_refused_from_its_head() {
     server.assert_well();
 }
 
+/// F29, F59.
 #[test]
 fn malformed_http_is_refused() {
     let server = Server::with(&["mlp"]);
@@ -109,6 +114,7 @@ fn slow_body(server: &Server, trips: u64) -> Value {
     json!({ "inputs": inputs })
 }
 
+/// F35.
 #[test]
 fn a_run_past_its_deadline_is_stopped() {
     let server = Server::with(&["slow"]);
@@ -122,6 +128,7 @@ fn a_run_past_its_deadline_is_stopped() {
     assert_eq!(server.post_json("/v1/models/slow/predict", &slow_body(&server, 1)).0, 200);
 }
 
+/// F10.
 #[test]
 fn a_client_that_leaves_stops_its_run() {
     let server = Server::with(&["slow"]);
@@ -141,6 +148,7 @@ fn a_client_that_leaves_stops_its_run() {
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
 }
 
+/// F36.
 #[test]
 fn a_full_queue_is_refused_at_once() {
     let server = Server::start(&["slow"], &[("ORTUS_BATCH__MAX_QUEUE", "2"), ("ORTUS_BATCH__INSTANCES", "1")]);

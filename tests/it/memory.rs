@@ -233,6 +233,7 @@ fn without_an_arena_the_peak_of_the_process_tells_what_a_row_takes() {
     assert_eq!(activation["lowered_from"], Value::Null, "{activation}");
 }
 
+/// F74.
 #[test]
 fn what_one_large_request_took_is_given_back() {
     let store = store_of(&[]);
@@ -285,6 +286,7 @@ fn a_cleanup_unloads_all_models_where_it_is_asked_to() {
     assert_eq!(server.post_json("/v1/models/wide/predict", &rows(3)).0, 200);
 }
 
+/// F89.
 #[test]
 fn models_beyond_the_budget_take_turns() {
     let store = store_of(&[]);
@@ -314,6 +316,7 @@ fn models_beyond_the_budget_take_turns() {
     server.assert_well();
 }
 
+/// F89.
 #[test]
 fn a_model_over_the_budget_is_refused_before_it_is_loaded() {
     let store = store_of(&["mlp"]);
@@ -331,6 +334,7 @@ fn a_model_over_the_budget_is_refused_before_it_is_loaded() {
     server.assert_well();
 }
 
+/// F89.
 #[test]
 fn a_busy_model_is_not_evicted() {
     let store = store_of(&["slow"]);

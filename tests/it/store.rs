@@ -114,6 +114,7 @@ fn a_new_version_takes_over_after_it_is_ready() {
     assert_eq!(value(&server, "versions/predict"), (200, json!([3.0])));
 }
 
+/// F17.
 #[test]
 fn a_failed_load_leaves_the_old_version_serving() {
     let server = Server::with(&["versions"]);
@@ -186,6 +187,7 @@ fn a_model_added_later_is_loaded_on_its_first_request() {
     assert_eq!(value(&server, "versions/predict"), (200, json!([3.0])));
 }
 
+/// F09.
 #[test]
 fn replacing_a_model_under_load_gives_whole_answers_only() {
     let server = Server::with(&["versions"]);

@@ -84,6 +84,7 @@ fn a_text_comes_in_any_form() {
     );
 }
 
+/// F90.
 #[test]
 fn texts_that_are_too_long_are_refused_before_they_are_tokenized() {
     let server = Server::with(&["embedder"]);

@@ -114,6 +114,7 @@ fn what_is_wrong_with_a_rollback_or_a_deletion_is_said() {
     server.assert_well();
 }
 
+/// F17.
 #[test]
 fn a_version_that_does_not_load_leaves_what_serves() {
     let server = Server::with(&["versions"]);
@@ -124,6 +125,7 @@ fn a_version_that_does_not_load_leaves_what_serves() {
     assert_eq!(server.get_json("/v1/models/versions")["chosen_version"], Value::Null);
 }
 
+/// F09.
 #[test]
 fn going_back_and_forth_under_traffic_fails_no_request() {
     let server = Server::start(&["versions"], &[("ORTUS_STORE__POLL_INTERVAL_MS", "20")]);
@@ -157,6 +159,7 @@ fn going_back_and_forth_under_traffic_fails_no_request() {
     server.assert_well();
 }
 
+/// F66.
 #[test]
 fn deleting_versions_under_traffic_fails_no_request_until_the_model_goes() {
     let server = Server::start(&["versions", "mlp"], &[("ORTUS_STORE__POLL_INTERVAL_MS", "20")]);

@@ -201,6 +201,7 @@ fn what_writers_of_archives_make_is_read() {
     assert_eq!(found.len(), 4);
 }
 
+/// F06.
 #[test]
 fn names_that_lead_elsewhere_are_refused() {
     let long = "n".repeat(99);
@@ -244,6 +245,7 @@ fn names_that_lead_elsewhere_are_refused() {
     }
 }
 
+/// F06.
 #[test]
 fn only_files_and_folders_are_unpacked() {
     use ::tar::EntryType;
@@ -268,6 +270,7 @@ fn only_files_and_folders_are_unpacked() {
     }
 }
 
+/// F79.
 #[test]
 fn programs_pickles_and_hidden_files_are_left_out() {
     let names = [
@@ -324,6 +327,7 @@ fn several_versions_are_refused() {
     }
 }
 
+/// F06.
 #[test]
 fn bombs_end_at_the_limit() {
     // 8 MiB of zeros: 8 KiB packed.

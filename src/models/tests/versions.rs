@@ -54,6 +54,7 @@ fn three_versions() -> [(&'static str, &'static str); 3] {
     [("m/1/model.onnx", "a"), ("m/2/model.onnx", "b"), ("m/3/model.onnx", "c")]
 }
 
+/// F65.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn one_of_eight_claims_of_a_name_wins() {
     let house = House::with_poll(true, Some(Duration::from_millis(2)), &[]);

@@ -410,6 +410,7 @@ mod tests {
         }
     }
 
+    /// F01.
     #[test]
     fn external_data_outside_the_folder_is_refused() {
         check(&[("location", "w.bin")], "");
@@ -434,6 +435,7 @@ mod tests {
         check(&[("location", "w.bin"), ("surprise", "1")], "unknown entry");
     }
 
+    /// F33.
     #[test]
     fn files_that_are_not_onnx_are_named() {
         let folder = tempfile::tempdir().unwrap();
@@ -450,6 +452,7 @@ mod tests {
         }
     }
 
+    /// F33.
     #[test]
     fn a_graph_nested_too_deeply_is_refused() {
         // Built as bytes from the inside out: encoding such a value recursively would be the problem it tests.

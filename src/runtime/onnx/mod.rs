@@ -145,6 +145,7 @@ mod tests {
         assert!(optional.contains(&("scale", true)) && optional.contains(&("a", false)), "{optional:?}");
     }
 
+    /// F01, F33.
     #[test]
     fn hostile_files_are_refused_with_a_clean_reason() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/hostile");

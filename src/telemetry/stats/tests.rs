@@ -38,6 +38,7 @@ fn every_request_is_counted_once() {
     assert_eq!(stats.nowhere().totals().requests, [(Protocol::V1, 404, 1)]);
 }
 
+/// F84.
 #[test]
 fn a_panic_while_a_request_runs_is_a_refusal_of_ours() {
     let (_, model) = model();
@@ -50,6 +51,7 @@ fn a_panic_while_a_request_runs_is_a_refusal_of_ours() {
     assert_eq!(model.window().errors.get("internal_error"), Some(&1));
 }
 
+/// F84.
 #[test]
 fn a_panic_is_counted_once_however_often_it_is_seen() {
     let (stats, model) = model();
