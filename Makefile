@@ -25,7 +25,7 @@ LIBRARY := library
 GPU_ENV := source lib-cuda/env.sh
 endif
 
-.PHONY: browser screenshots deploy-check rolling exporter exporter-test fuzz help run test check gpu-run gpu-check gpu-models clients models fixtures zero-shot-fixtures bench bench-models optimize-table soak clean library gpu-library fmt-check lint docs openapi-check deny
+.PHONY: reliability browser screenshots deploy-check rolling exporter exporter-test fuzz help run test check gpu-run gpu-check gpu-models clients models fixtures zero-shot-fixtures bench bench-models optimize-table soak clean library gpu-library fmt-check lint docs openapi-check deny
 
 help:  ## List these commands
 	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## */\1\t/' | column -t -s $$'\t'
@@ -166,6 +166,17 @@ fuzz:  ## Give everything that reads foreign bytes made-up ones
 optimize-table: $(LIBRARY) bench-models  ## Measure what optimising brings, as a table
 	$(CARGO) build --release --locked
 	$(PYTHON) tools/optimize_table.py $(TARGET)/release/ortus $(TARGET)/bench-models $(OPTIMIZE_TABLE)
+
+# The dashboard's part needs Chromium: RELIABILITY="--without tests/browser/dashboard.py" leaves it out, and says so in the table.
+reliability: $(LIBRARY) $(if $(RELIABILITY),,$(BROWSER)/.installed)  ## Run the tests and write docs/RELIABILITY.md, what they show
+	cd tools && $(PYTHON) test_reliability.py
+	@mkdir -p $(TARGET)/reliability
+	$(CARGO) build --locked
+	$(CARGO) test --locked -- --show-output > $(TARGET)/reliability/tests.log || true
+ifeq ($(RELIABILITY),)
+	ORTUS=$(abspath $(TARGET))/debug/ortus $(BROWSER)/bin/python tests/browser/dashboard.py > $(TARGET)/reliability/browser.log || true
+endif
+	$(PYTHON) tools/reliability.py $(if $(RELIABILITY),$(RELIABILITY),$(TARGET)/reliability/browser.log) $(TARGET)/reliability/tests.log
 
 bench-models: $(VENV)/.installed
 	$(VENV)/bin/python tools/make_bench_models.py $(TARGET)/bench-models

@@ -410,6 +410,7 @@ def main():
                 streams = ten_tabs(server)
             # The server has to end though somebody looks.
             assert len(streams) == 10
+        # F44
         with step("hostile texts"):
             store = pathlib.Path(folder) / "hostile"
             loaded = hostile(store)
