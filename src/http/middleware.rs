@@ -334,7 +334,7 @@ async fn observed<F: Future<Output = Response>>(
     };
     let trace = RequestTrace::begin(request.headers(), facts);
     let method = request.method().clone();
-    let mut line = AccessLine { method, route, id: id.clone(), started, trace, outcome: None };
+    let mut line = AccessLine { method, route, id: id.clone(), started, trace, outcome: None, code: None };
     // A copy: a shared one would keep what the connection read (see `predict::respond`).
     let path: Box<str> = request.uri().path().into();
     let tally = Tally::begin(line.route.as_str(), stats, line.started.into_std());
@@ -357,6 +357,7 @@ async fn observed<F: Future<Output = Response>>(
     }
     let cache = response.headers().get(outcome::CACHE).and_then(|word| word.to_str().ok());
     line.trace.end(response.status().as_u16(), code.as_deref(), cache);
+    line.code.clone_from(&code);
     tally.finish(response.status().as_u16(), code);
     // What is left of a body that was refused would be read as the next request.
     if closes && matches!(response.status().as_u16(), 408 | 413 | 421 | 431) {
@@ -494,6 +495,8 @@ struct AccessLine {
     trace: RequestTrace,
     /// Status and bytes of the answer.
     outcome: Option<(u16, u64)>,
+    /// Why it was refused, or failed.
+    code: Option<Cow<'static, str>>,
 }
 
 impl Drop for AccessLine {
@@ -503,6 +506,7 @@ impl Drop for AccessLine {
         self.trace.end(status, Some("client_closed"), None);
         let method = method_name(&self.method);
         let (route, request_id, trace_id) = (self.route.as_str(), &*self.id, self.trace.id());
+        let code = self.code.as_deref();
         if matches!(route, "/livez" | "/readyz" | "/healthz" | "/metrics") || route.starts_with("/v2/health/") {
             tracing::debug!(
                 method,
@@ -510,6 +514,7 @@ impl Drop for AccessLine {
                 status,
                 duration_ms,
                 bytes,
+                code,
                 request_id,
                 trace_id,
                 "{method} {route} {status}"
@@ -521,6 +526,7 @@ impl Drop for AccessLine {
                 status,
                 duration_ms,
                 bytes,
+                code,
                 request_id,
                 trace_id,
                 "{method} {route} {status}"
@@ -549,8 +555,7 @@ fn is_known(method: &Method) -> bool {
     KNOWN.contains(method)
 }
 
-/// Gives an error answer its body; logs the reason of a refusal, and the inner detail of a fault of ours, once. Gives the
-/// error's code beside it.
+/// Gives an error answer its body; logs the inner detail of a fault of ours, once. Gives the error's code beside it.
 fn write_problem(mut response: Response, path: &str, id: &str) -> (Response, Option<Cow<'static, str>>) {
     let status = response.status();
     let problem = match response.extensions_mut().remove::<Problem>() {
@@ -560,12 +565,9 @@ fn write_problem(mut response: Response, path: &str, id: &str) -> (Response, Opt
         }
         None => return (response, None),
     };
-    let code = &*problem.code;
-    match &problem.internal {
-        Some(detail) => {
-            tracing::error!(request_id = id, code, detail, "request {id} failed: {}", detail.escape_debug())
-        }
-        None => tracing::debug!(request_id = id, code, "request {id} was refused: {code}"),
+    if let Some(detail) = &problem.internal {
+        let code = &*problem.code;
+        tracing::error!(request_id = id, code, detail, "request {id} failed: {}", detail.escape_debug());
     }
     let (media_type, body) = error::render(&problem, path, id);
     let (mut parts, _) = response.into_parts();

@@ -91,7 +91,7 @@ pub(super) fn rejected(code: &str) -> Option<Rejected> {
         "queue_full" => Some(Rejected::QueueFull),
         "model_not_ready" | "model_failed" | "model_unloading" => Some(Rejected::NotReady),
         "shutting_down" => Some(Rejected::Stopping),
-        "body_too_large" | "input_too_large" | "too_large" => Some(Rejected::TooLarge),
+        "body_too_large" | "headers_too_large" | "input_too_large" | "too_large" => Some(Rejected::TooLarge),
         "body_too_slow" => Some(Rejected::TooSlow),
         "bad_host_header" | "host_not_allowed" => Some(Rejected::Host),
         "origin_not_allowed" => Some(Rejected::Origin),

@@ -86,7 +86,7 @@ fn audit(server: &Server) -> Vec<Value> {
 }
 
 /// Every operation of the document, with words in the places of its path.
-fn operations(document: &Value) -> Vec<(Method, String)> {
+pub fn operations(document: &Value) -> Vec<(Method, String)> {
     let mut found = Vec::new();
     for (path, item) in document["paths"].as_object().unwrap() {
         for method in item.as_object().unwrap().keys() {

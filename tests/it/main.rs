@@ -12,6 +12,8 @@
 
 /// Starts and stops servers; the HTTP client.
 mod server;
+/// What must hold of a server after any attack.
+mod attack;
 
 /// Sounds: the shared models of classes and speech.
 mod audio_tasks;
@@ -27,6 +29,8 @@ mod devices;
 mod dialects;
 /// Models from elsewhere: pull, upload, swap, roll back, delete.
 mod downloads;
+/// Attacks by what HTTP allows to say.
+mod faults_http;
 /// Answers of the fixtures against Python ONNX Runtime's.
 mod golden;
 /// Pictures: the embedded digits and the shared classifiers.
