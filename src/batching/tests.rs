@@ -492,6 +492,7 @@ async fn accepted_requests_are_finished_after_close() {
     house.handle.ended().cancelled().await;
 }
 
+/// F84.
 #[tokio::test]
 async fn tiny_runs_are_made_in_place_and_others_go_to_the_queue() {
     let threads = Arc::new(Mutex::new(Vec::new()));

@@ -232,6 +232,7 @@ impl InferenceEngine {
 mod tests {
     use super::*;
 
+    /// F84.
     #[tokio::test]
     async fn a_panic_on_the_pool_is_counted_also_where_nobody_waits_for_it() {
         let tasks = Tasks::new();

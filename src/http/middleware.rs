@@ -359,8 +359,10 @@ async fn observed<F: Future<Output = Response>>(
     line.trace.end(response.status().as_u16(), code.as_deref(), cache);
     line.code.clone_from(&code);
     tally.finish(response.status().as_u16(), code);
-    // What is left of a body that was refused would be read as the next request.
-    if closes && matches!(response.status().as_u16(), 408 | 413 | 421 | 431) {
+    // What is left of a body that was refused would be read as the next request, and so would what somebody between the client
+    // and here takes for a body.
+    let is_unclear = line.code.as_deref() == Some(BAD_FRAMING);
+    if closes && (is_unclear || matches!(response.status().as_u16(), 408 | 413 | 421 | 431)) {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     if let Ok(value) = HeaderValue::from_str(&id) {
@@ -655,7 +657,7 @@ fn normal(host: &str) -> String {
     host.trim_end_matches('.').to_ascii_lowercase()
 }
 
-/// What is wrong with a request's head: its size or its `Host`.
+/// What is wrong with a request's head: its size, how its body is framed, or its `Host`.
 fn head_problem(around: &Around, request: &Request) -> Option<ApiError> {
     // A connection reads ahead in larger pieces than a head may have.
     let (limit, size) = (around.max_header_bytes, head_size(request));
@@ -675,7 +677,24 @@ fn head_problem(around: &Around, request: &Request) -> Option<ApiError> {
             format!("the request's head has {fields} fields; limits.max_headers is {most}"),
         ));
     }
-    host_problem(&around.hosts, request)
+    framing_problem(request.headers()).or_else(|| host_problem(&around.hosts, request))
+}
+
+/// The code of a body whose end another server may see elsewhere.
+const BAD_FRAMING: &str = "bad_transfer_encoding";
+
+/// The HTTP library takes any list of encodings whose last is `chunked`, twice or more often, too, and undoes that alone.
+fn framing_problem(headers: &HeaderMap) -> Option<ApiError> {
+    let mut encodings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let (first, second) = (encodings.next()?, encodings.next());
+    let is_chunked = second.is_none() && first.as_bytes().eq_ignore_ascii_case(b"chunked");
+    (!is_chunked).then(|| {
+        ApiError::new(
+            StatusCode::BAD_REQUEST,
+            BAD_FRAMING,
+            "expected one header Transfer-Encoding: chunked, or Content-Length alone; compressed bodies say Content-Encoding: gzip",
+        )
+    })
 }
 
 /// Bytes of a head, about as HTTP/1.1 writes it: `name: value` and a line end for each field.

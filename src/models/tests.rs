@@ -236,6 +236,7 @@ async fn run(model: &LoadedModel) -> bool {
     model.handle.run(request).await.is_ok()
 }
 
+/// F84.
 #[tokio::test]
 async fn a_store_starts_with_its_good_models_and_lists_its_bad_ones() {
     let house = House::new(

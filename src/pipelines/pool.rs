@@ -81,6 +81,7 @@ mod tests {
     use std::sync::mpsc;
     use std::time::Duration;
 
+    /// F84.
     #[tokio::test]
     async fn a_panic_stays_with_the_work_that_panicked() {
         let pool = Pool::new(Tasks::new(), 1);

@@ -25,7 +25,7 @@ fn id_of(key: &str) -> &str {
 }
 
 /// A server on the echo model with a key of each role.
-fn guarded(environment: &[(&str, &str)]) -> (Server, String, String) {
+pub fn guarded(environment: &[(&str, &str)]) -> (Server, String, String) {
     let store = store_of(&["echo"]);
     let (infer, admin) = (make(store.path(), "infer", &[]), make(store.path(), "admin", &[]));
     (Server::on(store, environment), infer, admin)

@@ -10,10 +10,10 @@
     reason = "a test says what it expects by panicking"
 )]
 
-/// Starts and stops servers; the HTTP client.
-mod server;
 /// What must hold of a server after any attack.
 mod attack;
+/// Starts and stops servers; the HTTP client.
+mod server;
 
 /// Sounds: the shared models of classes and speech.
 mod audio_tasks;
@@ -31,6 +31,12 @@ mod dialects;
 mod downloads;
 /// Attacks by what HTTP allows to say.
 mod faults_http;
+/// Attacks by tensors, texts, pictures and models.
+mod faults_inputs;
+/// Overload, hung runs, want of memory, the clock.
+mod faults_overload;
+/// Attacks through browsers, proxies, names and the log.
+mod faults_routes;
 /// Answers of the fixtures against Python ONNX Runtime's.
 mod golden;
 /// Pictures: the embedded digits and the shared classifiers.

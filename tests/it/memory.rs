@@ -5,8 +5,8 @@ use crate::stats::Metrics;
 use prost::Message;
 use proto::tensor_shape_proto::{Dimension, dimension};
 use proto::{
-    GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto,
-    type_proto,
+    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, TensorShapeProto, TypeProto,
+    ValueInfoProto, type_proto,
 };
 use serde_json::{Value, json};
 use std::path::Path;
@@ -63,6 +63,43 @@ fn write_products(folder: &Path, row: &[i64], [a, b]: [(usize, usize); 2]) {
         output: vec![value("y")],
         ..GraphProto::default()
     };
+    write_graph(folder, graph);
+}
+
+/// `size i64[1]` → so many zeros → their largest, `y []`: a few bytes that ask for any amount of memory.
+pub fn write_hungry_model(folder: &Path) {
+    let value = |name: &str, element: i32, sizes: &[i64]| {
+        let dim = |size: &i64| Dimension { value: Some(dimension::Value::DimValue(*size)), ..Dimension::default() };
+        let shape = TensorShapeProto { dim: sizes.iter().map(dim).collect() };
+        let tensor = type_proto::Tensor { elem_type: Some(element), shape: Some(shape) };
+        let ty = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() };
+        ValueInfoProto { name: Some(name.into()), r#type: Some(ty), ..ValueInfoProto::default() }
+    };
+    let node = |kind: &str, input: &str, output: &str, attribute: Vec<AttributeProto>| NodeProto {
+        op_type: Some(kind.into()),
+        input: vec![input.into()],
+        output: vec![output.into()],
+        attribute,
+        ..NodeProto::default()
+    };
+    // 2: a whole number.
+    let keepdims =
+        AttributeProto { name: Some("keepdims".into()), r#type: Some(2), i: Some(0), ..AttributeProto::default() };
+    let graph = GraphProto {
+        name: Some("hungry".into()),
+        node: vec![
+            node("ConstantOfShape", "size", "zeros", Vec::new()),
+            node("ReduceMax", "zeros", "y", vec![keepdims]),
+        ],
+        input: vec![value("size", 7, &[1])],
+        output: vec![value("y", 1, &[])],
+        ..GraphProto::default()
+    };
+    write_graph(folder, graph);
+}
+
+/// The model of this graph, in the folder's version 1.
+fn write_graph(folder: &Path, graph: GraphProto) {
     let opset = OperatorSetIdProto { version: Some(21), ..OperatorSetIdProto::default() };
     let model =
         ModelProto { ir_version: Some(10), opset_import: vec![opset], graph: Some(graph), ..ModelProto::default() };

@@ -23,6 +23,11 @@ impl Metrics {
         Metrics::parse(&response.text().unwrap())
     }
 
+    /// How many series there are.
+    pub fn series(&self) -> usize {
+        self.samples.len()
+    }
+
     fn parse(text: &str) -> Metrics {
         let mut metrics = Metrics { samples: BTreeMap::new(), kinds: BTreeMap::new() };
         let (mut helped, mut closed, mut family) = (BTreeSet::new(), BTreeSet::new(), String::new());
