@@ -10,6 +10,8 @@ use super::streams::Streams;
 use super::v1::job_runner::JobRunner;
 use super::{HttpSettings, HttpState, Services};
 use crate::tasks::{Lanes, Tasks, cores};
+use crate::telemetry::Stats;
+use crate::telemetry::stats::Rejected;
 use crate::tls::{Acceptor, TlsStream};
 use axum::body::Body;
 use axum::extract::Request;
@@ -117,6 +119,7 @@ impl Server {
             builder: builder(&self.settings, &self.tasks),
             tls: self.tls,
             door: self.door,
+            stats: self.state.engine.stats().clone(),
             times: Times { head: self.settings.limits.header_read_timeout, write: self.settings.limits.write_timeout },
             is_closing: AtomicBool::new(false),
             drain: CancellationToken::new(),
@@ -156,6 +159,7 @@ struct Connections {
     builder: Builder<StreamExecutor>,
     tls: Option<Acceptor>,
     door: Door,
+    stats: Stats,
     times: Times,
     /// The answers to come are the last of their connections, and say so. A flag of its own, since the token has a lock.
     is_closing: AtomicBool,
@@ -365,7 +369,7 @@ async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
         // since the connection lives on outside.
         biased;
         () = shared.cut.cancelled() => return,
-        result = connection.as_mut() => return finished(result),
+        result = connection.as_mut() => return finished(result, &shared.stats),
         () = shared.drain.cancelled() => {}
     }
     // One of HTTP/1 would be closed at once where no request is being answered, and one that is on its way be lost.
@@ -375,7 +379,7 @@ async fn serve_connection<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     tokio::select! {
         biased;
         () = shared.cut.cancelled() => {}
-        result = connection.as_mut() => finished(result),
+        result = connection.as_mut() => finished(result, &shared.stats),
         // A head that never becomes complete is no request: it must not hold the drain up.
         () = idle(&activity) => {}
     }
@@ -393,9 +397,14 @@ async fn idle(activity: &Activity) {
     }
 }
 
-fn finished(result: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
-    if let Err(error) = result {
-        // Clients that vanish or send no HTTP are daily business.
+fn finished(result: Result<(), Box<dyn std::error::Error + Send + Sync>>, stats: &Stats) {
+    let Err(error) = result else { return };
+    if error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_parse) {
+        stats.record_rejected(Rejected::Malformed);
+        // It has no request's line of the log, since it became none.
+        tracing::info!(code = Rejected::Malformed.name(), %error, "a connection was closed: {error}");
+    } else {
+        // Clients that vanish are daily business.
         tracing::debug!(%error, "a connection ended early: {error}");
     }
 }

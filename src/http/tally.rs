@@ -99,6 +99,7 @@ pub(super) fn rejected(code: &str) -> Option<Rejected> {
             Some(Rejected::Key)
         }
         "rate_limited" => Some(Rejected::RateLimited),
+        "bad_transfer_encoding" => Some(Rejected::Malformed),
         _ => None,
     }
 }

@@ -346,7 +346,7 @@ fn pictures_are_judged_by_their_heads_and_come_back_as_no_page() {
         ("half a JPEG", jpeg[..jpeg.len() / 2].to_vec(), &[200, 422]),
         ("an SVG", b"<svg xmlns='http://www.w3.org/2000/svg' onload='alert(1)'/>".to_vec(), &[415, 422]),
         ("a page before a picture", polyglot, &[415, 422]),
-        ("junk", (0..5000u32).map(|index| (index * 7919 >> 3) as u8).collect(), &[415, 422]),
+        ("junk", (0..5000u32).map(|index| ((index * 7919) >> 3) as u8).collect(), &[415, 422]),
     ] {
         for media_type in ["image/png", "application/octet-stream", "text/html"] {
             let response = server.post(path).header("content-type", media_type).body(body.clone()).send().unwrap();

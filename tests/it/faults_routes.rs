@@ -121,6 +121,64 @@ fn markup_in_names_labels_and_errors_is_text_on_every_page() {
     server.assert_unharmed(32);
 }
 
+/// F05.
+#[test]
+fn names_that_are_no_names_reach_nothing_by_any_route() {
+    let mut server = Attacked::with(&[], &[]);
+    let long = "x".repeat(20_000);
+    let names = [
+        "..",
+        ".",
+        "%2e%2e",
+        "%2e",
+        "..%2fmlp",
+        "..%2f..%2fetc%2fpasswd",
+        "%2fetc%2fpasswd",
+        "mlp%2f..%2fmlp",
+        "mlp%2f1",
+        "a%5c..%5cmlp",
+        "..%5c..%5cmlp",
+        "%00",
+        "mlp%00",
+        "mlp%0a",
+        "mlp%0d%0aX-Evil:1",
+        "%1b%5b2J",
+        "%c0%ae%c0%ae",
+        "%ed%a0%80",
+        "%e2%80%ae",
+        "%ff",
+        "-mlp",
+        ".mlp",
+        ".ortus",
+        "mlp%20",
+        "%20mlp",
+        "mlp.",
+        "~",
+        "C:",
+        "con%3a",
+        &long,
+    ];
+    let routes: Vec<(Method, String)> =
+        operations(&server, "mlp").into_iter().filter(|(_, path)| path.contains("/mlp")).collect();
+    assert!(routes.len() > 25, "{routes:?}");
+    for (method, path) in &routes {
+        for name in names {
+            let path = path.replace("/mlp", &format!("/{name}"));
+            let request = format!(
+                "{method} {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{{}}"
+            );
+            let got = exchange(server.address, request.as_bytes(), Duration::from_secs(2));
+            let statuses = got.statuses();
+            let is_refused = matches!(statuses[..], [400 | 404 | 405 | 414 | 422]);
+            assert!(is_refused, "{method} {path:.80}: {}", got.text);
+            assert!(!got.text.contains("\nX-Evil") && !got.text.contains("root:"), "{method} {path:.80}: {}", got.text);
+        }
+    }
+    let kept = server.store.path().join("mlp/1/model.onnx");
+    assert!(kept.is_file());
+    server.assert_unharmed(32);
+}
+
 /// F46.
 #[test]
 fn what_proxies_believe_opens_no_door() {

@@ -44,10 +44,12 @@ pub enum Rejected {
     /// None, a wrong one, or one of a role that is too low.
     Key,
     RateLimited,
+    /// What came on a connection is no HTTP, or says in two ways where it ends; there was no request yet.
+    Malformed,
 }
 
 impl Rejected {
-    pub const ALL: [Rejected; 9] = [
+    pub const ALL: [Rejected; 10] = [
         Rejected::QueueFull,
         Rejected::NotReady,
         Rejected::Stopping,
@@ -57,6 +59,7 @@ impl Rejected {
         Rejected::Origin,
         Rejected::Key,
         Rejected::RateLimited,
+        Rejected::Malformed,
     ];
 
     /// The value of the label `reason`.
@@ -71,6 +74,7 @@ impl Rejected {
             Rejected::Origin => "origin",
             Rejected::Key => "key",
             Rejected::RateLimited => "rate_limited",
+            Rejected::Malformed => "malformed",
         }
     }
 }
