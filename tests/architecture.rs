@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 const GROUND: [&str; 3] = ["tensor", "tasks", "telemetry"];
 
 /// Each room and the rooms it may import, besides the ground floor.
-const BORDERS: [(&str, &[&str]); 22] = [
+const BORDERS: [(&str, &[&str]); 26] = [
     ("tensor", &[]),
     ("tasks", &[]),
     ("telemetry", &[]),
@@ -28,7 +28,11 @@ const BORDERS: [(&str, &[&str]); 22] = [
     ("hub", &[]),
     ("downloads", &["hub", "models"]),
     ("optimize", &["downloads", "engine", "hub", "rewrite", "runtime"]),
-    ("http", &["auth", "downloads", "engine", "hub", "jobs", "optimize", "tls"]),
+    ("entrance", &["tls"]),
+    ("codec", &["pipelines"]),
+    ("protocol", &["codec", "engine"]),
+    ("http", &["auth", "codec", "downloads", "engine", "entrance", "hub", "jobs", "optimize", "protocol", "tls"]),
+    ("grpc", &["auth", "codec", "engine", "entrance", "protocol", "tls"]),
     // The settings structs of the rooms.
     ("config", &["auth", "batching", "http", "hub", "jobs", "models", "pipelines", "runtime", "tls"]),
     ("cli", &["app", "auth", "config", "downloads", "engine", "http", "hub", "load", "optimize"]),
@@ -39,6 +43,7 @@ const BORDERS: [(&str, &[&str]); 22] = [
             "config",
             "downloads",
             "hub",
+            "grpc",
             "http",
             "jobs",
             "engine",
@@ -55,11 +60,15 @@ const BORDERS: [(&str, &[&str]); 22] = [
 ];
 
 /// Outside crates and the only folders of `src` that may name them.
-const WALLS: [(&str, &[&str]); 29] = [
+const WALLS: [(&str, &[&str]); 33] = [
     ("askama", &["http/dashboard"]),
     ("axum", &["http"]),
-    ("hyper", &["http"]),
-    ("hyper_util", &["http"]),
+    ("hyper", &["entrance", "grpc", "http"]),
+    ("hyper_util", &["entrance"]),
+    ("prost_reflect", &["grpc", "models"]),
+    ("tonic", &["grpc"]),
+    ("tonic_health", &["grpc"]),
+    ("tonic_reflection", &["grpc"]),
     ("utoipa", &["http"]),
     ("ort", &["runtime/onnx"]),
     ("opentelemetry", &["telemetry/trace"]),

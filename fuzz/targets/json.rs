@@ -2,7 +2,7 @@
 #![no_main]
 
 use bytes::Bytes;
-use ortus::http::codec::json::{JsonLimits, Target, parse_predict};
+use ortus::codec::json::{JsonLimits, Target, parse_predict};
 use ortus::tensor::{DType, Dim, Spec, ValueType};
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {

@@ -2,7 +2,7 @@
 #![no_main]
 
 use bytes::Bytes;
-use ortus::http::codec::npy;
+use ortus::codec::npy;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let bytes = Bytes::copy_from_slice(data);

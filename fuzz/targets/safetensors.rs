@@ -2,7 +2,7 @@
 #![no_main]
 
 use bytes::Bytes;
-use ortus::http::codec::safetensors;
+use ortus::codec::safetensors;
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let _ = safetensors::read(&Bytes::copy_from_slice(data), 1 << 16);

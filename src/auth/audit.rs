@@ -3,6 +3,7 @@
 //! Bounded: a full file is kept under the next number, and the oldest of [`FILES_KEPT`] goes. Holds names and ids only: no key, no
 //! path, nothing of what a request or an answer says.
 
+use super::gate::Caller;
 use crate::tasks::Tasks;
 use crate::telemetry::{now_ms, rfc3339};
 use serde::Serialize;
@@ -36,6 +37,28 @@ pub struct AuditEntry {
     /// Of the answer; 499 where the client did not wait for it.
     pub status: u16,
     pub request_id: String,
+}
+
+/// Who is said to have asked.
+#[derive(Clone, Copy)]
+pub enum Who<'a> {
+    Known(&'a Caller),
+    /// No key was asked for.
+    Anybody,
+    /// The key was wrong.
+    Refused,
+}
+
+impl Who<'_> {
+    /// As an entry has it, of who came from this address.
+    pub fn name(self, from: Option<IpAddr>) -> String {
+        match self {
+            Who::Known(caller) => caller.id.to_string(),
+            Who::Anybody if from.is_some_and(|from| from.to_canonical().is_loopback()) => "loopback".to_owned(),
+            Who::Anybody => "anonymous".to_owned(),
+            Who::Refused => "none".to_owned(),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -80,6 +103,35 @@ impl AuditLog {
             if let Some(written) = written {
                 let _ = written.await;
             }
+        }
+    }
+}
+
+/// The entry of a request that is being answered: written when it is, or when nobody waits for that any more.
+pub struct Audited {
+    log: AuditLog,
+    entry: Option<AuditEntry>,
+}
+
+impl Audited {
+    pub fn begin(log: &AuditLog, entry: AuditEntry) -> Audited {
+        Audited { log: log.clone(), entry: Some(entry) }
+    }
+
+    /// The request was answered so; `model` is what it was about, where its head does not say. Returns when the entry is on disk.
+    pub async fn finish(mut self, status: u16, model: Option<String>) {
+        let Some(mut entry) = self.entry.take() else { return };
+        entry.status = status;
+        entry.model = entry.model.or(model);
+        self.log.write(entry).await;
+    }
+}
+
+impl Drop for Audited {
+    fn drop(&mut self) {
+        if let Some(entry) = self.entry.take() {
+            // Whoever has left may have changed something all the same.
+            drop(self.log.write(entry));
         }
     }
 }

@@ -45,17 +45,20 @@ impl std::fmt::Debug for Session {
 }
 
 /// Why somebody is not let in.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
     /// No key, or one that is wrong, expired or revoked: which of them is nobody's business.
+    #[error("the key is wrong, expired or revoked; make one with `ortus key create`")]
     Wrong,
     /// Too many wrong keys from this address.
+    #[error("more wrong keys came from this address than limits.max_wrong_keys a minute; a right one is let in at any time")]
     TooManyWrong {
         retry_after: Duration,
         /// Whether this is the first that is refused so in this minute.
         is_first: bool,
     },
     /// The key is right and its requests of this minute are used up.
+    #[error("this key may send {per_minute} requests a minute")]
     TooOften { per_minute: u32, retry_after: Duration },
 }
 

@@ -13,7 +13,7 @@ mod limiter;
 mod sessions;
 mod settings;
 
-pub use audit::{AuditEntry, AuditLog};
+pub use audit::{AuditEntry, AuditLog, Audited, Who};
 pub use file::{KeyFile, KeyFileError};
 pub use gate::{Caller, Denied, Gate};
 pub use key::{KeyId, KeyRecord, NewKey, Role, Terms};

@@ -6,16 +6,16 @@
 use super::HttpState;
 use super::error::{ApiError, retry_after};
 use crate::auth::{Caller, Denied, Gate, Role};
+use crate::entrance::{KeyHeaderError, presented_key};
 use axum::Router;
 use axum::extract::Request;
-use axum::http::header::{self, HeaderName, HeaderValue};
+use axum::http::header::{self, HeaderValue};
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::routing::MethodRouter;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Instant;
 
-pub(super) const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 /// The dashboard's cookie.
 pub(super) const SESSION: &str = "ortus_session";
 const BEARER: &str = "Bearer realm=\"ortus\"";
@@ -133,7 +133,7 @@ pub(super) fn enter(
     let no_key = |error| Refused { error, why: Why::NoKey };
     let now = Instant::now();
     let headers = request.headers();
-    let checked = match presented(headers).map_err(no_key)? {
+    let checked = match presented_key(headers).map_err(|error| no_key(error.into()))? {
         Some(key) => gate.check(key, from, now),
         None => match session_of(headers) {
             // A browser sends a cookie by itself: other pages of this host must not act by it.
@@ -154,38 +154,18 @@ pub(super) fn enter(
     Ok(Some(caller))
 }
 
-/// The key that the headers bring; `None` where they bring none.
-fn presented(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
-    let bad = |detail: &str| Err(ApiError::new(StatusCode::BAD_REQUEST, "bad_key_header", detail));
-    let (mut bearers, mut keys) = (headers.get_all(header::AUTHORIZATION).iter(), headers.get_all(API_KEY).iter());
-    let (bearer, key) = (bearers.next(), keys.next());
-    if bearers.next().is_some() || keys.next().is_some() {
-        return bad("the request has more than one Authorization or X-API-Key header; send one key");
-    }
-    // What is not text is no key: it is looked at as one, and counted as a wrong one.
-    let bearer = bearer.map(|value| value.to_str().unwrap_or_default().trim());
-    let token = bearer.map(|value| match value.split_once(' ') {
-        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Some(token.trim()),
-        _ => None,
-    });
-    let key = key.map(|value| value.to_str().unwrap_or_default().trim());
-    match (token, key) {
-        (Some(Some(_)), Some(_)) => {
-            bad("the request has a key in Authorization and one in X-API-Key; send one of them")
-        }
-        // Another scheme may be for a proxy on the way.
-        (Some(None) | None, Some(key)) => Ok(Some(key)),
-        (Some(token), None) => Ok(Some(token.unwrap_or_default())),
-        (None, None) => Ok(None),
-    }
-}
-
 /// The dashboard's session.
 pub(super) fn session_of(headers: &HeaderMap) -> Option<&str> {
     let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
     cookies
         .flat_map(|cookies| cookies.split(';'))
         .find_map(|cookie| cookie.trim().strip_prefix(SESSION)?.strip_prefix('='))
+}
+
+impl From<KeyHeaderError> for ApiError {
+    fn from(error: KeyHeaderError) -> ApiError {
+        ApiError::new(StatusCode::BAD_REQUEST, "bad_key_header", error.to_string())
+    }
 }
 
 fn missing() -> ApiError {
@@ -197,18 +177,14 @@ fn missing() -> ApiError {
 impl From<&Denied> for ApiError {
     fn from(denied: &Denied) -> ApiError {
         let soon = |error: ApiError, delay| error.with_header(header::RETRY_AFTER, retry_after(delay));
+        let detail = denied.to_string();
         match denied {
-            Denied::Wrong => {
-                let detail = "the key is wrong, expired or revoked; make one with `ortus key create`";
-                ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
-                    .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static(WRONG_BEARER))
-            }
+            Denied::Wrong => ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", detail)
+                .with_header(header::WWW_AUTHENTICATE, HeaderValue::from_static(WRONG_BEARER)),
             Denied::TooManyWrong { retry_after, .. } => {
-                let detail = "more wrong keys came from this address than limits.max_wrong_keys a minute; a right one is let in at any time";
                 soon(ApiError::new(StatusCode::TOO_MANY_REQUESTS, "too_many_wrong_keys", detail), *retry_after)
             }
-            Denied::TooOften { per_minute, retry_after } => {
-                let detail = format!("this key may send {per_minute} requests a minute");
+            Denied::TooOften { retry_after, .. } => {
                 soon(ApiError::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail), *retry_after)
             }
         }
@@ -218,6 +194,7 @@ impl From<&Denied> for ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::http::HeaderName;
 
     fn headers(rows: &[(&'static str, &'static [u8])]) -> HeaderMap {
         let row = |(name, value): &(&'static str, &'static [u8])| {
@@ -228,30 +205,6 @@ mod tests {
             headers.append(name, value);
         }
         headers
-    }
-
-    #[test]
-    fn a_key_comes_in_one_header() {
-        for (rows, expected) in [
-            (&[][..], Ok(None)),
-            (&[("authorization", &b"Bearer k"[..])], Ok(Some("k"))),
-            (&[("authorization", b"bearer  k ")], Ok(Some("k"))),
-            (&[("x-api-key", b"k")], Ok(Some("k"))),
-            (&[("authorization", b"Basic a"), ("x-api-key", b"k")], Ok(Some("k"))),
-            // Looked at as wrong keys.
-            (&[("authorization", b"Basic a")], Ok(Some(""))),
-            (&[("authorization", b"Bearer")], Ok(Some(""))),
-            (&[("authorization", b"")], Ok(Some(""))),
-            (&[("authorization", b"Bearer \xff")], Ok(Some(""))),
-            (&[("x-api-key", b"\xff")], Ok(Some(""))),
-            (&[("authorization", b"Bearer k"), ("authorization", b"Bearer k")], Err(400)),
-            (&[("x-api-key", b"k"), ("x-api-key", b"k")], Err(400)),
-            (&[("authorization", b"Bearer k"), ("x-api-key", b"k")], Err(400)),
-        ] {
-            let headers = headers(rows);
-            let found = presented(&headers).map_err(|error| error.status().as_u16());
-            assert_eq!(found, expected, "{rows:?}");
-        }
     }
 
     #[test]

@@ -1,10 +1,9 @@
-//! One management request in the audit log: begun with its head, written when it is answered, or when nobody waits for that any
-//! more.
+//! What the audit log says of one management request.
 
 use super::error::CLIENT_CLOSED;
-use crate::auth::{AuditEntry, AuditLog, Caller};
+use crate::auth::{AuditEntry, Who};
 use crate::engine::ModelName;
-use axum::http::{Method, StatusCode};
+use axum::http::Method;
 use std::net::IpAddr;
 
 /// A word of the path is written down up to this length.
@@ -13,35 +12,6 @@ const WORD_CHARS: usize = 64;
 /// The model that a request was about, in the extensions of its answer where its path does not name it.
 #[derive(Debug, Clone)]
 pub(super) struct About(pub(super) ModelName);
-
-/// The entry of a request that is being answered.
-pub(super) struct Audited {
-    log: AuditLog,
-    entry: Option<AuditEntry>,
-}
-
-impl Audited {
-    pub(super) fn begin(log: &AuditLog, entry: AuditEntry) -> Audited {
-        Audited { log: log.clone(), entry: Some(entry) }
-    }
-
-    /// Returns when the entry is on disk.
-    pub(super) async fn finish(mut self, status: StatusCode, about: Option<About>) {
-        let Some(mut entry) = self.entry.take() else { return };
-        entry.status = status.as_u16();
-        entry.model = entry.model.or_else(|| about.map(|About(model)| model.to_string()));
-        self.log.write(entry).await;
-    }
-}
-
-impl Drop for Audited {
-    fn drop(&mut self) {
-        if let Some(entry) = self.entry.take() {
-            // Whoever has left may have changed something all the same.
-            drop(self.log.write(entry));
-        }
-    }
-}
 
 /// The entry of a request that came with this key, not yet answered.
 pub(super) fn entry(
@@ -52,18 +22,12 @@ pub(super) fn entry(
     from: Option<IpAddr>,
     request_id: &str,
 ) -> AuditEntry {
-    let key = match key {
-        Who::Known(caller) => caller.id.to_string(),
-        Who::Anybody if from.is_some_and(|from| from.to_canonical().is_loopback()) => "loopback".to_owned(),
-        Who::Anybody => "anonymous".to_owned(),
-        Who::Refused => "none".to_owned(),
-    };
     let route = match word_at(route, path, "{action}") {
         Some(action) if action.bytes().all(|byte| byte.is_ascii_lowercase()) => route.replace("{action}", action),
         _ => route.to_owned(),
     };
     AuditEntry {
-        key,
+        key: key.name(from),
         action: format!("{} {route}", super::middleware::method_name(method)),
         model: word_at(&route, path, "{name}")
             .and_then(|name| ModelName::parse(name).ok())
@@ -74,16 +38,6 @@ pub(super) fn entry(
         status: CLIENT_CLOSED,
         request_id: request_id.to_owned(),
     }
-}
-
-/// Who is said to have asked.
-#[derive(Clone, Copy)]
-pub(super) enum Who<'a> {
-    Known(&'a Caller),
-    /// No key was asked for.
-    Anybody,
-    /// The key was wrong.
-    Refused,
 }
 
 /// The word of the path that stands where the template has `place`, where it is a plain one.

@@ -8,8 +8,8 @@
 #![deny(clippy::wildcard_enum_match_arm)]
 
 use super::body::BodyError;
-use super::codec::CodecError;
 use super::dialects;
+use crate::codec::CodecError;
 use crate::engine::{EngineError, ErrorKind};
 use crate::jobs::JobError;
 use axum::http::header::{self, HeaderName, HeaderValue};

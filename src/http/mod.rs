@@ -1,14 +1,13 @@
 //! The REST door: HTTP in, engine calls, HTTP out.
 //!
-//! `server` accepts and drains, `door` is the way of a request to its handler, `router` is the route table, `middleware` what surrounds every route, `access` the roles of routes and the keys of
+//! `server` is what the app starts, `door` is the way of a request to its handler, `router` is the route table, `middleware` what surrounds every route, `access` the roles of routes and the keys of
 //! requests, `streams` the answers that go on, `audited` what goes to the audit log, `error` the error
-//! table. `v1` is the native API, `v2` the Open Inference Protocol, `dialects` routes of other servers, `codec` the body formats, `openapi` the description of
+//! table. `v1` is the native API, `v2` the Open Inference Protocol, `dialects` routes of other servers, `openapi` the description of
 //! it all; `dashboard` is pages for people over the native API. Knows the engine and what stands beside it, and nothing below.
 
 mod access;
 mod audited;
 mod body;
-pub mod codec;
 mod dashboard;
 mod dialects;
 mod door;
@@ -70,9 +69,6 @@ pub struct HttpState {
     streams: streams::Streams,
 }
 
-/// Bodies up to this size are read and written on the async threads: handing them over would take longer.
-const INLINE_BYTES: usize = 64 << 10;
-
 impl HttpState {
     /// Runs `work` on `size` bytes here where that is little, else off the async threads.
     async fn compute<T: Send + 'static>(
@@ -80,12 +76,7 @@ impl HttpState {
         size: usize,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, error::ApiError> {
-        if size <= INLINE_BYTES {
-            return Ok(work());
-        }
-        self.tasks
-            .spawn_blocking(work)
-            .await
-            .map_err(|error| error::ApiError::internal(format!("reading or writing a body: {error}")))
+        let done = self.tasks.compute(size, work).await;
+        done.map_err(|error| error::ApiError::internal(format!("reading or writing a body: {error}")))
     }
 }

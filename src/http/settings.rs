@@ -1,5 +1,7 @@
 //! Settings of the REST door: `[server]` and the bounds of `[limits]` that guard it.
 
+use crate::codec::json::JsonLimits;
+use crate::entrance::ConnectionLimits;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,6 +69,20 @@ impl HttpSettings {
     pub fn scheme(&self) -> &'static str {
         if self.is_tls { "https" } else { "http" }
     }
+
+    /// What bounds the connections of a door.
+    pub fn connection_limits(&self) -> ConnectionLimits {
+        ConnectionLimits {
+            max_connections: self.max_connections,
+            header_read_timeout: self.limits.header_read_timeout,
+            max_header_bytes: self.limits.max_header_bytes,
+            max_headers: self.limits.max_headers,
+            max_http2_streams: self.limits.max_http2_streams,
+            write_timeout: self.limits.write_timeout,
+            drain_delay: self.limits.drain_delay,
+            shutdown_grace: self.shutdown_grace,
+        }
+    }
 }
 
 impl Default for HttpSettings {
@@ -95,6 +111,16 @@ impl Default for HttpSettings {
                 drain_delay: Duration::from_millis(200),
             },
             shown: Arc::from([]),
+        }
+    }
+}
+
+impl From<&HttpLimits> for JsonLimits {
+    fn from(limits: &HttpLimits) -> JsonLimits {
+        JsonLimits {
+            max_depth: limits.max_json_depth,
+            max_elements: limits.max_tensor_elements,
+            max_items: limits.max_items,
         }
     }
 }

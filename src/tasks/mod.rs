@@ -14,9 +14,12 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::runtime::Handle;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+/// Bodies up to this size are read and written on the async threads: handing them over would take longer.
+pub const INLINE_BYTES: usize = 64 << 10;
 
 /// Cores that this process may use, at least one: affinity and the control group's quota count.
 pub fn cores() -> usize {
@@ -79,6 +82,21 @@ impl Tasks {
             let _token = token;
             work()
         })
+    }
+
+    /// Runs `work` on `size` bytes here where that is little, else off the async threads.
+    ///
+    /// # Errors
+    /// Where it panicked there, or the runtime is ending.
+    pub async fn compute<T: Send + 'static>(
+        &self,
+        size: usize,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, JoinError> {
+        if size <= INLINE_BYTES {
+            return Ok(work());
+        }
+        self.spawn_blocking(work).await
     }
 
     /// Starts a named thread that lives until `work` returns.

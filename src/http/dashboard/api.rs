@@ -4,7 +4,8 @@
 use crate::http::HttpState;
 use crate::http::error::Problem;
 use crate::http::middleware::{Arrival, RequestId};
-use crate::http::tally::Tally;
+use crate::http::tally::protocol_of;
+use crate::protocol::Tally;
 use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
@@ -75,7 +76,7 @@ impl Api {
             _ => "",
         };
         let now = Instant::now();
-        let tally = Tally::begin(route, self.state.engine.stats(), now.into_std());
+        let tally = Tally::begin(protocol_of(route), self.state.engine.stats(), now.into_std());
         let extensions = request.extensions_mut();
         extensions.insert(Arrival(now));
         if extensions.get::<RequestId>().is_none() {

@@ -4,10 +4,11 @@
 //! other site sends.
 
 use super::frame::{Frame, Notice, Refused, Visitor, back_to, page, theme_of};
+use crate::auth::Who;
 use crate::auth::{Denied, Gate};
 use crate::engine::InferenceEngine;
 use crate::http::access::{Peer, SESSION, session_of};
-use crate::http::audited::{Who, entry};
+use crate::http::audited::entry;
 use crate::http::error::{ApiError, retry_after};
 use crate::http::middleware::RequestId;
 use askama::Template;

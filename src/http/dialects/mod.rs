@@ -9,11 +9,11 @@ pub(super) mod tei;
 use super::error::ApiError;
 use super::extract::{content_type, deadline};
 use super::middleware::Arrival;
-use super::tally::Tally;
 use super::{HttpState, body};
 use crate::engine::{
     Item, LoadedModel, ModelName, ModelState, Parameters, PredictRequest, PredictResponse, Prediction, RunOptions,
 };
+use crate::protocol::Tally;
 use axum::body::Body;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};

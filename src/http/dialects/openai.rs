@@ -5,7 +5,7 @@ use crate::engine::Parameters;
 use crate::http::HttpState;
 use crate::http::error::ApiError;
 use crate::http::middleware::Arrival;
-use crate::http::tally::Tally;
+use crate::protocol::Tally;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use base64::Engine as _;

@@ -10,7 +10,7 @@ use crate::http::HttpState;
 use crate::http::error::ApiError;
 use crate::http::extract::ApiQuery;
 use crate::http::middleware::Arrival;
-use crate::http::tally::Tally;
+use crate::protocol::Tally;
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::response::Response;

@@ -1,8 +1,8 @@
 //! The engine's answer to bytes, by `Accept`: JSON, or tensors as `.npy`, `.npz` or safetensors.
 
+use crate::codec::json::{write_string, write_value};
+use crate::codec::{CodecError, npy, safetensors};
 use crate::engine::{LoadedModel, Prediction, Timing};
-use crate::http::codec::json::{write_string, write_value};
-use crate::http::codec::{CodecError, npy, safetensors};
 use crate::http::error::ApiError;
 use crate::http::extract::negotiate;
 use crate::tensor::{Data, Tensor, Value};

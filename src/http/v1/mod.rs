@@ -5,6 +5,7 @@ mod encode;
 pub(super) mod job_runner;
 pub(super) mod jobs;
 pub(super) mod models;
+mod multipart;
 mod optimization;
 pub mod optimize;
 mod parse;

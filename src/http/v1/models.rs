@@ -1,10 +1,10 @@
 //! Which models there are, and their loading and unloading.
 
+use crate::codec::json::{JsonLimits, parse_object};
 use crate::engine::{
     self, Cleaned, LoadOverrides, LoadedModel, ModelState, ModelStatus, Objective, OptimizationLevel, RunMemory,
     Version,
 };
-use crate::http::codec::json::{JsonLimits, parse_object};
 use crate::http::error::ApiError;
 use crate::http::extract::{ApiQuery, ModelPath, content_type};
 use crate::http::v1::optimization::OptimizationInfo;

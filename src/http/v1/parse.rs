@@ -2,10 +2,11 @@
 //!
 //! Invariant: whether a media type suits the model is decided from the request's head, before a body is read.
 
+use super::multipart;
+use crate::codec::json::{self, JsonLimits, PredictInput, Target};
+use crate::codec::{npy, safetensors};
 use crate::engine::{Item, LoadedModel, Parameters};
 use crate::http::HttpSettings;
-use crate::http::codec::json::{self, JsonLimits, PredictInput, Target};
-use crate::http::codec::{multipart, npy, safetensors};
 use crate::http::error::ApiError;
 use crate::http::extract::content_type;
 use crate::tensor::{Tensor, Value};

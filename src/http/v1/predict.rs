@@ -12,8 +12,8 @@ use crate::http::error::ApiError;
 use crate::http::extract::{ApiQuery, ModelPath, deadline, invalid_query, query_bool};
 use crate::http::middleware::Arrival;
 use crate::http::outcome::with_outcome;
-use crate::http::tally::Tally;
 use crate::http::{HttpSettings, HttpState, body};
+use crate::protocol::Tally;
 use crate::tasks::Progress;
 use crate::tensor::Value;
 use axum::extract::{Request, State};
@@ -441,7 +441,7 @@ pub(super) async fn answer(
 
 async fn read_call(state: &HttpState, model: &Arc<LoadedModel>, kind: BodyKind, body: Bytes) -> Result<Call, ApiError> {
     let limits = Limits::from(&*state.settings);
-    if body.len() <= crate::http::INLINE_BYTES {
+    if body.len() <= crate::tasks::INLINE_BYTES {
         return parse::parse(model, kind, body, &limits).await;
     }
     let (model, runtime) = (model.clone(), tokio::runtime::Handle::current());

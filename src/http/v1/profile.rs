@@ -1,8 +1,8 @@
 //! `/v1/models/{name}/profile`: where the time of a model's runs goes, by operator and by node.
 
 use super::stats::VersionQuery;
+use crate::codec::json::{JsonLimits, parse_object};
 use crate::engine::{LoadedModel, Profiled, Version};
-use crate::http::codec::json::{JsonLimits, parse_object};
 use crate::http::error::ApiError;
 use crate::http::extract::{ApiQuery, ModelPath, content_type};
 use crate::http::{HttpState, body};

@@ -1,8 +1,8 @@
 //! `POST /v1/models/{name}/warmup`: runs a model on made-up inputs and says how long each run took.
 
 use super::stats::VersionQuery;
+use crate::codec::json::{JsonLimits, parse_object};
 use crate::engine::{LoadedModel, Warmed, WarmupRequest};
-use crate::http::codec::json::{JsonLimits, parse_object};
 use crate::http::error::ApiError;
 use crate::http::extract::{ApiQuery, ModelPath, content_type, deadline};
 use crate::http::middleware::Arrival;

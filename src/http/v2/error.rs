@@ -6,10 +6,11 @@
 // A new kind of error must be placed in every table.
 #![deny(clippy::wildcard_enum_match_arm)]
 
+use crate::codec::CodecError;
 use crate::engine::{EngineError, ErrorKind};
 use crate::http::body::BodyError;
-use crate::http::codec::CodecError;
 use crate::http::error::{ApiError, retry_after};
+use crate::protocol::ParameterError;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use std::time::Duration;
@@ -70,6 +71,12 @@ impl From<CodecError> for V2Error {
             CodecError::UnsupportedMedia(_) => "unsupported_media_type",
         };
         V2Error::invalid(code, error.to_string())
+    }
+}
+
+impl From<ParameterError> for V2Error {
+    fn from(error: ParameterError) -> V2Error {
+        V2Error::invalid("invalid_parameter", error.to_string())
     }
 }
 

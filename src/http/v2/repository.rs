@@ -1,10 +1,11 @@
 //! The model repository extension: which models there are, loading and unloading.
 
 use super::error::V2Error;
-use crate::engine::{LoadOverrides, ModelState, ModelStatus};
-use crate::http::codec::json::{JsonLimits, parse_object};
+use crate::codec::json::{JsonLimits, parse_object};
+use crate::engine::LoadOverrides;
 use crate::http::extract::ModelPath;
 use crate::http::{HttpState, body};
+use crate::protocol::{self, IndexEntry, check_overrides};
 use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
@@ -12,28 +13,13 @@ use axum::http::StatusCode;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
-use serde::Serialize;
 use serde_json::{Map, Value};
-
-#[derive(Debug, PartialEq, Serialize)]
-pub(super) struct IndexEntry {
-    name: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    version: Option<String>,
-    state: &'static str,
-    /// Why it is not ready; empty where it is.
-    reason: String,
-}
 
 /// `POST /v2/repository[/{repository}]/index`
 pub(super) async fn index(State(state): State<HttpState>, body: Body) -> Result<Json<Vec<IndexEntry>>, V2Error> {
     let request = read_object(&state, body).await?;
     let only_ready = flag(&request, "ready", "ready")?;
-    let mut entries: Vec<IndexEntry> = state.engine.models().iter().flat_map(entries_of).collect();
-    if only_ready {
-        entries.retain(|entry| entry.state == "READY");
-    }
-    Ok(Json(entries))
+    Ok(Json(protocol::index(&state.engine, only_ready)))
 }
 
 /// `POST /v2/repository[/{repository}]/models/{name}/load`: answers when the model is ready, or says why it is not.
@@ -101,48 +87,8 @@ fn overrides_of(parameters: Option<&Map<String, Value>>) -> Result<LoadOverrides
             (_, None, _) => return refuse("a load takes config and file:<version>/<name>"),
         }
     }
-    if overrides.config_json.is_none() && !overrides.files.is_empty() {
-        return Err(V2Error::invalid(
-            "invalid_parameter",
-            "parameters: files need config, the model configuration, beside them",
-        ));
-    }
+    check_overrides(&overrides)?;
     Ok(overrides)
-}
-
-/// One entry for each version that is known, or one for a model without any.
-fn entries_of(model: &ModelStatus) -> Vec<IndexEntry> {
-    let entry = |version: Option<String>, state: ModelState, reason: &Option<String>| IndexEntry {
-        name: model.name.to_string(),
-        version,
-        state: state_name(state),
-        reason: reason_of(state, reason.as_deref()),
-    };
-    if model.versions.is_empty() {
-        return vec![entry(None, model.state, &model.last_error)];
-    }
-    let versions = model.versions.iter();
-    versions.map(|version| entry(Some(version.version.to_string()), version.state, &version.reason)).collect()
-}
-
-/// Triton's word for a state.
-fn state_name(state: ModelState) -> &'static str {
-    match state {
-        ModelState::Ready => "READY",
-        ModelState::Loading | ModelState::Downloading => "LOADING",
-        ModelState::Unloading => "UNLOADING",
-        ModelState::Unloaded | ModelState::Failed => "UNAVAILABLE",
-    }
-}
-
-fn reason_of(state: ModelState, reason: Option<&str>) -> String {
-    match (state, reason) {
-        (ModelState::Ready, _) => String::new(),
-        (_, Some(reason)) => reason.to_owned(),
-        (ModelState::Unloaded, None) => "unloaded".to_owned(),
-        (ModelState::Downloading, None) => "downloading".to_owned(),
-        (ModelState::Loading | ModelState::Unloading | ModelState::Failed, None) => String::new(),
-    }
 }
 
 #[cfg(test)]
@@ -181,20 +127,6 @@ mod tests {
         ] {
             let error = overrides(parameters.clone()).err().unwrap_or_default();
             assert!(error.contains(words), "{parameters}: {error}");
-        }
-    }
-
-    #[test]
-    fn states_have_tritons_names_and_a_reason() {
-        for (state, reason, expected) in [
-            (ModelState::Ready, Some("old"), ("READY", "")),
-            (ModelState::Loading, None, ("LOADING", "")),
-            (ModelState::Downloading, None, ("LOADING", "downloading")),
-            (ModelState::Unloading, None, ("UNLOADING", "")),
-            (ModelState::Unloaded, None, ("UNAVAILABLE", "unloaded")),
-            (ModelState::Failed, Some("no graph"), ("UNAVAILABLE", "no graph")),
-        ] {
-            assert_eq!((state_name(state), &*reason_of(state, reason)), expected);
         }
     }
 

@@ -2,21 +2,11 @@
 
 use super::error::V2Error;
 use crate::http::HttpState;
+use crate::protocol::{EXTENSIONS, SERVER_NAME, SERVER_VERSION};
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use serde::Serialize;
-
-/// What is served beyond the protocol's core, in Triton's words.
-const EXTENSIONS: [&str; 7] = [
-    "classification",
-    "model_repository",
-    "model_repository(unload_dependents)",
-    "model_configuration",
-    "binary_tensor_data",
-    "parameters",
-    "statistics",
-];
 
 #[derive(Debug, Serialize)]
 pub(super) struct ServerMetadata {
@@ -27,7 +17,7 @@ pub(super) struct ServerMetadata {
 
 /// `GET /v2`
 pub(super) async fn metadata() -> Json<ServerMetadata> {
-    Json(ServerMetadata { name: "ortus", version: env!("CARGO_PKG_VERSION"), extensions: EXTENSIONS })
+    Json(ServerMetadata { name: SERVER_NAME, version: SERVER_VERSION, extensions: EXTENSIONS })
 }
 
 /// `GET /v2/health/live`

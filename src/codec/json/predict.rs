@@ -7,8 +7,9 @@
 use super::document::{read_object, read_text};
 use super::tensor::{TensorSeed, ValueSeed};
 use super::{Context, JsonLimits, MAX_ID_BYTES, parse_all};
-use crate::engine::{Item, Parameters};
-use crate::http::codec::{CodecError, clip, list};
+use crate::codec::wire::find_input;
+use crate::codec::{CodecError, clip, list};
+use crate::pipelines::{Item, Parameters};
 use crate::tensor::{Spec, Value, ValueType};
 use base64::Engine as _;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
@@ -30,7 +31,7 @@ pub struct Target<'a> {
 
 impl<'a> Target<'a> {
     /// The one input that a bare value is for.
-    pub(in crate::http::codec) fn only_input(&self) -> Option<&'a Spec> {
+    pub fn only_input(&self) -> Option<&'a Spec> {
         if let [spec] = self.inputs {
             return Some(spec);
         }
@@ -40,23 +41,13 @@ impl<'a> Target<'a> {
     }
 
     /// The input called `name`, or the error that lists the inputs.
-    pub(in crate::http::codec) fn input(&self, name: &str) -> Result<&'a Spec, CodecError> {
+    pub fn input(&self, name: &str) -> Result<&'a Spec, CodecError> {
         find_input(self.inputs, name)
     }
 
     fn names(&self) -> String {
         list(self.inputs.iter().map(|spec| spec.name.as_str()))
     }
-}
-
-pub(super) fn find_input<'a>(inputs: &'a [Spec], name: &str) -> Result<&'a Spec, CodecError> {
-    inputs.iter().find(|spec| spec.name == name).ok_or_else(|| {
-        let names = list(inputs.iter().map(|spec| spec.name.as_str()));
-        CodecError::unprocessable(
-            format!("inputs.{}", clip(name)),
-            format!("the model has no such input; its inputs are {names}"),
-        )
-    })
 }
 
 /// A native body.

@@ -4,8 +4,8 @@
 //! with one input; fields named like an input are its tensor, as `.npy` or JSON, or the one item of a task. `parameters`,
 //! `id`, `timeout_ms` and `priority` are as in a JSON body. The body limit of the route bounds all parts together.
 
-use super::json::{JsonLimits, PredictBody, PredictInput, Target, parse_object, parse_value};
-use super::{CodecError, clip, npy};
+use crate::codec::json::{JsonLimits, PredictBody, PredictInput, Target, parse_object, parse_value};
+use crate::codec::{CodecError, clip, npy};
 use crate::engine::{Item, Parameters};
 use crate::tensor::{Spec, Value};
 use axum::extract::Multipart;
@@ -182,7 +182,7 @@ fn number(name: &str, part: &Part) -> Result<u64, CodecError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::codec::json::write_value;
+    use crate::codec::json::write_value;
     use crate::tensor::{DType, Tensor, ValueType};
     use axum::body::Body;
     use axum::extract::FromRequest;

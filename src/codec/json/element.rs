@@ -4,7 +4,7 @@
 //! written without fraction or exponent. Non-finite floats are the strings "NaN", "Infinity" and "-Infinity". Knows no
 //! shape.
 
-use crate::http::codec::smallfloat;
+use crate::codec::smallfloat;
 use crate::tensor::{DType, Tensor, TensorError};
 use std::fmt::Display;
 
@@ -32,7 +32,7 @@ pub(super) trait Sink {
 /// Runs `$body` with `$sink` being an empty buffer for `$dtype`, whose type differs from arm to arm.
 macro_rules! with_sink {
     ($dtype:expr, |$sink:ident| $body:expr) => {{
-        use $crate::http::codec::json::element::{Bits, Floats, Integers, Strings};
+        use $crate::codec::json::element::{Bits, Floats, Integers, Strings};
         use $crate::tensor::DType;
         let dtype: DType = $dtype;
         match dtype {
@@ -114,7 +114,7 @@ fn unfit(value: impl Display, dtype: DType) -> String {
 
 #[cold]
 fn unfit_text(value: &str, dtype: DType) -> String {
-    let clipped = crate::http::codec::clip(value);
+    let clipped = crate::codec::clip(value);
     match dtype.is_float() {
         true => format!(
             "{clipped:?} is not a value of {dtype}; the only strings are \"NaN\", \"Infinity\" and \"-Infinity\""

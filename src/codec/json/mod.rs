@@ -32,16 +32,6 @@ pub struct JsonLimits {
     pub max_items: usize,
 }
 
-impl From<&crate::http::HttpLimits> for JsonLimits {
-    fn from(limits: &crate::http::HttpLimits) -> JsonLimits {
-        JsonLimits {
-            max_depth: limits.max_json_depth,
-            max_elements: limits.max_tensor_elements,
-            max_items: limits.max_items,
-        }
-    }
-}
-
 /// Bytes of an `id`.
 const MAX_ID_BYTES: usize = 1024;
 

@@ -3,7 +3,7 @@
 //! Floats are the shortest text that reads back as the same number of their own type; `FP16`, `BF16` and the 8-bit and
 //! 4-bit floats are written as the `FP32` they equal. Non-finite floats are the strings "NaN", "Infinity", "-Infinity".
 
-use crate::http::codec::smallfloat;
+use crate::codec::smallfloat;
 use crate::tensor::{DType, Tensor, Value};
 use serde_json::ser::{CompactFormatter, Formatter};
 

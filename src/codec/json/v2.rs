@@ -5,12 +5,12 @@
 //! the JSON text of the value, an extension of the protocol. Unknown keys are skipped, as the protocol asks.
 
 use super::document::{DocumentSeed, Skip, read_object, read_text};
-use super::predict::{find_input, parse_value};
 use super::tensor::{DataSeed, ShapeSeed, TensorSeed, TextSeed, apply_shape};
 use super::{Context, JsonLimits, MAX_ID_BYTES, parse_all};
-use crate::engine::Parameters;
-use crate::http::codec::{CodecError, checked_count, clip};
-use crate::tensor::{DType, Dim, Spec, Tensor, Value, ValueType, byte_len};
+use crate::codec::wire::{find_input, read_binary, text_of, value_of};
+use crate::codec::{CodecError, checked_count, clip};
+use crate::pipelines::Parameters;
+use crate::tensor::{DType, Dim, Spec, Tensor, Value, ValueType};
 use bytes::Bytes;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
@@ -202,61 +202,6 @@ impl Binary {
                 "{field}: binary_data_size is {size}, but {left} bytes of the binary part are left (it begins at Inference-Header-Content-Length)"
             ))),
         }
-    }
-}
-
-/// A tensor from its binary form.
-fn read_binary(field: &str, dtype: DType, shape: Vec<usize>, count: usize, bytes: Bytes) -> Result<Tensor, CodecError> {
-    if dtype != DType::String {
-        if let Some(expected) = byte_len(dtype, count)
-            && expected != bytes.len()
-        {
-            return Err(CodecError::unprocessable(
-                field,
-                format!("shape {shape:?} of {dtype} needs binary_data_size {expected}, got {}", bytes.len()),
-            ));
-        }
-        return Tensor::from_bytes(dtype, shape, bytes).map_err(|error| CodecError::tensor(field, &error));
-    }
-    // Each element has a prefix of 4 bytes, so the bytes bound the number of elements.
-    let mut strings = Vec::with_capacity(count.min(bytes.len() / 4));
-    let mut rest: &[u8] = &bytes;
-    while let Some((prefix, tail)) = rest.split_first_chunk::<4>() {
-        if strings.len() == count {
-            break;
-        }
-        let length = u32::from_le_bytes(*prefix);
-        let element = usize::try_from(length).ok().and_then(|length| tail.split_at_checked(length));
-        let Some((element, tail)) = element else {
-            let index = strings.len();
-            return Err(CodecError::unprocessable(
-                field,
-                format!("element {index} is said to have {length} bytes, but {} are left", tail.len()),
-            ));
-        };
-        strings.push(text_of(field, strings.len(), element)?);
-        rest = tail;
-    }
-    if strings.len() != count || !rest.is_empty() {
-        return Err(CodecError::unprocessable(
-            field,
-            format!(
-                "shape {shape:?} needs {count} BYTES elements; {} were read and {} bytes are left",
-                strings.len(),
-                rest.len()
-            ),
-        ));
-    }
-    Tensor::from_strings(shape, strings).map_err(|error| CodecError::tensor(field, &error))
-}
-
-fn text_of(field: &str, index: usize, bytes: &[u8]) -> Result<String, CodecError> {
-    match std::str::from_utf8(bytes) {
-        Ok(text) => Ok(text.to_owned()),
-        Err(error) => Err(CodecError::unprocessable(
-            field,
-            format!("element {index} is not UTF-8 text from byte {} on; ONNX strings are UTF-8", error.valid_up_to()),
-        )),
     }
 }
 
@@ -475,27 +420,10 @@ impl InputSeed<'_> {
                 return Err(context.malformed(format!("{field} has neither data nor binary_data_size")));
             }
         };
-        let value = self.value(&name, &field, tensor).map_err(|error| context.fail(error))?;
+        let value = find_input(self.request.inputs, &name)
+            .and_then(|spec| value_of(&field, spec, tensor, context.limits))
+            .map_err(|error| context.fail(error))?;
         Ok(V2Input { name, value })
-    }
-
-    /// The value that a tensor stands for: itself, or the value whose JSON text it holds.
-    fn value(&self, name: &str, field: &str, tensor: Tensor) -> Result<Value, CodecError> {
-        let spec = find_input(self.request.inputs, name)?;
-        match &spec.ty {
-            ValueType::Tensor { .. } => return Ok(tensor.into()),
-            ValueType::Optional(inner) if tensor.dtype() != DType::String && inner.dtype().is_some() => {
-                return Ok(tensor.into());
-            }
-            ValueType::Sequence(_) | ValueType::Map { .. } | ValueType::Optional(_) => {}
-        }
-        let [text] = tensor.strings() else {
-            return Err(CodecError::unprocessable(
-                field,
-                format!("a {} is given as BYTES of shape [1] holding the JSON text of the value", spec.ty),
-            ));
-        };
-        parse_value(text.as_bytes(), spec, self.request.context.limits)
     }
 }
 
@@ -763,7 +691,7 @@ mod tests {
         check_binary(
             r#"{"name":"x","shape":[2],"datatype":"FP32","parameters":{"binary_data_size":4}}"#,
             &one,
-            "needs binary_data_size 8, got 4",
+            "needs 8 bytes of data, got 4",
         );
         check_binary(
             r#"{"name":"x","shape":[1],"datatype":"FP32","data":[1],"parameters":{"binary_data_size":4}}"#,

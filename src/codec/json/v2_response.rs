@@ -4,10 +4,10 @@
 //! tensors (sequence, map, nothing) are `BYTES` of shape `[1]` holding the JSON text of the value.
 
 use super::v2::V2Request;
-use super::write::{write_flat, write_string, write_value};
-use crate::http::codec::CodecError;
-use crate::http::codec::classification::classification;
-use crate::tensor::{Data, Tensor, Value};
+use super::write::{write_flat, write_string};
+use crate::codec::CodecError;
+use crate::codec::wire::{Answered, write_binary};
+use crate::tensor::Value;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -56,7 +56,13 @@ pub fn encode_v2_response(answer: &V2Answer<'_>) -> Result<V2Body, CodecError> {
         if index > 0 {
             json.push(b',');
         }
-        let tensor = answered(answer, name, value)?;
+        let answered = Answered {
+            name,
+            classes: answer.request.output(name).and_then(|output| output.classification),
+            labels: answer.labels.get(name).map(|labels| &**labels).unwrap_or_default(),
+            batched: answer.batched,
+        };
+        let tensor = answered.tensor(value)?;
         json.extend_from_slice(b"{\"name\":");
         write_string(name, &mut json);
         json.extend_from_slice(b",\"datatype\":\"");
@@ -66,7 +72,7 @@ pub fn encode_v2_response(answer: &V2Answer<'_>) -> Result<V2Body, CodecError> {
         json.extend_from_slice(shape.join(",").as_bytes());
         json.push(b']');
         if answer.request.is_binary(name) {
-            let frame = binary(name, &tensor)?;
+            let frame = write_binary(name, &tensor)?;
             json.extend_from_slice(format!(",\"parameters\":{{\"binary_data_size\":{}}}}}", frame.len()).as_bytes());
             frames.push(frame);
         } else {
@@ -77,43 +83,4 @@ pub fn encode_v2_response(answer: &V2Answer<'_>) -> Result<V2Body, CodecError> {
     }
     json.extend_from_slice(b"]}");
     Ok(V2Body { json, frames })
-}
-
-/// The tensor that is sent for `value`.
-fn answered(answer: &V2Answer<'_>, name: &str, value: &Value) -> Result<Tensor, CodecError> {
-    let classes = answer.request.output(name).and_then(|output| output.classification);
-    let field = format!("outputs.{name}");
-    match (value, classes) {
-        (Value::Tensor(tensor), Some(classes)) => {
-            let labels = answer.labels.get(name).map(|labels| &**labels).unwrap_or_default();
-            classification(&field, tensor, classes, labels, answer.batched)
-        }
-        (Value::Tensor(tensor), None) => Ok(tensor.clone()),
-        (Value::Sequence(_) | Value::Map { .. } | Value::None, Some(_)) => {
-            Err(CodecError::unprocessable(field, "only a tensor can be answered as a classification"))
-        }
-        (Value::Sequence(_) | Value::Map { .. } | Value::None, None) => {
-            let mut text = Vec::new();
-            write_value(value, &mut text);
-            let text = String::from_utf8(text).unwrap_or_default();
-            Tensor::from_strings(vec![1], vec![text]).map_err(|error| CodecError::tensor(&field, &error))
-        }
-    }
-}
-
-/// The binary form of a tensor.
-fn binary(name: &str, tensor: &Tensor) -> Result<Bytes, CodecError> {
-    let strings = match tensor.data() {
-        Data::Bytes(bytes) => return Ok(bytes.clone()),
-        Data::Strings(strings) => strings,
-    };
-    let mut bytes = Vec::with_capacity(strings.iter().map(|text| 4 + text.len()).sum());
-    for text in strings.iter() {
-        let Ok(length) = u32::try_from(text.len()) else {
-            return Err(CodecError::TooLarge(format!("outputs.{name}: a string is longer than 4 GiB")));
-        };
-        bytes.extend_from_slice(&length.to_le_bytes());
-        bytes.extend_from_slice(text.as_bytes());
-    }
-    Ok(bytes.into())
 }

@@ -6,7 +6,7 @@
 
 use super::element::{Sink, with_sink};
 use super::{Context, parse_all};
-use crate::http::codec::{CodecError, STRING_WEIGHT, checked_count, clip, too_many_elements, with_shape};
+use crate::codec::{CodecError, STRING_WEIGHT, checked_count, clip, too_many_elements, with_shape};
 use crate::tensor::{DType, Dim, Tensor, Value, ValueType};
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;

@@ -2,7 +2,7 @@
 //! about doubled keys.
 
 use super::Context;
-use crate::http::codec::{CodecError, clip};
+use crate::codec::{CodecError, clip};
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 use std::cell::Cell;

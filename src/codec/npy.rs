@@ -490,7 +490,7 @@ mod tests {
             Err(error) => error.to_string(),
             Ok(tensor) => {
                 let mut text = Vec::new();
-                crate::http::codec::json::write_nested(&tensor, &mut text);
+                crate::codec::json::write_nested(&tensor, &mut text);
                 format!("{}{:?}{}", tensor.dtype(), tensor.shape(), String::from_utf8(text).unwrap())
             }
         };
@@ -637,7 +637,7 @@ mod tests {
                 for bytes in [Bytes::from(flipped), Bytes::copy_from_slice(&whole[..index])] {
                     let _ = read("x", &bytes, 1600);
                     let _ = read_archive(&bytes, 1600, 1 << 16);
-                    let _ = crate::http::codec::safetensors::read(&bytes, 1600);
+                    let _ = crate::codec::safetensors::read(&bytes, 1600);
                 }
             }
         }

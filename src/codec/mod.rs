@@ -1,15 +1,15 @@
-//! The body formats of the REST door: bytes to domain values and back, as pure functions.
+//! The body formats of the doors: bytes to domain values and back, as pure functions.
 //!
-//! `json` is the native body and the Open Inference Protocol's, `npy`, `safetensors` and `multipart` are what their names
-//! say. Every function is bounded by limits that the caller passes, and nothing here panics on what a client sends or
+//! `json` is the native body and the Open Inference Protocol's, `wire` what that protocol sends in any form, `npy` and
+//! `safetensors` are what their names say. Every function is bounded by limits that the caller passes, and nothing here panics on what a client sends or
 //! allocates by a number that it merely claims. Knows no route, no status code and no model beyond its declared inputs.
 
 pub mod classification;
 pub mod json;
-pub mod multipart;
 pub mod npy;
 pub mod safetensors;
 mod smallfloat;
+pub mod wire;
 
 use crate::tensor::{Tensor, TensorError};
 
@@ -31,11 +31,11 @@ pub enum CodecError {
 }
 
 impl CodecError {
-    fn unprocessable(field: impl Into<String>, problem: impl Into<String>) -> CodecError {
+    pub fn unprocessable(field: impl Into<String>, problem: impl Into<String>) -> CodecError {
         CodecError::Unprocessable { field: field.into(), problem: problem.into() }
     }
 
-    fn tensor(field: &str, error: &TensorError) -> CodecError {
+    pub fn tensor(field: &str, error: &TensorError) -> CodecError {
         CodecError::unprocessable(field, error.to_string())
     }
 }
@@ -49,7 +49,7 @@ const MAX_RANK: usize = 64;
 /// Checks a foreign shape and gives its number of elements.
 ///
 /// Zero dimensions do not hide the others: `[2^62, 0]` holds nothing, but its nested form would be 2^62 empty arrays.
-fn checked_count(field: &str, shape: &[usize], strings: bool, max_elements: usize) -> Result<usize, CodecError> {
+pub fn checked_count(field: &str, shape: &[usize], strings: bool, max_elements: usize) -> Result<usize, CodecError> {
     if shape.len() > MAX_RANK {
         return Err(CodecError::unprocessable(
             field,
@@ -97,7 +97,7 @@ fn with_shape(field: &str, tensor: Tensor, shape: Vec<usize>, count: usize) -> R
 }
 
 /// A foreign name in an error text: whole where it is short.
-fn clip(name: &str) -> String {
+pub fn clip(name: &str) -> String {
     const LONGEST: usize = 64;
     if name.chars().count() <= LONGEST {
         return name.to_owned();
