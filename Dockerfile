@@ -44,13 +44,13 @@ ENV ORT_DYLIB_PATH=/opt/onnxruntime/libonnxruntime.so.1
 USER 10001:10001
 WORKDIR /models
 VOLUME ["/models"]
-EXPOSE 8080
+EXPOSE 8080 8081
 # The image has no HTTP client; bash opens the connection itself.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 \
     CMD ["/bin/bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/8080 && printf 'GET /livez HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n' >&3 && read -r -t 4 status <&3 && [[ $status == *' 200 '* ]]"]
 # Inside the container every address is public; who may reach it is decided by the port that is published.
 ENTRYPOINT ["/usr/local/bin/ortus"]
-CMD ["serve", "--models", "/models", "--listen", "0.0.0.0:8080", "--insecure"]
+CMD ["serve", "--models", "/models", "--listen", "0.0.0.0:8080", "--grpc", "0.0.0.0:8081", "--insecure"]
 
 FROM runtime AS cuda
 COPY --from=library-cuda /lib-onnxruntime /opt/onnxruntime

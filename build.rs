@@ -1,5 +1,5 @@
-//! Compiles the ONNX file format (`proto/onnx-ml.proto`, from the `onnx` package, Apache-2.0) and the schema of Triton's
-//! model configuration into the crate. `protox` is a protobuf compiler in Rust, so no `protoc` is needed.
+//! Compiles the ONNX file format (`proto/onnx-ml.proto`, from the `onnx` package, Apache-2.0), the schema of Triton's
+//! model configuration and the gRPC service into the crate. `protox` is a protobuf compiler in Rust, so no `protoc` is needed.
 
 use std::path::PathBuf;
 
@@ -15,5 +15,32 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .open_file("model_config.proto")?
         .encode_file_descriptor_set();
     std::fs::write(out.join("model_config.fds"), model_config)?;
+    grpc(&out)
+}
+
+/// The service for the server, and the client that the tests call it with.
+fn grpc(out: &std::path::Path) -> Result<(), Box<dyn std::error::Error>> {
+    let inference = protox::compile(["proto/inference.proto"], ["proto"])?;
+    let mut compiler = protox::Compiler::new(["proto"])?;
+    compiler.include_imports(true).open_file("inference.proto")?;
+    std::fs::write(out.join("inference.fds"), compiler.encode_file_descriptor_set())?;
+    let client = out.join("client");
+    std::fs::create_dir_all(&client)?;
+    for (folder, is_server) in [(out, true), (client.as_path(), false)] {
+        let mut builder = tonic_prost_build::configure()
+            .build_server(is_server)
+            .build_client(!is_server)
+            .build_transport(false)
+            // Tensors are slices of the message that brought them.
+            .bytes(".")
+            // Calls that are not served are refused before they come here.
+            .generate_default_stubs(true)
+            .disable_comments(["."])
+            .out_dir(folder);
+        if is_server {
+            builder = builder.codec_path("crate::grpc::codec::Protobuf");
+        }
+        builder.compile_fds(inference.clone())?;
+    }
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! What the server adds to a bare ONNX Runtime session, one request at a time: small JSON, a 600 KB binary tensor, a JPEG.
+//! What the server adds to a bare ONNX Runtime session, one request at a time: small JSON, a 600 KB binary tensor, a JPEG; tensors over
+//! REST and over gRPC.
 //!
 //! Rounds alternate between a bare `session.run` loop in this process, a thread that echoes as many bytes over a plain
 //! socket, and the release server over one kept-alive loopback connection, so that all see the same machine. Printed are
@@ -20,6 +21,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const ROUNDS: usize = 7;
+
+/// A client made of the same file as the server.
+mod pb {
+    #![expect(clippy::all, clippy::pedantic, reason = "generated code")]
+    include!(concat!(env!("OUT_DIR"), "/client/inference.rs"));
+}
 
 fn main() {
     // `cargo test --benches` and `--list` pass arguments of the test harness; there is nothing to list.
@@ -45,6 +52,7 @@ fn main() {
     let big: Vec<f32> = (0..150_528).map(|i| i as f32).collect();
     let head = r#"{"inputs":[{"name":"x","shape":[1,150528],"datatype":"FP32","parameters":{"binary_data_size":602112}}],"parameters":{"binary_data_output":true}}"#;
     let binary = [head.as_bytes(), &big.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>()].concat();
+    let head_bytes = head.len();
     let binary_headers =
         format!("Content-Type: application/octet-stream\r\nInference-Header-Content-Length: {}\r\n", head.len());
     let jpeg = jpeg_640x480();
@@ -64,12 +72,26 @@ fn main() {
     let mut ortus = || client.request("POST", path, json_type, json.as_bytes());
     report("MLP, 32 numbers as JSON", 3000, &mut bare, &mut || echo.round_trip(json.len() + 120, 400), &mut ortus);
 
+    let mut grpc = Grpc::connect(&server.grpc);
+    let small = row.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>();
+    let head = r#"{"inputs":[{"name":"x","shape":[1,32],"datatype":"FP32","parameters":{"binary_data_size":128}}],"parameters":{"binary_data_output":true}}"#;
+    let body = [head.as_bytes(), &small].concat();
+    let headers =
+        format!("Content-Type: application/octet-stream\r\nInference-Header-Content-Length: {}\r\n", head.len());
+    let mut ortus = || client.request("POST", "/v2/models/mlp/infer", &headers, &body);
+    report("MLP, 32 numbers, binary", 3000, &mut bare, &mut || echo.round_trip(body.len() + 200, 500), &mut ortus);
+    let request = Grpc::request("mlp", 32, small);
+    report("MLP, 32 numbers, gRPC", 3000, &mut bare, &mut || echo.round_trip(400, 300), &mut || grpc.infer(&request));
+
     let mut session = open("echo");
     let mut bare = || run(&mut session, "x", &[1, 150_528], &big);
     let path = "/v2/models/echo/infer";
     let size = binary.len();
     let mut ortus = || client.request("POST", path, &binary_headers, &binary);
     report("echo, 602 KB binary tensor", 400, &mut bare, &mut || echo.round_trip(size, size), &mut ortus);
+    let request = Grpc::request("echo", 150_528, binary[head_bytes..].to_vec());
+    let mut ortus = || grpc.infer(&request);
+    report("echo, 602 KB, gRPC", 400, &mut bare, &mut || echo.round_trip(size, size), &mut ortus);
     let one_copy = median_of(400, || {
         // Into fresh memory, as a server's buffer is.
         std::hint::black_box(binary.clone());
@@ -175,23 +197,62 @@ fn run(session: &mut Session, input: &str, shape: &[usize], data: &[f32]) {
     std::hint::black_box(&outputs);
 }
 
+struct Grpc {
+    runtime: tokio::runtime::Runtime,
+    client: pb::grpc_inference_service_client::GrpcInferenceServiceClient<tonic::transport::Channel>,
+}
+
+impl Grpc {
+    fn connect(address: &str) -> Grpc {
+        // One thread, as the plain client has: a hop to another would be counted as the server's.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let endpoint = tonic::transport::Channel::from_shared(format!("http://{address}")).unwrap();
+        let channel = runtime.block_on(endpoint.connect()).unwrap();
+        let client = pb::grpc_inference_service_client::GrpcInferenceServiceClient::new(channel);
+        Grpc { runtime, client }
+    }
+
+    fn request(model: &str, width: i64, bytes: Vec<u8>) -> pb::ModelInferRequest {
+        let input = pb::model_infer_request::InferInputTensor {
+            name: "x".to_owned(),
+            datatype: "FP32".to_owned(),
+            shape: vec![1, width],
+            ..Default::default()
+        };
+        pb::ModelInferRequest {
+            model_name: model.to_owned(),
+            inputs: vec![input],
+            raw_input_contents: vec![bytes.into()],
+            ..Default::default()
+        }
+    }
+
+    fn infer(&mut self, request: &pb::ModelInferRequest) -> String {
+        let answer = self.runtime.block_on(self.client.model_infer(request.clone())).unwrap();
+        assert_eq!(answer.into_inner().raw_output_contents.len(), 1);
+        String::new()
+    }
+}
+
 struct Server {
     child: Child,
     address: String,
+    grpc: String,
 }
 
 impl Server {
     fn start(store: &Path) -> Server {
         let mut child = Command::new(env!("CARGO_BIN_EXE_ortus"))
-            .args(["serve", "--listen", "127.0.0.1:0", "--models"])
+            .args(["serve", "--listen", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--models"])
             .arg(store)
             .env("ORTUS_TELEMETRY__LOG_LEVEL", "warn")
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let line = BufReader::new(child.stdout.take().unwrap()).lines().next().unwrap().unwrap();
-        let address = line.rsplit("http://").next().unwrap().to_owned();
-        let server = Server { child, address };
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut address_after = |words| lines.next().unwrap().unwrap().rsplit(words).next().unwrap().to_owned();
+        let (address, grpc) = (address_after("http://"), address_after("gRPC on "));
+        let server = Server { child, address, grpc };
         let mut client = Client::connect(&server.address);
         for _ in 0..2000 {
             client.request("GET", "/readyz", "", b"");

@@ -483,7 +483,7 @@ impl Server {
             assert!(Command::new("cp").arg("-r").args([model, &store.path()]).status().unwrap().success());
         }
         let mut command = Command::new(env!("CARGO_BIN_EXE_ortus"));
-        command.args(["serve", "--listen", "127.0.0.1:0", "--models"]).arg(store.path());
+        command.args(["serve", "--listen", "127.0.0.1:0", "--grpc", "off", "--models"]).arg(store.path());
         command.env("ORTUS_TELEMETRY__LOG_LEVEL", "warn");
         let server = Server::spawn(command, Some(store));
         for _ in 0..6000 {

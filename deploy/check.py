@@ -185,20 +185,31 @@ def port_of(container, port):
 def server(ortus, arguments, environment):
     """Starts it as a pod would: settings as they are, but on a free port of loopback and with folders of this machine.
 
-    Gives its port, the one that the settings name, a key where it asks for one, and a function that says what it said."""
+    Gives its ports of REST and of gRPC (None: off), those that the settings name, a key where it asks for one, and a function that
+    says what it said."""
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         shutil.copytree(ROOT / "models" / "digits", folder / "models" / "digits")
         (folder / "cache").mkdir()
         environment, arguments = dict(environment), list(arguments)
-        listen = environment.get("ORTUS_SERVER__LISTEN", "127.0.0.1:8080")
-        flags = {"--listen": "127.0.0.1:0", "--models": str(folder / "models")}
+        named = {
+            "--listen": environment.get("ORTUS_SERVER__LISTEN", "127.0.0.1:8080"),
+            "--grpc": environment.get("ORTUS_SERVER__GRPC_LISTEN", "127.0.0.1:8081"),
+        }
+        flags = {"--listen": "127.0.0.1:0", "--grpc": "127.0.0.1:0", "--models": str(folder / "models")}
         for place, flag in enumerate(arguments):
             if flag in flags:
-                listen = arguments[place + 1] if flag == "--listen" else listen
-                arguments[place + 1] = flags[flag]
+                if flag in named:
+                    named[flag] = arguments[place + 1]
+                if arguments[place + 1] != "off":
+                    arguments[place + 1] = flags[flag]
+        if "--grpc" not in arguments and "ORTUS_SERVER__GRPC_LISTEN" not in environment:
+            # Another server may have the usual port here.
+            arguments += ["--grpc", flags["--grpc"]]
+        settings = [None if address == "off" else int(address.rsplit(":", 1)[1]) for address in named.values()]
         for key, value in (
             ("ORTUS_SERVER__LISTEN", flags["--listen"]), ("ORTUS_STORE__MODELS_DIR", flags["--models"]),
+            ("ORTUS_SERVER__GRPC_LISTEN", flags["--grpc"] if settings[1] else "off"),
             ("ORTUS_OPTIMIZATION__CACHE_DIR", str(folder / "cache")), ("ORTUS_AUTH__KEYS_FILE", str(folder / "keys.json")),
         ):
             if key in environment:
@@ -230,7 +241,7 @@ def server(ortus, arguments, environment):
                 stderr=subprocess.STDOUT, start_new_session=True, **other,
             )
         try:
-            yield started(process, log), int(listen.rsplit(":", 1)[1]), key, log.read_text
+            yield started(process, log, settings[1] is not None), settings, key, log.read_text
         finally:
             process.send_signal(signal.SIGTERM)
             try:
@@ -244,14 +255,17 @@ class NotStarted(Exception):
     pass
 
 
-def started(process, log):
+def started(process, log, has_grpc):
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        if found := re.search(r"listening on http://127\.0\.0\.1:(\d+)", log.read_text()):
+        said = log.read_text()
+        found = re.search(r"listening on http://127\.0\.0\.1:(\d+)", said)
+        grpc = re.search(r"gRPC on 127\.0\.0\.1:(\d+)", said)
+        if found and (grpc or not has_grpc):
             port = int(found[1])
             while time.monotonic() < deadline and ask(port, "/readyz")[0] != 200:
                 time.sleep(0.02)
-            return port
+            return port, grpc and int(grpc[1])
         time.sleep(0.02)
     raise NotStarted(log.read_text()[-600:])
 
@@ -263,20 +277,31 @@ def ask(port, path, host="127.0.0.1", method="GET", body=None, headers=None):
         return response.status, response.read().decode()
 
 
+def speaks_http2(port):
+    """Whether the port answers the opening of HTTP/2, with which gRPC begins, by its settings."""
+    with contextlib.closing(socket.create_connection(("127.0.0.1", port), timeout=10)) as connection:
+        connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+        head = connection.recv(9, socket.MSG_WAITALL)
+        return len(head) == 9 and head[3] == 4
+
+
 def live_problems(where, ortus, pod, configs, annotations, names, metrics=()):
     """Whether a server with the pod's settings starts, and has what the pod says of it; `names` are what clients call it."""
     container = pod["containers"][0]
     environment = settings_of(container, configs)
     try:
-        with server(ortus, container["args"], environment) as (port, listens_on, key, said):
+        with server(ortus, container["args"], environment) as ((port, grpc), (listens_on, grpc_on), key, said):
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
                 get = container[probe]["httpGet"]
                 if port_of(container, get["port"]) != listens_on:
                     yield f"{where}: {probe} asks port {get['port']}, the server listens on {listens_on}"
                 if (status := ask(port, get["path"])[0]) != 200:
                     yield f"{where}: {probe}: {get['path']} answers {status}"
-            if [each["containerPort"] for each in container["ports"]] != [listens_on]:
-                yield f"{where}: the server listens on {listens_on}, the ports are {container['ports']}"
+            ports = [each for each in (listens_on, grpc_on) if each]
+            if [each["containerPort"] for each in container["ports"]] != ports:
+                yield f"{where}: the server listens on {ports}, the ports are {container['ports']}"
+            if grpc_on and not speaks_http2(grpc):
+                yield f"{where}: the port of gRPC speaks no HTTP/2"
             prefix = next(key for key in annotations if key.endswith("/port")).rsplit("/", 1)[0]
             if int(annotations[f"{prefix}/port"]) != listens_on:
                 yield f"{where}: {prefix}/port is not the port of the server"
@@ -330,11 +355,13 @@ def set_problems(name, objects, ortus, rules):
     for kind, selector in selectors.items():
         if not selector or any(labels.get(key) != value for key, value in selector.items()):
             yield f"{name}: the {kind} selects {selector}, the pods have {labels}"
-    ports = [("Service", service["spec"]["ports"][0]["targetPort"])]
-    ports += [("NetworkPolicy", port["port"]) for port in by_kind["NetworkPolicy"]["spec"]["ingress"][0]["ports"]]
-    for kind, port in ports:
-        if port_of(container, port) != container["ports"][0]["containerPort"]:
-            yield f"{name}: the {kind} names the port {port}, which the pod has not"
+    ports = {
+        "Service": [port["targetPort"] for port in service["spec"]["ports"]],
+        "NetworkPolicy": [port["port"] for port in by_kind["NetworkPolicy"]["spec"]["ingress"][0]["ports"]],
+    }
+    for kind, named in ports.items():
+        if [port_of(container, port) for port in named] != [port["containerPort"] for port in container["ports"]]:
+            yield f"{name}: the {kind} names the ports {named}, the pod has {container['ports']}"
     target = scaler["spec"]["scaleTargetRef"]
     if (target["kind"], target["name"]) != ("Deployment", deployment["metadata"]["name"]):
         yield f"{name}: the autoscaler's target is {target}"
@@ -386,15 +413,17 @@ def image_problems(text, ortus):
         yield f"Dockerfile: its user is not {UID}"
     command = json.loads(re.search(r"^CMD (\[.*\])", text, re.MULTILINE)[1])
     health = json.loads(re.search(r"HEALTHCHECK [^[]*CMD (\[.*\])", text)[1])
-    exposed = int(re.search(r"^EXPOSE (\d+)", text, re.MULTILINE)[1])
+    exposed = [int(port) for port in re.search(r"^EXPOSE (.+)$", text, re.MULTILINE)[1].split()]
     if not ortus:
         return
     try:
-        with server(ortus, command, {}) as (port, listens_on, _, _):
-            if listens_on != exposed or f"/{exposed} " not in health[-1]:
+        with server(ortus, command, {}) as ((port, grpc), listens_on, _, _):
+            if listens_on != exposed or f"/{exposed[0]} " not in health[-1]:
                 yield f"Dockerfile: the server listens on {listens_on}; EXPOSE or HEALTHCHECK names another port"
+            if not speaks_http2(grpc):
+                yield "Dockerfile: the port of gRPC speaks no HTTP/2"
             # bash reads the text as Docker's JSON gives it.
-            answered = subprocess.run([*health[:-1], health[-1].replace(f"/{exposed} ", f"/{port} ")], timeout=30)
+            answered = subprocess.run([*health[:-1], health[-1].replace(f"/{exposed[0]} ", f"/{port} ")], timeout=30)
             if answered.returncode != 0:
                 yield "Dockerfile: the health check fails on a server that is well"
     except NotStarted as error:
@@ -402,7 +431,7 @@ def image_problems(text, ortus):
         return
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        call = [*health[:-1], health[-1].replace(f"/{exposed} ", f"/{unused.getsockname()[1]} ")]
+        call = [*health[:-1], health[-1].replace(f"/{exposed[0]} ", f"/{unused.getsockname()[1]} ")]
         if subprocess.run(call, stderr=subprocess.DEVNULL, timeout=30).returncode == 0:
             yield "Dockerfile: the health check is content where there is no server"
 
@@ -459,6 +488,8 @@ MISTAKES = [
     ("Service", ("spec", "ports", 0, "targetPort"), "web"),
     ("HorizontalPodAutoscaler", ("spec", "metrics", 0, "pods", "metric", "name"), "ortus_queue_length"),
     ("NetworkPolicy", ("spec", "ingress", 0, "ports", 0, "port"), "grpc"),
+    ("Service", ("spec", "ports", 1, "targetPort"), "http"),
+    ("ConfigMap", ("data", "ORTUS_SERVER__GRPC_LISTEN"), "off"),
 ]
 KSERVE_MISTAKES = [
     ("ServingRuntime", ("spec", "protocolVersion"), ["v2"]),

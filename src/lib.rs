@@ -10,6 +10,7 @@ pub mod config;
 pub mod downloads;
 pub mod engine;
 pub mod entrance;
+pub mod grpc;
 pub mod http;
 pub mod hub;
 pub mod jobs;

@@ -154,8 +154,6 @@ def throughput(options):
                 engine = max(entry["requests_per_second"] for entry in report["in_process"])
                 lines.append(f"{model.name} {precision} batch {batch}: {rate * batch:.0f} rows/s over HTTP, {engine * batch:.0f} in process, "
                              f"{bare * batch:.0f} bare; ratio {ratio:.2f}, {report['bare_best']['requests_per_second'] * batch:.0f} by the best bare batch {report['bare_best']['batch']}")
-                # The whole takes minutes: who stops it sees what was measured.
-                print(f"     {lines[-1]}", file=sys.stderr, flush=True)
                 least = ratio if least is None else min(least, ratio)
     lines.append(f"least ratio {least:.2f}; the target is 0.9 at saturation")
     if options.device == "cuda" and least < 0.9:
@@ -314,7 +312,7 @@ def server(options, models, **settings):
     address = f"127.0.0.1:{free_port()}"
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(
-            [options.ortus, "serve", "--models", str(models), "--listen", address],
+            [options.ortus, "serve", "--models", str(models), "--listen", address, "--grpc", "off"],
             env=environment(options, **settings), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT,
         )
         try:

@@ -129,7 +129,7 @@ def loads(arguments):
 
 def start(ortus, store, name):
     """Starts a server, and gives what the model's load says of its optimised graph, and the milliseconds of the whole load."""
-    command = [ortus, "serve", "--models", store, "--listen", "127.0.0.1:0"]
+    command = [ortus, "serve", "--models", store, "--listen", "127.0.0.1:0", "--grpc", "off"]
     environment = {**os.environ, "ORTUS_TELEMETRY__LOG_FORMAT": "json", "ORTUS_TELEMETRY__LOG_LEVEL": "info"}
     log = tempfile.TemporaryFile("w+", errors="replace")
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)

@@ -86,7 +86,7 @@ class Server:
         self.log = tempfile.TemporaryFile("w+", errors="replace")
         environment = dict(os.environ, ORTUS_TELEMETRY__LOG_LEVEL="error", ORTUS_SERVER__MAX_BODY_BYTES=str(MAX_BODY))
         self.process = subprocess.Popen(
-            [self.binary, "serve", "--models", str(self.store), "--listen", "127.0.0.1:0"],
+            [self.binary, "serve", "--models", str(self.store), "--listen", "127.0.0.1:0", "--grpc", "off"],
             env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=self.log, text=True,
         )
         line = self.process.stdout.readline()

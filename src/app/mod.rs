@@ -6,7 +6,8 @@ use crate::auth::{Gate, KeyFileError};
 use crate::config::{Config, Effective, Origin, Setting};
 use crate::downloads::Downloads;
 use crate::engine::InferenceEngine;
-use crate::http::{Server, Services, ShownSetting};
+use crate::grpc::{self, GrpcSettings};
+use crate::http::{HttpSettings, Server, Services, ShownSetting};
 use crate::hub::{Hub, HubError};
 use crate::jobs::Jobs;
 use crate::models::{ModelManager, StoreError, StoreLock};
@@ -30,6 +31,10 @@ pub enum AppError {
     Library(#[from] LibraryError),
     #[error("cannot listen on {address}: {source}; is another server running there? choose another with --listen")]
     Listen { address: std::net::SocketAddr, source: std::io::Error },
+    #[error(
+        "cannot listen on {address} for gRPC: {source}; is another server running there? choose another with --grpc, or --grpc off"
+    )]
+    ListenGrpc { address: std::net::SocketAddr, source: std::io::Error },
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("[hub]: {0}")]
@@ -191,9 +196,13 @@ async fn run(mut config: Config) -> Result<Stop, AppError> {
     let auth = Gate::open(&config.auth, &config.store.models_dir, tasks.clone())?;
     let scheme = if certificate.is_some() { "https" } else { "http" };
     tasks.spawn("reload", reload_at_hangup(hangup, auth.clone(), certificate.clone(), tasks.clone()));
+    let grpc = bind_grpc(&config.http, config.grpc_listen, &auth, certificate.as_ref(), &rooms)?;
     let server = Server::bind(config.http, rooms.services(auth, jobs, certificate), tasks.clone())
         .map_err(|source| AppError::Listen { address, source })?;
-    announce(scheme, server.local_addr());
+    announce(&format!("listening on {scheme}://{}", server.local_addr()));
+    if let Some(grpc) = &grpc {
+        announce(&format!("gRPC on {}", grpc.local_addr()));
+    }
     let models = rooms.models.clone();
     tasks.spawn("load models", async move {
         models.forget_overrides().await;
@@ -201,13 +210,16 @@ async fn run(mut config: Config) -> Result<Stop, AppError> {
         models.start().await;
     });
     let serving = tasks.spawn("serve", server.serve());
+    let serving_grpc = grpc.map(|grpc| tasks.spawn("serve gRPC", grpc.serve()));
 
     signals.next().await;
     tracing::info!("stopping: accepted requests are finished");
     tasks.stop();
     let drain = async {
-        if let Err(error) = serving.await {
-            tracing::error!(%error, "the server ended abnormally");
+        for serving in [Some(serving), serving_grpc].into_iter().flatten() {
+            if let Err(error) = serving.await {
+                tracing::error!(%error, "the server ended abnormally");
+            }
         }
         rooms.models.close().await;
         tasks.close(grace).await
@@ -273,11 +285,33 @@ fn shown(config: &Config) -> Arc<[ShownSetting]> {
     config.effective().into_iter().map(entry).collect()
 }
 
+/// The gRPC door, where there is one: bounded as the REST door is.
+fn bind_grpc(
+    http: &HttpSettings,
+    listen: Option<SocketAddr>,
+    auth: &Gate,
+    certificate: Option<&Certificate>,
+    rooms: &Rooms,
+) -> Result<Option<grpc::Server>, AppError> {
+    let Some(listen) = listen else { return Ok(None) };
+    let settings = GrpcSettings {
+        listen,
+        request_timeout: http.request_timeout,
+        max_body_bytes: http.max_body_bytes,
+        body_read_timeout: http.limits.body_read_timeout,
+        values: (&http.limits).into(),
+        connections: http.connection_limits(),
+    };
+    grpc::Server::bind(settings, certificate, auth.clone(), rooms.engine.clone(), rooms.tasks.clone())
+        .map(Some)
+        .map_err(|source| AppError::ListenGrpc { address: listen, source })
+}
+
 /// One line on stdout, for people and for programs that started us on port 0.
-fn announce(scheme: &str, address: SocketAddr) {
+fn announce(what: &str) {
     let mut stdout = std::io::stdout().lock();
     // A closed stdout is no reason not to serve.
-    let _ = writeln!(stdout, "Ortus {} listening on {scheme}://{address}", env!("CARGO_PKG_VERSION"));
+    let _ = writeln!(stdout, "Ortus {} {what}", env!("CARGO_PKG_VERSION"));
     let _ = stdout.flush();
 }
 

@@ -51,7 +51,9 @@ pub enum Denied {
     #[error("the key is wrong, expired or revoked; make one with `ortus key create`")]
     Wrong,
     /// Too many wrong keys from this address.
-    #[error("more wrong keys came from this address than limits.max_wrong_keys a minute; a right one is let in at any time")]
+    #[error(
+        "more wrong keys came from this address than limits.max_wrong_keys a minute; a right one is let in at any time"
+    )]
     TooManyWrong {
         retry_after: Duration,
         /// Whether this is the first that is refused so in this minute.

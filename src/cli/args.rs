@@ -94,6 +94,9 @@ pub(super) struct ServeArgs {
     /// IP address and port to listen on
     #[arg(long, value_name = "ADDR:PORT")]
     pub(super) listen: Option<String>,
+    /// IP address and port of gRPC, or off [default: 127.0.0.1:8081]
+    #[arg(long, value_name = "ADDR:PORT|off")]
+    pub(super) grpc: Option<String>,
     /// Listen on an address that other machines can reach, although there is no key that callers would need
     #[arg(long)]
     pub(super) insecure: bool,

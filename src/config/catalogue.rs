@@ -76,7 +76,7 @@ const DAY_MS: u64 = 24 * 60 * 60 * 1000;
 
 /// The sections, as the example file has them.
 pub(super) const SECTIONS: &[(&str, &str)] = &[
-    ("server", "The HTTP server."),
+    ("server", "The server: REST on one port, gRPC on another, with the same bounds."),
     ("store", "The folder of models."),
     ("auth", "Who may call: keys, made with `ortus key create`. Where there is one, every caller needs one."),
     ("hub", "Where models are got from, and what that may cost."),
@@ -102,6 +102,20 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         section: "server",
+        name: "grpc_listen",
+        doc: "IP address and port of gRPC, or off; one that other machines can reach needs keys, or --insecure.",
+        kind: Kind::Text {
+            expected: "an IP address and port such as 127.0.0.1:8081 or [::1]:8081, or off",
+            get: |config| config.grpc_listen.map_or_else(|| "off".to_owned(), |address| address.to_string()),
+            set: |config, text| {
+                let address = if text == "off" { None } else { Some(text.parse().ok()?) };
+                config.grpc_listen = address;
+                Some(())
+            },
+        },
+    },
+    Key {
+        section: "server",
         name: "request_timeout_ms",
         doc: "Deadline of a request that names none, from its arrival.",
         kind: Kind::Integer {
@@ -114,7 +128,7 @@ pub(super) const KEYS: &[Key] = &[
     Key {
         section: "server",
         name: "max_body_bytes",
-        doc: "Largest body of a request.",
+        doc: "Largest body of a request, and largest message of a call.",
         kind: Kind::Integer {
             min: 1,
             max: 1 << 40,
@@ -125,7 +139,7 @@ pub(super) const KEYS: &[Key] = &[
     Key {
         section: "server",
         name: "max_connections",
-        doc: "Connections open at once; more wait to be accepted.",
+        doc: "Connections open at once, of REST and of gRPC each; more wait to be accepted.",
         kind: Kind::Integer {
             min: 1,
             max: 1_000_000,

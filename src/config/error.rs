@@ -27,10 +27,10 @@ pub enum ConfigError {
     #[error("environment variable {variable}: the value is not UTF-8; set it to plain text")]
     VariableNotText { variable: String },
     #[error(
-        "server.listen = {listen} can be reached from other machines and nothing asks callers for a key; make one with \
+        "{key} = {address} can be reached from other machines and nothing asks callers for a key; make one with \
          `ortus key create --role admin`, listen on a loopback address such as 127.0.0.1:{}, or pass --insecure where a \
          firewall or proxy guards the port",
-        listen.port()
+        address.port()
     )]
-    Public { listen: SocketAddr },
+    Public { key: &'static str, address: SocketAddr },
 }

@@ -27,6 +27,7 @@ use crate::tls::TlsSettings;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// The configuration of the process: the settings of each room.
@@ -36,6 +37,8 @@ pub struct Config {
     pub http: HttpSettings,
     /// `None`: doors speak without TLS.
     pub tls: Option<TlsSettings>,
+    /// Of the gRPC door, whose bounds are those of `http`; `None`: there is none.
+    pub grpc_listen: Option<SocketAddr>,
     pub store: StoreSettings,
     pub hub: HubSettings,
     /// What holds for every model whose own `model.toml` says nothing else.
@@ -99,6 +102,7 @@ pub enum ConfigFile {
 #[derive(Debug, Clone, Default)]
 pub struct Flags {
     pub listen: Option<String>,
+    pub grpc: Option<String>,
     pub models_dir: Option<String>,
     pub log_level: Option<String>,
     pub tls_cert: Option<String>,
@@ -190,9 +194,11 @@ impl Config {
         catalogue::KEYS.iter().map(entry).collect()
     }
 
-    /// Whether other machines can reach the address to listen on.
-    pub fn is_public(&self) -> bool {
-        !self.http.listen.ip().to_canonical().is_loopback()
+    /// The addresses to listen on that other machines can reach, by their keys.
+    pub fn public_addresses(&self) -> Vec<(&'static str, SocketAddr)> {
+        let addresses = [("server.listen", Some(self.http.listen)), ("server.grpc_listen", self.grpc_listen)];
+        let with_address = addresses.into_iter().filter_map(|(key, address)| Some((key, address?)));
+        with_address.filter(|(_, address)| !address.ip().to_canonical().is_loopback()).collect()
     }
 
     /// Refuses an address that others can reach where no key keeps them out, unless the user insists. `has_keys` says whether
@@ -201,10 +207,12 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Public`].
     pub fn check_exposure(&self, has_keys: bool, insecure: bool) -> Result<(), ConfigError> {
-        if self.is_public() && !has_keys && !self.auth.require && !insecure {
-            return Err(ConfigError::Public { listen: self.http.listen });
+        match self.public_addresses().first() {
+            Some((key, address)) if !has_keys && !self.auth.require && !insecure => {
+                Err(ConfigError::Public { key, address: *address })
+            }
+            Some(_) | None => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -225,6 +233,7 @@ impl Default for Config {
             auth: AuthSettings::default(),
             http: HttpSettings::default(),
             tls: None,
+            grpc_listen: Some(SocketAddr::from(([127, 0, 0, 1], 8081))),
             store: StoreSettings {
                 models_dir: PathBuf::from("models"),
                 autoload: true,

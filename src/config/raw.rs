@@ -140,9 +140,10 @@ fn variable_of(key: &Key) -> String {
 }
 
 pub(super) fn from_flags(flags: Flags) -> Vec<Written> {
-    let Flags { listen, models_dir, log_level, tls_cert, tls_key } = flags;
+    let Flags { listen, grpc, models_dir, log_level, tls_cert, tls_key } = flags;
     let set = [
         ("--listen", "server", "listen", listen),
+        ("--grpc", "server", "grpc_listen", grpc),
         ("--models", "store", "models_dir", models_dir),
         ("--log-level", "telemetry", "log_level", log_level),
         ("--tls-cert", "server", "tls_cert", tls_cert),

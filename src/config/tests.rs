@@ -56,12 +56,13 @@ fn later_sources_win_and_are_named() {
 fn all_flags_reach_their_keys() {
     let flags = Flags {
         listen: Some("[::1]:1".into()),
+        grpc: Some("off".into()),
         models_dir: Some("/m".into()),
         log_level: Some("debug".into()),
         ..Flags::default()
     };
     let config = load(None, &[], flags).unwrap();
-    assert_eq!(config.http.listen.to_string(), "[::1]:1");
+    assert_eq!((config.http.listen.to_string().as_str(), config.grpc_listen), ("[::1]:1", None));
     assert_eq!(config.store.models_dir, PathBuf::from("/m"));
     assert_eq!(config.log.level, "debug");
 }
@@ -126,6 +127,7 @@ fn every_key_works_from_file_and_environment() {
         }
         let default = key.get(&Config::default());
         let (file, plain, expected) = match (&default, key.name) {
+            (_, "grpc_listen") => ("\"127.0.0.9:8\"", "127.0.0.9:8", Setting::Text("127.0.0.9:8".into())),
             (_, "listen") => ("\"127.0.0.9:9\"", "127.0.0.9:9", Setting::Text("127.0.0.9:9".into())),
             (_, "models_dir") => ("\"other\"", "other", Setting::Text("other".into())),
             (_, "device_type") => ("\"tensorrt\"", "tensorrt", Setting::Text("tensorrt".into())),

@@ -326,11 +326,7 @@ impl Failures {
 }
 
 /// The stream after its handshake; `None` where there is none in time.
-async fn encrypted<S>(
-    acceptor: &Acceptor,
-    stream: TcpStream,
-    shared: &Connections<S>,
-) -> Option<TlsStream<TcpStream>> {
+async fn encrypted<S>(acceptor: &Acceptor, stream: TcpStream, shared: &Connections<S>) -> Option<TlsStream<TcpStream>> {
     let handshake = async {
         if is_plain_http(&stream).await? {
             refuse_plain(stream).await?;
@@ -492,10 +488,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for CountedBody<B> {
     type Data = Bytes;
     type Error = B::Error;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
         Pin::new(&mut self.body).poll_frame(context)
     }
 

@@ -213,19 +213,20 @@ def infer_path(model, version=None):
 
 
 class Server:
-    """A server process over a store, on a port of its own; its log is shown where it does not end well."""
+    """A server process over a store, on ports of its own; its log is shown where it does not end well."""
 
     def __init__(self, binary, store, **environment):
         self.binary, self.store, self.environment = str(binary), str(store), environment
 
     def __enter__(self):
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
+        with socket.socket() as probe, socket.socket() as other:
+            for each in (probe, other):
+                each.bind(("127.0.0.1", 0))
+            port, grpc_port = (each.getsockname()[1] for each in (probe, other))
+        self.url, self.grpc = f"http://127.0.0.1:{port}", f"127.0.0.1:{grpc_port}"
         self.log = tempfile.TemporaryFile()
         self.process = subprocess.Popen(
-            [self.binary, "serve", "--models", self.store, "--listen", f"127.0.0.1:{port}"],
+            [self.binary, "serve", "--models", self.store, "--listen", f"127.0.0.1:{port}", "--grpc", self.grpc],
             env={**os.environ, **self.environment}, stdout=self.log, stderr=subprocess.STDOUT,
         )
         deadline = time.monotonic() + 120

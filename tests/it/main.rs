@@ -39,6 +39,8 @@ mod faults_overload;
 mod faults_routes;
 /// Answers of the fixtures against Python ONNX Runtime's.
 mod golden;
+/// The Open Inference Protocol over gRPC.
+mod grpc;
 /// Pictures: the embedded digits and the shared classifiers.
 mod image;
 /// Detectors and the other tasks on pictures, against their references.

@@ -31,6 +31,8 @@ pub fn shared_models() -> Option<PathBuf> {
 pub struct Server {
     pub child: Child,
     pub address: SocketAddr,
+    /// Where it speaks gRPC.
+    pub grpc: SocketAddr,
     pub store: tempfile::TempDir,
     pub client: reqwest::blocking::Client,
 }
@@ -76,19 +78,23 @@ impl Server {
         // No connection is kept: one that the server closes for being idle may be used in that very moment.
         let client = reqwest::blocking::Client::builder().timeout(PATIENCE).pool_max_idle_per_host(0).build().unwrap();
         let mut child = command
-            .args([&["serve"][..], flags, &["--models"]].concat())
+            .args([&["serve", "--grpc", "127.0.0.1:0"][..], flags, &["--models"]].concat())
             .arg(store.path())
             .envs(environment.iter().copied())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let Some(Ok(line)) = lines.next() else {
-            panic!("the server ended at start: {:?}", child.wait());
+        let mut address_after = |words: &str| {
+            let Some(Ok(line)) = lines.next() else {
+                panic!("the server ended at start: {:?}", child.wait());
+            };
+            let address = line.rsplit(words).next().and_then(|text| text.parse().ok());
+            let Some(address) = address else { panic!("no address in {line:?}") };
+            address
         };
-        let address = line.rsplit("://").next().and_then(|text| text.parse().ok());
-        let Some(address) = address else { panic!("no address in {line:?}") };
-        Server { child, address, store, client }
+        let (address, grpc) = (address_after("://"), address_after("gRPC on "));
+        Server { child, address, grpc, store, client }
     }
 
     pub fn wait_ready(&self) {
@@ -175,6 +181,7 @@ impl Server {
     pub fn assert_well(&self) {
         assert_eq!(self.get("/readyz").status(), 200);
         assert_eq!(self.get("/v2/health/ready").status(), 200);
+        assert!(std::net::TcpStream::connect(self.grpc).is_ok());
     }
 }
 
@@ -197,6 +204,8 @@ pub fn command() -> Command {
     }
     // A folder without an ortus.toml.
     command.current_dir(root().join("tests")).env("ORTUS_TELEMETRY__LOG_LEVEL", "warn");
+    // Servers of other tests have the usual port.
+    command.env("ORTUS_SERVER__GRPC_LISTEN", "off");
     command
 }
 

@@ -329,3 +329,19 @@ fn a_hangup_ends_no_server_and_reads_keys_again() {
     server.wait_ready();
     server.assert_well();
 }
+
+#[test]
+fn grpc_is_encrypted_with_the_same_certificate() {
+    let secure = Secure::start(&["mlp"], &[]);
+    let client = secure.client();
+    let url = format!("https://{}/grpc.health.v1.Health/Check", secure.server.grpc);
+    let call = client.post(url).header("content-type", "application/grpc").header("te", "trailers").body(vec![0; 5]);
+    let response = call.send().unwrap();
+    assert_eq!((response.status().as_u16(), response.version()), (200, Version::HTTP_2));
+    let shown = response.extensions().get::<TlsInfo>().unwrap().peer_certificate().unwrap().to_vec();
+    assert_eq!(shown, secure.pair.der);
+    // A message of two bytes: serving.
+    assert_eq!(response.bytes().unwrap()[..], [0, 0, 0, 0, 2, 8, 1]);
+    let plain = raw(secure.server.grpc, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    assert!(plain.starts_with("HTTP/1.1 400"), "{plain}");
+}

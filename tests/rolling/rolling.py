@@ -100,7 +100,7 @@ class Server:
 
     def start(self):
         environment = dict(os.environ, ORTUS_TELEMETRY__LOG_LEVEL="warn,ortus::app=info")
-        command = [self.ortus, "serve", "--models", self.folder / "models", "--listen", f"127.0.0.1:{self.port}"]
+        command = [self.ortus, "serve", "--models", self.folder / "models", "--listen", f"127.0.0.1:{self.port}", "--grpc", "off"]
         self.process = subprocess.Popen(
             command, cwd=self.folder, env=environment, stdout=self.log, stderr=self.log, start_new_session=True
         )
@@ -143,7 +143,7 @@ class Nginx:
         folder.mkdir()
         self.folder, self.port = folder, ports[2]
         site = SITE.read_text()
-        for old, new in zip(("127.0.0.1:8081", "127.0.0.1:8082", "127.0.0.1:8080"), ports, strict=True):
+        for old, new in zip(("127.0.0.1:8091", "127.0.0.1:8092", "127.0.0.1:8080"), ports, strict=True):
             if old not in site or REPEATS not in site:
                 raise SystemExit(f"deploy/nginx.conf no longer names {old} or {REPEATS}")
             site = site.replace(old, f"127.0.0.1:{new}")

@@ -1,0 +1,45 @@
+//! The gRPC door: the Open Inference Protocol with Triton's extensions, health and reflection.
+//!
+//! `server` is what the app starts, `calls` the table of calls with their roles, `door` what surrounds every call, `service` the calls
+//! themselves, `stream` the one that goes on, `health` whether the server answers; `decode` and `encode` turn messages into tensors and
+//! back, `codec` is their outermost form, `error` the error table. Knows the engine and what stands beside it, and nothing below.
+
+mod calls;
+mod codec;
+mod decode;
+mod door;
+mod encode;
+mod error;
+mod health;
+mod inbound;
+mod server;
+mod service;
+mod settings;
+mod stream;
+mod visit;
+
+pub use server::Server;
+pub use settings::GrpcSettings;
+
+/// The messages and the service of `proto/inference.proto`.
+mod pb {
+    #![expect(clippy::all, clippy::pedantic, clippy::indexing_slicing, reason = "generated code")]
+    include!(concat!(env!("OUT_DIR"), "/inference.rs"));
+
+    /// What reflection answers from.
+    pub(super) const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/inference.fds"));
+}
+
+use crate::auth::Gate;
+use crate::engine::InferenceEngine;
+use crate::tasks::Tasks;
+use std::sync::Arc;
+
+/// What every call has.
+#[derive(Clone)]
+struct GrpcState {
+    auth: Gate,
+    engine: InferenceEngine,
+    settings: Arc<GrpcSettings>,
+    tasks: Tasks,
+}
