@@ -25,7 +25,7 @@ impl Executor for JobRunner {
         let state = self.0.clone();
         Box::pin(async move {
             let _counted = state.engine.stats().panic_guard();
-            let (id, request) = (work.id, work.request.clone());
+            let (id, request, deadline) = (work.id, work.request.clone(), work.deadline);
             let ran = match request.kind {
                 Kind::Predict => run(&state, work).await,
                 Kind::Optimize => optimize::run(&state, work).await,
@@ -33,6 +33,10 @@ impl Executor for JobRunner {
             match ran {
                 Ok((output, bytes)) => Outcome::Done(output, bytes),
                 Err(error) if is_busy(&error) => Outcome::Busy,
+                // The job's time, not the request's own, was over: that is another setting.
+                Err(error) if error.status() == StatusCode::GATEWAY_TIMEOUT && Instant::now() >= deadline => {
+                    Outcome::Failed(failure(id, &request, &ApiError::from(JobError::TimedOut)))
+                }
                 Err(error) => Outcome::Failed(failure(id, &request, &error)),
             }
         })
