@@ -34,7 +34,7 @@ const BORDERS: [(&str, &[&str]); 26] = [
     ("http", &["auth", "codec", "downloads", "engine", "entrance", "hub", "jobs", "optimize", "protocol", "tls"]),
     ("grpc", &["auth", "codec", "engine", "entrance", "protocol", "tls"]),
     // The settings structs of the rooms.
-    ("config", &["auth", "batching", "http", "hub", "jobs", "models", "pipelines", "runtime", "tls"]),
+    ("config", &["auth", "batching", "downloads", "http", "hub", "jobs", "models", "pipelines", "runtime", "tls"]),
     ("cli", &["app", "auth", "config", "downloads", "engine", "http", "hub", "load", "optimize"]),
     (
         "app",

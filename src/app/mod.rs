@@ -4,11 +4,11 @@
 
 use crate::auth::{Gate, KeyFileError};
 use crate::config::{Config, Effective, Origin, Setting};
-use crate::downloads::Downloads;
+use crate::downloads::{Downloads, NotBrought};
 use crate::engine::InferenceEngine;
 use crate::grpc::{self, GrpcSettings};
 use crate::http::{HttpSettings, Server, Services, ShownSetting};
-use crate::hub::{Hub, HubError};
+use crate::hub::{Hub, HubError, Source};
 use crate::jobs::Jobs;
 use crate::models::{ModelManager, StoreError, StoreLock};
 use crate::optimize::Optimizer;
@@ -45,6 +45,8 @@ pub enum AppError {
     Tls(#[from] TlsError),
     #[error(transparent)]
     Trace(#[from] TraceError),
+    #[error(transparent)]
+    Start(#[from] NotBrought),
     #[error("the async runtime or its signals could not be set up: {0}")]
     Runtime(#[from] std::io::Error),
 }
@@ -189,7 +191,16 @@ async fn run(mut config: Config) -> Result<Stop, AppError> {
     let certificate = config.tls.clone().map(Certificate::open).transpose()?;
     // Two servers on one store would write over each other's files. The lock ends with the process.
     let _lock = StoreLock::acquire(&config.store.models_dir)?;
+    let start_models = std::mem::take(&mut config.start_models);
+    // Where folders are named for those who call, whoever starts the server may name others.
+    if !config.hub.allowed_paths.is_empty() {
+        config.hub.allowed_paths.extend(start_models.iter().filter_map(|model| match &model.request.source {
+            Source::Local { path } => Some(path.clone()),
+            _ => None,
+        }));
+    }
     let rooms = Rooms::build(&config, Tasks::new())?;
+    rooms.downloads.await_all(&start_models);
     let (tasks, grace) = (rooms.tasks.clone(), config.http.shutdown_grace);
     let address = config.http.listen;
     let jobs = Jobs::new(config.jobs, &config.store.models_dir, tasks.clone());
@@ -203,17 +214,32 @@ async fn run(mut config: Config) -> Result<Stop, AppError> {
     if let Some(grpc) = &grpc {
         announce(&format!("gRPC on {}", grpc.local_addr()));
     }
-    let models = rooms.models.clone();
-    tasks.spawn("load models", async move {
+    let (models, downloads) = (rooms.models.clone(), rooms.downloads.clone());
+    let starting = tasks.spawn("load models", async move {
         models.forget_overrides().await;
         models.keep_states().await;
         models.start().await;
+        downloads.bring_all(start_models).await
     });
     let serving = tasks.spawn("serve", server.serve());
     let serving_grpc = grpc.map(|grpc| tasks.spawn("serve gRPC", grpc.serve()));
 
-    signals.next().await;
-    tracing::info!("stopping: accepted requests are finished");
+    let failed = async {
+        match starting.await {
+            Ok(Err(error)) => error,
+            // It has served what it was to serve, or its panic is logged.
+            Ok(Ok(())) | Err(_) => std::future::pending().await,
+        }
+    };
+    let failed = tokio::select! {
+        biased; // Whoever wants a stop gets one, whatever failed.
+        () = signals.next() => None,
+        error = failed => Some(error),
+    };
+    match &failed {
+        None => tracing::info!("stopping: accepted requests are finished"),
+        Some(error) => tracing::error!(%error, "stopping: the server cannot serve what it was told to start with"),
+    }
     tasks.stop();
     let drain = async {
         for serving in [Some(serving), serving_grpc].into_iter().flatten() {
@@ -237,7 +263,7 @@ async fn run(mut config: Config) -> Result<Stop, AppError> {
             Ok(false) | Err(_) => tracing::warn!("stopped with work left after shutdown_grace_ms"),
         },
     }
-    Ok(Stop::Drained)
+    failed.map_or(Ok(Stop::Drained), |error| Err(error.into()))
 }
 
 /// Reads keys and certificate again whenever the process gets SIGHUP, until it stops.

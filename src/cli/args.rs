@@ -16,7 +16,10 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
     /// Run the server until it is asked to stop (SIGINT, SIGTERM)
-    #[command(after_help = "Example: ortus serve --models ./models --listen 127.0.0.1:8080\n\n\
+    #[command(after_help = "Examples: ortus serve --models ./models --listen 127.0.0.1:8080\n          \
+        ortus serve --model minilm=hf://sentence-transformers/all-MiniLM-L6-v2@main\n\n\
+        A SOURCE is hf://org/name, with @ and a branch, tag or commit, an address, with #sha256= and the file's hash, or\n\
+        a path (file:///path), and what else `ortus pull` takes. What the store has of it is not got again.\n\n\
         Every setting can also be a variable (ORTUS_SERVER__LISTEN) or stand in ortus.toml; see `ortus config show`.")]
     Serve(ServeArgs),
     /// Get a model into the store, without a server
@@ -97,6 +100,9 @@ pub(super) struct ServeArgs {
     /// IP address and port of gRPC, or off [default: 127.0.0.1:8081]
     #[arg(long, value_name = "ADDR:PORT|off")]
     pub(super) grpc: Option<String>,
+    /// Get this model where it is not in the store, and serve it before the server is ready; may be given several times
+    #[arg(long = "model", value_name = "[NAME=]SOURCE")]
+    pub(super) pull: Vec<String>,
     /// Listen on an address that other machines can reach, although there is no key that callers would need
     #[arg(long)]
     pub(super) insecure: bool,
@@ -124,7 +130,8 @@ pub(super) struct StoreArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct PullArgs {
-    /// org/name of HuggingFace, https://…, torchvision/NAME, pytorch_hub:owner/repo:NAME, or a local file or folder
+    /// org/name of HuggingFace (hf://org/name@REVISION), https://…, torchvision/NAME, pytorch_hub:owner/repo:NAME, or a local
+    /// file or folder
     #[arg(value_name = "SOURCE")]
     pub(super) source: String,
     /// Name of the model in the store [default: from the source]

@@ -9,7 +9,7 @@ use super::table::size;
 use crate::app::{self, Offline};
 use crate::downloads::{Download, DownloadError, Downloads, Order, Place, State};
 use crate::engine::ModelName;
-use crate::hub::{ExportOptions, FetchRequest, Precision, Source};
+use crate::hub::{ExportOptions, FetchRequest, Precision};
 use crate::telemetry::printable;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -24,19 +24,19 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
 pub(super) fn pull(args: PullArgs) -> Result<String, CliError> {
-    let source = Source::parse(&args.source).map_err(DownloadError::from)?;
+    let named = FetchRequest::parse(&args.source).map_err(DownloadError::from)?;
     let request = FetchRequest {
-        revision: args.revision,
+        revision: args.revision.or(named.revision),
         file: args.file,
         precision: args.precision.as_deref().map(Precision::parse).transpose().map_err(DownloadError::from)?,
-        sha256: args.sha256.map(|hash| hash.to_ascii_lowercase()),
+        sha256: args.sha256.map(|hash| hash.to_ascii_lowercase()).or(named.sha256),
         export: ExportOptions {
             weights: args.weights,
             input_shape: args.input_shape,
             opset: None,
             architecture: args.architecture,
         },
-        ..FetchRequest::new(source)
+        ..FetchRequest::new(named.source)
     };
     let Some(name) = args.name.or_else(|| request.source.default_name()) else {
         return Err(CliError::Download("the source gives no name; choose one with --name".to_owned()));

@@ -9,8 +9,8 @@ use crate::telemetry::start_logging;
 
 /// Returns when the server has been asked to stop and has drained.
 pub(super) fn serve(args: ServeArgs) -> Result<(), CliError> {
-    let ServeArgs { store, listen, grpc, insecure, tls_cert, tls_key, log_level } = args;
-    let flags = Flags { listen, grpc, models_dir: store.models, log_level, tls_cert, tls_key };
+    let ServeArgs { store, listen, grpc, pull, insecure, tls_cert, tls_key, log_level } = args;
+    let flags = Flags { listen, grpc, models_dir: store.models, pull, log_level, tls_cert, tls_key };
     let config = load_config(store.config, flags)?;
     let has_keys = has_keys(&config)?;
     config.check_exposure(has_keys, insecure)?;

@@ -4,12 +4,14 @@
 
 use super::Config;
 use super::setting::{Given, Setting};
-use crate::models::ModelSettings;
+use crate::downloads::StartModel;
+use crate::models::{ModelName, ModelSettings};
 use crate::runtime::Fraction;
 use crate::telemetry::LogSettings;
 use crate::telemetry::trace::TraceSettings;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// One key.
@@ -237,6 +239,17 @@ pub(super) const KEYS: &[Key] = &[
             max: 1 << 30,
             get: |config| config.store.max_loaded_memory.map_or(0, |bytes| bytes >> 20),
             set: |config, value| config.store.max_loaded_memory = (value > 0).then_some(value << 20),
+        },
+    },
+    Key {
+        section: "store",
+        name: "pull",
+        doc: "Models to get where they are not there, and to serve before the server is ready: [NAME=]SOURCE as `ortus serve --model` has them.",
+        kind: Kind::List {
+            expected: "a list of models, each name once, as [NAME=]SOURCE: hf://org/name@REVISION, https://…#sha256=HEX, \
+                file:///path or a path; a NAME is a letter or digit, then up to 99 letters, digits, '.', '_' or '-'",
+            get: |config| config.start_models.iter().map(StartModel::to_string).collect(),
+            set: |config, list| start_models(&list).map(|models| config.start_models = models),
         },
     },
     Key {
@@ -1203,6 +1216,12 @@ fn spelling<T: Serialize>(value: &T) -> String {
         Ok(serde_json::Value::String(word)) => word,
         Ok(_) | Err(_) => String::new(),
     }
+}
+
+fn start_models(list: &[String]) -> Option<Vec<StartModel>> {
+    let models: Vec<StartModel> = list.iter().map(|text| StartModel::parse(text).ok()).collect::<Option<_>>()?;
+    let names: BTreeSet<&ModelName> = models.iter().map(|model| &model.name).collect();
+    (names.len() == models.len()).then_some(models)
 }
 
 /// Scheme, host and port as a browser sends them in `Origin`: no path, no upper case.

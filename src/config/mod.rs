@@ -16,6 +16,7 @@ pub use error::ConfigError;
 pub use setting::Setting;
 
 use crate::auth::AuthSettings;
+use crate::downloads::StartModel;
 use crate::http::HttpSettings;
 use crate::hub::{HubSettings, Secret};
 use crate::jobs::JobSettings;
@@ -40,6 +41,8 @@ pub struct Config {
     /// Of the gRPC door, whose bounds are those of `http`; `None`: there is none.
     pub grpc_listen: Option<SocketAddr>,
     pub store: StoreSettings,
+    /// What the server is to serve before it is ready, each name once.
+    pub start_models: Vec<StartModel>,
     pub hub: HubSettings,
     /// What holds for every model whose own `model.toml` says nothing else.
     pub models: ModelSettings,
@@ -104,6 +107,8 @@ pub struct Flags {
     pub listen: Option<String>,
     pub grpc: Option<String>,
     pub models_dir: Option<String>,
+    /// Of `store.pull`; empty = not set.
+    pub pull: Vec<String>,
     pub log_level: Option<String>,
     pub tls_cert: Option<String>,
     pub tls_key: Option<String>,
@@ -243,6 +248,7 @@ impl Default for Config {
                 optimized_dir: None,
                 reserve_bytes: HubSettings::default().reserve_bytes,
             },
+            start_models: Vec::new(),
             hub: HubSettings::default(),
             models: ModelSettings::default(),
             pipelines: PipelineLimits::default(),

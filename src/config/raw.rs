@@ -140,19 +140,22 @@ fn variable_of(key: &Key) -> String {
 }
 
 pub(super) fn from_flags(flags: Flags) -> Vec<Written> {
-    let Flags { listen, grpc, models_dir, log_level, tls_cert, tls_key } = flags;
+    let Flags { listen, grpc, models_dir, pull, log_level, tls_cert, tls_key } = flags;
+    let plain = |text: Option<String>| text.map(Given::Plain);
+    let list = |items: Vec<String>| Given::List(items.into_iter().map(Given::Text).collect());
     let set = [
-        ("--listen", "server", "listen", listen),
-        ("--grpc", "server", "grpc_listen", grpc),
-        ("--models", "store", "models_dir", models_dir),
-        ("--log-level", "telemetry", "log_level", log_level),
-        ("--tls-cert", "server", "tls_cert", tls_cert),
-        ("--tls-key", "server", "tls_key", tls_key),
+        ("--listen", "server", "listen", plain(listen)),
+        ("--grpc", "server", "grpc_listen", plain(grpc)),
+        ("--models", "store", "models_dir", plain(models_dir)),
+        ("--model", "store", "pull", (!pull.is_empty()).then(|| list(pull))),
+        ("--log-level", "telemetry", "log_level", plain(log_level)),
+        ("--tls-cert", "server", "tls_cert", plain(tls_cert)),
+        ("--tls-key", "server", "tls_key", plain(tls_key)),
     ];
     set.into_iter()
         .filter_map(|(flag, section, name, value)| {
             let key = catalogue::find(section, name)?;
-            Some(Written { key, given: Given::Plain(value?), origin: Origin::Flag { name: flag.to_owned() } })
+            Some(Written { key, given: value?, origin: Origin::Flag { name: flag.to_owned() } })
         })
         .collect()
 }

@@ -148,6 +148,7 @@ fn every_key_works_from_file_and_environment() {
             }
             (_, "hf_token_file") => ("\"Cargo.toml\"", "Cargo.toml", Setting::Text("Cargo.toml".into())),
             (_, "cache_dir" | "keys_file" | "python") => ("\"/a/b\"", "/a/b", Setting::Text("/a/b".into())),
+            (_, "pull") => ("[\"m=hf://o/n@v1\"]", "m=hf://o/n@v1", Setting::List(vec!["m=hf://o/n@v1".into()])),
             (_, "allowed_paths") => ("[\"/a\", \"/b\"]", "/a,/b", Setting::List(vec!["/a".into(), "/b".into()])),
             (_, "device_index") => ("7", "7", Setting::Integer(7)),
             (Setting::Boolean(true), _) => ("false", "false", Setting::Boolean(false)),
@@ -209,10 +210,7 @@ fn an_unknown_key_is_named_with_its_line_and_the_nearest_one() {
         "ortus.toml:2: unknown key server.\"a\\u{1b}\\nb\"; the nearest valid one is listen",
     );
     // The first fault of the file comes first, whatever the alphabet says.
-    check(
-        "[store]\nzz = 1\n[batch]\nyy = 1\n",
-        "ortus.toml:2: unknown key store.zz; the nearest valid one is autoload",
-    );
+    check("[store]\nzz = 1\n[batch]\nyy = 1\n", "ortus.toml:2: unknown key store.zz; the nearest valid one is pull");
 }
 
 #[test]

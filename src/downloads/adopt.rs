@@ -41,7 +41,7 @@ impl Downloads {
             // It tells of the original's files.
             let _ = std::fs::remove_file(staged.join(crate::hub::PROVENANCE));
             let provenance = Provenance {
-                source: "optimize".to_owned(),
+                source: Provenance::MADE_HERE.to_owned(),
                 model_id: origin,
                 fetched_at: rfc3339(now_ms()),
                 files: ProvenanceFile::all_in(&staged)?,

@@ -1,7 +1,7 @@
 //! Why a download was not taken, or failed. Texts are safe to show to a client.
 
 use crate::hub::HubError;
-use crate::models::ModelError;
+use crate::models::{LoadError, ModelError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum DownloadError {
@@ -26,6 +26,40 @@ pub enum DownloadError {
 }
 
 impl DownloadError {
+    /// Whether the same order may succeed later without anybody changing it.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            DownloadError::Hub(error) => match error {
+                HubError::Invalid(_)
+                | HubError::Refused(_)
+                | HubError::NotFound(_)
+                | HubError::Denied(_)
+                | HubError::TooLarge(_)
+                | HubError::NoExporter
+                | HubError::Export(_) => false,
+                HubError::RateLimited(_)
+                | HubError::Unreachable(_)
+                | HubError::Corrupt(_)
+                | HubError::NoSpace(_)
+                | HubError::Disk(_)
+                | HubError::Busy(_)
+                | HubError::Cancelled => true,
+            },
+            DownloadError::Model(error) => matches!(
+                error,
+                ModelError::Conflict { .. }
+                    | ModelError::NoSpace { .. }
+                    | ModelError::Load { source: LoadError::NoMemory { .. } | LoadError::MemoryBusy { .. }, .. }
+            ),
+            DownloadError::NotFound
+            | DownloadError::TooMany { .. }
+            | DownloadError::TooSlow { .. }
+            | DownloadError::Stopping
+            | DownloadError::Cancelled => true,
+            DownloadError::Panicked => false,
+        }
+    }
+
     /// The stable word for what went wrong.
     pub fn code(&self) -> &'static str {
         match self {

@@ -117,6 +117,7 @@ impl Downloads {
             state: State::Queued,
             progress: progress.clone(),
             error: None,
+            may_pass: false,
             version: None,
             unchanged: false,
             report: None,

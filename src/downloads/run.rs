@@ -1,7 +1,7 @@
 //! One download, from its source into service.
 
 use super::handle::Inner;
-use super::{DownloadError, Order, Place, Report, State};
+use super::{DownloadError, Order, Place, Report, State, at_start};
 use crate::hub::{Fetched, HubError, Progress, Provenance, Source, WorkFolder};
 use crate::models::{Claim, LoadOverrides, ModelName, Staged, Tried, Version};
 use crate::telemetry::now_ms;
@@ -72,6 +72,7 @@ impl Run {
                 Err(DownloadError::Cancelled) => record.state = State::Cancelled,
                 Err(error) => {
                     record.state = State::Failed;
+                    record.may_pass = error.may_pass();
                     record.error = Some((error.code(), error.to_string()));
                 }
             }
@@ -127,15 +128,14 @@ impl Run {
         }
     }
 
-    /// The newest version, where it is what the order asks for: the same request, which led to the same commit.
+    /// The newest version that came from elsewhere, where it is what the order asks for: the same request, which led to the
+    /// same commit.
     async fn have_already(&self) -> Option<Version> {
         if self.order.place != Place::NextVersion || !matches!(self.order.request.source, Source::HuggingFace { .. }) {
             return None;
         }
         let status = self.inner.models.status(&self.order.name).ok()?;
-        let newest = status.versions.iter().map(|known| known.version).max()?;
-        let folder = self.version_folder(&self.order.name, newest);
-        let known = self.blocking(move || Provenance::read(&folder)).await.ok()??;
+        let (newest, known) = at_start::origin(&status, Version(u64::MAX))?;
         if known.request != self.order.request.key() {
             return None;
         }

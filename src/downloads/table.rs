@@ -59,6 +59,8 @@ pub struct Download {
     pub progress: ProgressSnapshot,
     /// A stable word and a sentence.
     pub error: Option<(&'static str, String)>,
+    /// Of one that failed: whether the same order may succeed later.
+    pub may_pass: bool,
     /// The version that it became.
     pub version: Option<Version>,
     /// Whether the store had exactly this already.
@@ -79,6 +81,7 @@ pub(super) struct Record {
     pub(super) state: State,
     pub(super) progress: Progress,
     pub(super) error: Option<(&'static str, String)>,
+    pub(super) may_pass: bool,
     pub(super) version: Option<Version>,
     pub(super) unchanged: bool,
     pub(super) report: Option<Report>,
@@ -160,6 +163,7 @@ impl Record {
             state,
             progress,
             error: self.error.clone(),
+            may_pass: self.may_pass,
             version: self.version,
             unchanged: self.unchanged,
             report: self.report.clone(),
@@ -182,6 +186,7 @@ mod tests {
             state,
             progress: Progress::default(),
             error: None,
+            may_pass: false,
             version: None,
             unchanged: false,
             report: None,

@@ -191,10 +191,16 @@ impl InferenceEngine {
         self.status(name)
     }
 
-    /// Whether a balancer may send requests: every model meant to be loaded at start has been tried, and the process is
-    /// not stopping.
+    /// Whether a balancer may send requests: every model meant to be loaded at start has been tried, those that the server was
+    /// told to serve have served, and the process is not stopping.
     pub fn is_ready(&self) -> bool {
-        self.0.models.is_started() && !self.0.tasks.stopping().is_cancelled()
+        let models = &self.0.models;
+        models.is_started() && models.awaited().is_empty() && !self.0.tasks.stopping().is_cancelled()
+    }
+
+    /// The models that the server was told to serve and does not yet, and why, in words for a client.
+    pub fn awaited(&self) -> Vec<(ModelName, String)> {
+        self.0.models.awaited()
     }
 
     /// Runs `work` on the pool. A panic in it is counted, also where its caller has left.

@@ -21,7 +21,8 @@ pub(super) async fn livez() -> &'static str {
     responses(
         (status = 200, description = "Requests may be sent. A line more for each model that runs on another device than it should.",
             body = String, content_type = "text/plain", example = "ok"),
-        (status = 503, description = "Starting or stopping; see `Retry-After`.", body = String, content_type = "text/plain", example = "not ready"),
+        (status = 503, description = "Starting or stopping; see `Retry-After`. A line more for each model that the server was told to start with and does not serve yet.",
+            body = String, content_type = "text/plain", example = "not ready\nmodel minilm: is being downloaded, 12 of 91 MB"),
     ))]
 pub(super) async fn readyz(State(state): State<HttpState>) -> Response {
     if state.engine.is_ready() {
@@ -31,8 +32,10 @@ pub(super) async fn readyz(State(state): State<HttpState>) -> Response {
         });
         return std::iter::once("ok".to_owned()).chain(lines).collect::<String>().into_response();
     }
-    (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, HeaderValue::from_static("1"))], "not ready")
-        .into_response()
+    let awaited = state.engine.awaited();
+    let lines = awaited.iter().map(|(model, why)| format!("\nmodel {model}: {why}"));
+    let text: String = std::iter::once("not ready".to_owned()).chain(lines).collect();
+    (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, HeaderValue::from_static("1"))], text).into_response()
 }
 
 /// What the server is doing.
@@ -45,6 +48,19 @@ pub(super) struct Health {
     /// Models that answer, but on another device than they should or with less than their memory; left out where there are none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     degraded: Vec<Degraded>,
+    /// Models that the server was told to start with and does not serve yet; left out where there are none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    awaited: Vec<AwaitedModel>,
+}
+
+/// A model that the server was told to start with.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct AwaitedModel {
+    #[schema(example = "minilm")]
+    model: String,
+    /// Why it does not serve yet.
+    #[schema(example = "is being downloaded, 12 of 91 MB")]
+    reason: String,
 }
 
 /// A model that fell back, wholly or for some of its runs.
@@ -115,5 +131,8 @@ pub(super) async fn healthz(State(state): State<HttpState>) -> Response {
     let counts =
         ModelCounts { ready: count(ModelState::Ready), total: models.len(), failed: count(ModelState::Failed) };
     let code = if status == "ok" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, Json(Health { status, models: counts, degraded: Degraded::all(&models) })).into_response()
+    let awaited = state.engine.awaited();
+    let awaited =
+        awaited.into_iter().map(|(model, reason)| AwaitedModel { model: model.to_string(), reason }).collect();
+    (code, Json(Health { status, models: counts, degraded: Degraded::all(&models), awaited })).into_response()
 }

@@ -56,6 +56,14 @@ pub struct ProvenanceFile {
 }
 
 impl Provenance {
+    /// The `source` of a version that was made here of another one.
+    pub const MADE_HERE: &str = "optimize";
+
+    /// Whether it was made here of another version.
+    pub fn is_made_here(&self) -> bool {
+        self.source == Provenance::MADE_HERE
+    }
+
     /// What lies in a version's folder; `None` where there is none, or one that cannot be read.
     pub fn read(folder: &Path) -> Option<Provenance> {
         let path = folder.join(PROVENANCE);

@@ -1,6 +1,8 @@
 //! Where a model is to come from, as the user says it.
 
 use super::HubError;
+use super::choose::is_hex;
+use std::fmt;
 use std::path::PathBuf;
 
 /// Longest `org/name`, URL or revision that is read, in bytes.
@@ -73,8 +75,9 @@ impl Precision {
 }
 
 impl Source {
-    /// The source that a command line names: `org/name`, `https://…`, `torchvision/resnet18`,
-    /// `pytorch_hub:owner/repo:entry`, a local file or folder (which must begin with `.`, `/` or `~`, or be there).
+    /// The source that a command line names: `org/name` or `hf://org/name`, `https://…`, `torchvision/resnet18`,
+    /// `pytorch_hub:owner/repo:entry`, `file:///path`, a local file or folder (which must begin with `.`, `/` or `~`, or be
+    /// there).
     ///
     /// # Errors
     /// [`HubError::Invalid`] says what it may be.
@@ -88,6 +91,15 @@ impl Source {
         }
         if let Some(model) = text.strip_prefix("torchvision/") {
             return Source::torchvision(model);
+        }
+        if let Some(repository) = text.strip_prefix("hf://") {
+            return Source::hugging_face(repository);
+        }
+        if let Some(path) = text.strip_prefix("file://") {
+            if !path.starts_with('/') {
+                return Err(HubError::Invalid(format!("{text:?}: expected file:///path, with three slashes")));
+            }
+            return Ok(Source::Local { path: PathBuf::from(path) });
         }
         if text.contains("://") {
             return Ok(Source::Url { url: text.to_owned() });
@@ -190,6 +202,33 @@ impl FetchRequest {
         }
     }
 
+    /// A source with what is wanted of it in one text: `hf://org/name@REVISION` (or with a colon, as KServe writes it),
+    /// `https://…#sha256=HEX`; else as [`Source::parse`].
+    ///
+    /// # Errors
+    /// As [`Source::parse`] and [`FetchRequest::check`].
+    pub fn parse(text: &str) -> Result<FetchRequest, HubError> {
+        let (source, revision, sha256) = match (text.strip_prefix("hf://"), text.split_once("#sha256=")) {
+            (Some(rest), _) => match rest.split_once(['@', ':']) {
+                Some((repository, revision)) => (Source::hugging_face(repository)?, Some(revision), None),
+                None => (Source::parse(text)?, None, None),
+            },
+            (None, Some((url, hash))) if url.contains("://") => (Source::parse(url)?, None, Some(hash)),
+            (None, _) => (Source::parse(text)?, None, None),
+        };
+        let (revision, sha256) = (revision.map(str::to_owned), sha256.map(str::to_ascii_lowercase));
+        let request = FetchRequest { revision, sha256, ..FetchRequest::new(source) };
+        request.check()?;
+        Ok(request)
+    }
+
+    /// Whether the same request may lead to other files later without anybody having asked for it: a branch of a repository
+    /// moves, where a commit, an address or a path says what was wanted.
+    pub fn may_move(&self) -> bool {
+        matches!(self.source, Source::HuggingFace { .. })
+            && !self.revision.as_deref().is_some_and(|revision| is_hex(revision, 40))
+    }
+
     /// Checks what stands beside the source.
     ///
     /// # Errors
@@ -223,6 +262,23 @@ impl FetchRequest {
     /// The same text for requests that ask for the same files.
     pub fn key(&self) -> String {
         format!("{self:?}")
+    }
+}
+
+/// As [`FetchRequest::parse`] reads it, without what an address keeps secret.
+impl fmt::Display for FetchRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.source {
+            Source::HuggingFace { repository } => write!(f, "hf://{repository}")?,
+            Source::Url { .. } => f.write_str(&self.source.id())?,
+            Source::Local { path } => path.display().fmt(f)?,
+            Source::Torchvision { model } => write!(f, "torchvision/{model}")?,
+            Source::PytorchHub { repository, entry } => write!(f, "pytorch_hub:{repository}:{entry}")?,
+        }
+        if let Some(revision) = &self.revision {
+            write!(f, "@{revision}")?;
+        }
+        self.sha256.iter().try_for_each(|hash| write!(f, "#sha256={hash}"))
     }
 }
 
@@ -280,6 +336,36 @@ mod tests {
             let source = Source::parse(text).unwrap();
             assert_eq!((source.kind(), source.id().as_str()), (kind, id), "{text}");
             assert_eq!(source.default_name().as_deref(), Some(name), "{text}");
+        }
+    }
+
+    #[test]
+    fn one_text_says_what_is_wanted_of_a_source() {
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        let hash = "0a".repeat(32);
+        for (text, shown, may_move) in [
+            ("hf://org/n", "hf://org/n".to_owned(), true),
+            ("org/n", "hf://org/n".to_owned(), true),
+            ("hf://org/n@refs/pr/1", "hf://org/n@refs/pr/1".to_owned(), true),
+            (&format!("hf://org/n@{commit}"), format!("hf://org/n@{commit}"), false),
+            (&format!("hf://org/n:{commit}"), format!("hf://org/n@{commit}"), false),
+            ("https://u:p@a.example/x.onnx?token=1", "https://a.example/x.onnx".to_owned(), false),
+            (
+                &format!("https://a.example/x.onnx#sha256={}", hash.to_uppercase()),
+                format!("https://a.example/x.onnx#sha256={hash}"),
+                false,
+            ),
+            ("file:///models/x.onnx", "/models/x.onnx".to_owned(), false),
+            ("./x@1", "./x@1".to_owned(), false),
+            ("torchvision/resnet18", "torchvision/resnet18".to_owned(), false),
+        ] {
+            let request = FetchRequest::parse(text).unwrap();
+            assert_eq!((request.to_string(), request.may_move()), (shown, may_move), "{text}");
+        }
+        for bad in
+            ["", "hf://", "hf://a/b/c", "hf://org/n@", "hf://org/n@a..b", "file://x", "https://a/x#sha256=1", "a\nb"]
+        {
+            assert!(FetchRequest::parse(bad).is_err(), "{bad:?}");
         }
     }
 

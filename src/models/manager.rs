@@ -5,6 +5,7 @@
 //! what is said of it. Every change runs to its end in a task of its own, also where the caller goes away.
 
 use super::admission::{Admission, MakeRoom, Reservation};
+use super::awaited::Awaited;
 use super::config_pbtxt::GivenConfig;
 use super::engines::{EngineUse, GpuTurns};
 use super::install::Claimed;
@@ -61,6 +62,7 @@ struct Inner {
     loads: Arc<Semaphore>,
     turns: GpuTurns,
     admission: Admission,
+    awaited: Awaited,
     meter: LoadMeter,
     started: AtomicBool,
     closed: AtomicBool,
@@ -124,6 +126,7 @@ impl ModelManager {
             loads: Arc::new(Semaphore::new(LOADS_AT_ONCE)),
             turns: GpuTurns::default(),
             admission: Admission::default(),
+            awaited: Awaited::default(),
             meter: LoadMeter::default(),
             started: AtomicBool::new(false),
             closed: AtomicBool::new(false),
@@ -408,6 +411,10 @@ impl ModelManager {
 
     pub(super) fn admission(&self) -> &Admission {
         &self.0.admission
+    }
+
+    pub(super) fn awaiting(&self) -> &Awaited {
+        &self.0.awaited
     }
 
     fn is_verified(&self, name: &ModelName, version: Version, files: Fingerprint) -> bool {

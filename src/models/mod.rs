@@ -8,6 +8,7 @@
 
 mod activation;
 mod admission;
+mod awaited;
 mod choice;
 mod config_pbtxt;
 mod config_settings;

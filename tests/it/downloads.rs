@@ -2,7 +2,7 @@
 
 #[path = "../../src/hub/testing.rs"]
 #[expect(dead_code, reason = "the room's own tests use all of it")]
-mod fake_hub;
+pub mod fake_hub;
 
 use crate::server::{PATIENCE, Server, command, fixture, raw, store_of, wait_until};
 use fake_hub::{FakeHub, Fault, Side, sha256};
@@ -12,12 +12,12 @@ use std::process::Output;
 use std::time::{Duration, Instant};
 
 /// The graph that adds `version` to its input.
-fn graph(version: u32) -> Vec<u8> {
+pub fn graph(version: u32) -> Vec<u8> {
     std::fs::read(fixture(&format!("store/versions/{version}/model.onnx"))).unwrap()
 }
 
 /// The same graph, made longer by bytes that are no part of it (an unknown field of the format).
-fn large_graph(version: u32, bytes: usize) -> Vec<u8> {
+pub fn large_graph(version: u32, bytes: usize) -> Vec<u8> {
     let mut graph = graph(version);
     // Field 1000, of bytes: readers of protobuf pass over what they do not know.
     graph.extend([0xc2, 0x3e]);

@@ -63,6 +63,8 @@ mod optimize;
 mod predict;
 /// Where the time of runs goes, by operator.
 mod profile;
+/// Models that the server is told to start with.
+mod start_models;
 /// Statistics and metrics.
 mod stats;
 /// Versions, policies, loading, swapping, failing.
