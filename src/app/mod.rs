@@ -207,9 +207,10 @@ async fn run(mut config: Config) -> Result<Stop, AppError> {
     let auth = Gate::open(&config.auth, &config.store.models_dir, tasks.clone())?;
     let scheme = if certificate.is_some() { "https" } else { "http" };
     tasks.spawn("reload", reload_at_hangup(hangup, auth.clone(), certificate.clone(), tasks.clone()));
-    let grpc = bind_grpc(&config.http, config.grpc_listen, &auth, certificate.as_ref(), &rooms)?;
-    let server = Server::bind(config.http, rooms.services(auth, jobs, certificate), tasks.clone())
+    let services = rooms.services(auth.clone(), jobs, certificate.clone());
+    let server = Server::bind(config.http.clone(), services, tasks.clone())
         .map_err(|source| AppError::Listen { address, source })?;
+    let grpc = bind_grpc(&config.http, config.grpc_listen, &auth, certificate.as_ref(), &rooms)?;
     announce(&format!("listening on {scheme}://{}", server.local_addr()));
     if let Some(grpc) = &grpc {
         announce(&format!("gRPC on {}", grpc.local_addr()));

@@ -6,6 +6,7 @@
 
 use super::access::Peer;
 use super::dashboard::Dashboard;
+use super::dialects::kserve;
 use super::extract::ModelPath;
 use super::middleware::{Around, Visit};
 use super::v1::predict;
@@ -57,6 +58,9 @@ impl Door {
     /// Answers a request, which came from this address as far as it is known; a refusal is an answer, too.
     pub(super) async fn call(&self, mut request: Request, from: Option<IpAddr>) -> Response {
         let Inner { state, around, router, .. } = &*self.0;
+        if let Some(uri) = kserve::routed_uri(request.uri()) {
+            *request.uri_mut() = uri;
+        }
         let direct = if around.has_cors() { None } else { direct(&request) };
         match direct {
             Some(Direct::Predict(name)) => {

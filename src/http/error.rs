@@ -9,6 +9,7 @@
 
 use super::body::BodyError;
 use super::dialects;
+use super::dialects::torchserve::{self, TorchserveError};
 use crate::codec::CodecError;
 use crate::engine::{EngineError, ErrorKind};
 use crate::jobs::JobError;
@@ -287,6 +288,15 @@ pub(super) fn render(problem: &Problem, path: &str, request_id: &str) -> (&'stat
         let body = serde_json::json!({ "error": problem.detail, "error_type": tei_type(problem.status) });
         return ("application/json", body.to_string().into_bytes());
     }
+    if dialects::is_kserve(path) {
+        let body = serde_json::json!({ "error": problem.detail });
+        return ("application/json", body.to_string().into_bytes());
+    }
+    if dialects::is_torchserve(path) {
+        let (code, kind) = (problem.status.as_u16(), torchserve::type_of(problem.status, &problem.code));
+        let body = TorchserveError { code, kind, message: &problem.detail };
+        return ("application/json", serde_json::to_vec(&body).unwrap_or_default());
+    }
     let body = ProblemBody {
         kind: format!("urn:ortus:problem:{}", problem.code),
         title: problem.status.canonical_reason().unwrap_or("Error"),
@@ -382,6 +392,11 @@ mod tests {
         let expected = br#"{"error":{"message":"no","type":"invalid_request_error","param":null,"code":"not_found"}}"#;
         assert_eq!(openai, expected);
         assert_eq!(render(&error.0, "/embed", "id").1, br#"{"error":"no","error_type":"Validation"}"#);
+        let torchserve = br#"{"code":404,"type":"ResourceNotFoundException","message":"no"}"#;
+        for path in ["/models", "/models/a", "/predictions/a"] {
+            assert_eq!(render(&error.0, path, "id"), ("application/json", torchserve.to_vec()));
+        }
+        assert_eq!(render(&error.0, "/v1/models/a/instances", "id").1, br#"{"error":"no"}"#);
     }
 
     #[test]

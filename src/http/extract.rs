@@ -42,7 +42,7 @@ impl<S: Send + Sync> FromRequestParts<S> for ModelPath {
     }
 }
 
-fn no_such_model() -> ApiError {
+pub(super) fn no_such_model() -> ApiError {
     ApiError::new(
         StatusCode::NOT_FOUND,
         "model_not_found",
@@ -50,7 +50,7 @@ fn no_such_model() -> ApiError {
     )
 }
 
-fn no_such_version() -> ApiError {
+pub(super) fn no_such_version() -> ApiError {
     ApiError::new(
         StatusCode::NOT_FOUND,
         "version_not_found",

@@ -2,12 +2,13 @@
 
 use super::access::Routes;
 use super::dashboard::Dashboard;
+use super::dialects::torchserve;
 use super::error::ApiError;
 use super::{HttpState, dialects, health, metrics, openapi, v1, v2};
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
-use axum::routing::{delete, get, post};
+use axum::routing::{MethodRouter, delete, get, post, put};
 
 /// All routes, and the pages among them.
 pub(super) fn routes(state: &HttpState) -> (Routes, Dashboard) {
@@ -54,6 +55,18 @@ fn api() -> Routes {
         .infer("/embed", post(dialects::tei::embed))
         .infer("/embed_all", post(dialects::tei::embed_all))
         .infer("/rerank", post(dialects::tei::rerank))
+        .infer("/v1/models/{name}/instances", post(dialects::kserve::predict))
+        .open("/ping", get(torchserve::ping))
+        .infer("/predictions/{name}", post(torchserve::predict::predictions).put(torchserve::predict::predictions))
+        .infer(
+            "/predictions/{name}/{version}",
+            post(torchserve::predict::predictions).put(torchserve::predict::predictions),
+        )
+        .infer("/explanations/{name}", post(torchserve::predict::explanations))
+        .manage("/models", get(torchserve::manage::list).post(torchserve::manage::register))
+        .manage("/models/{name}", one_of_torchserve())
+        .manage("/models/{name}/{version}", one_of_torchserve())
+        .manage("/models/{name}/{version}/set-default", put(torchserve::manage::set_default))
         .manage("/v1/models/{name}/stats", get(v1::stats::show).delete(v1::stats::reset))
         .infer("/v1/stats", get(v1::stats::list))
         .infer("/metrics", get(metrics::serve))
@@ -63,6 +76,11 @@ fn api() -> Routes {
         .infer("/v1/jobs/{id}/result", get(v1::jobs::result))
         .infer("/v1/jobs/{id}/events", get(v1::jobs::events))
         .infer("/v1/system", get(v1::system::system))
+}
+
+/// A model as TorchServe's management has it, or one version of it.
+fn one_of_torchserve() -> MethodRouter<HttpState> {
+    get(torchserve::manage::describe).put(torchserve::manage::scale).delete(torchserve::manage::unregister)
 }
 
 async fn not_found() -> ApiError {

@@ -22,7 +22,8 @@ pub(super) fn protocol_of(route: &str) -> Option<Protocol> {
     if route.starts_with("/v1/models/") && (route.ends_with("/predict") || route.ends_with("/jobs")) {
         return Some(Protocol::V1);
     }
-    if dialects::is_openai(route) || dialects::is_tei(route) {
+    let is_torchserve = route.starts_with("/predictions/") || dialects::is_kserve(route);
+    if is_torchserve || dialects::is_openai(route) || dialects::is_tei(route) {
         return Some(Protocol::V1);
     }
     (route.starts_with("/v2/models/") && route.ends_with("/infer")).then_some(Protocol::V2)
@@ -42,6 +43,10 @@ mod tests {
             ("/v1/models/{name}/warmup", None),
             ("/v1/embeddings", Some(Protocol::V1)),
             ("/rerank", Some(Protocol::V1)),
+            ("/predictions/{name}", Some(Protocol::V1)),
+            ("/v1/models/{name}/instances", Some(Protocol::V1)),
+            ("/models/{name}", None),
+            ("/explanations/{name}", None),
             ("/v2/models/{name}/infer", Some(Protocol::V2)),
             ("/v2/models/{name}/versions/{version}/infer", Some(Protocol::V2)),
             ("/v2/models/{name}/ready", None),

@@ -113,13 +113,17 @@ pub fn operations(document: &Value) -> Vec<(Method, String)> {
 
 /// What a route needs, told by what it is and not by the server's own table.
 fn role_of(method: &Method, path: &str) -> &'static str {
-    const OPEN: [&str; 5] = ["/livez", "/readyz", "/healthz", "/v2/health/live", "/v2/health/ready"];
+    const OPEN: [&str; 6] = ["/livez", "/readyz", "/healthz", "/ping", "/v2/health/live", "/v2/health/ready"];
     const ASKS: [&str; 8] = ["/predict", "/infer", "/embeddings", "/embed", "/embed_all", "/rerank", "/jobs", "/index"];
     if OPEN.contains(&path) {
         return "none";
     }
     let is_job = path.starts_with("/v1/jobs/");
-    let asks = *method == Method::POST && ASKS.iter().any(|end| path.ends_with(end));
+    let asks = *method == Method::POST
+        && (ASKS.iter().any(|end| path.ends_with(end))
+            || path.ends_with(":predict")
+            || path.starts_with("/predictions/")
+            || path.starts_with("/explanations/"));
     if *method == Method::GET || is_job || asks { "infer" } else { "admin" }
 }
 

@@ -77,6 +77,8 @@ mod text;
 mod text_tasks;
 /// TLS: certificates, reloading them, handshakes that misbehave.
 mod tls;
+/// What TorchServe's clients, and those of KServe's V1 protocol, call.
+mod torchserve;
 /// Traces: `traceparent` in, spans out.
 mod tracing;
 /// Pictures: tiny models of many architectures against transformers' own pipelines.

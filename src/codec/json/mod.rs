@@ -6,12 +6,14 @@
 
 mod document;
 mod element;
+mod instances;
 mod predict;
 mod tensor;
 mod v2;
 mod v2_response;
 mod write;
 
+pub use instances::{Instances, parse_instances};
 pub use predict::{PredictBody, PredictInput, Target, parse_object, parse_predict, parse_value};
 pub use v2::{V2Input, V2Output, V2Request, parse_v2, raw_v2};
 pub use v2_response::{V2Answer, V2Body, encode_v2_response};

@@ -143,7 +143,8 @@ impl<'de> Visitor<'de> for BodySeed<'_> {
             let doubled = match key.as_str() {
                 "inputs" if inputs.is_some() => true,
                 "inputs" => {
-                    inputs = Some(map.next_value_seed(InputsSeed { context, model: self.model })?);
+                    let seed = InputsSeed { context, model: self.model, strings: Strings::Native };
+                    inputs = Some(map.next_value_seed(seed)?);
                     false
                 }
                 "parameters" => parameters.replace(read_object(context, &mut map, 1, "parameters")?).is_some(),
@@ -185,11 +186,34 @@ fn read_whole<'de, A: MapAccess<'de>>(
     }
 }
 
+/// What a plain text of a task is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Strings {
+    /// A text, or a `data:` URL.
+    Native,
+    /// The same; an item may call it `data` or `body`, too.
+    Text,
+    /// A file in base64, or a `data:` URL; an item may call it `data` or `body`, too.
+    Base64,
+}
+
+impl Strings {
+    /// The native key that an item's key stands for.
+    fn key(self, key: &str) -> &str {
+        match (self, key) {
+            (Strings::Text, "data" | "body") => "text",
+            (Strings::Base64, "data" | "body") => "b64",
+            _ => key,
+        }
+    }
+}
+
 /// Reads `inputs`.
 #[derive(Clone, Copy)]
-struct InputsSeed<'a> {
-    context: &'a Context<'a>,
-    model: &'a Target<'a>,
+pub(super) struct InputsSeed<'a> {
+    pub(super) context: &'a Context<'a>,
+    pub(super) model: &'a Target<'a>,
+    pub(super) strings: Strings,
 }
 
 impl<'de> DeserializeSeed<'de> for InputsSeed<'_> {
@@ -219,7 +243,11 @@ impl<'a> InputsSeed<'a> {
     }
 
     /// Reads an object of input name to value, whose first key was read.
-    fn named<'de, A: MapAccess<'de>>(self, mut map: A, first: Option<String>) -> Result<PredictInput, A::Error> {
+    pub(super) fn named<'de, A: MapAccess<'de>>(
+        self,
+        mut map: A,
+        first: Option<String>,
+    ) -> Result<PredictInput, A::Error> {
         let mut values = Vec::new();
         let mut seen = HashSet::new();
         let mut key = first;
@@ -242,7 +270,20 @@ impl<'a> InputsSeed<'a> {
     }
 
     fn item(self, index: usize) -> ItemSeed<'a> {
-        ItemSeed { context: self.context, index, records: self.model.records }
+        ItemSeed { context: self.context, index, records: self.model.records, strings: self.strings }
+    }
+
+    /// Reads the one item, an object whose first key was read.
+    pub(super) fn item_object<'de, A: MapAccess<'de>>(
+        self,
+        map: A,
+        first: Option<String>,
+    ) -> Result<PredictInput, A::Error> {
+        let item = match self.model.records {
+            true => self.item(0).read_record(map, first)?,
+            false => self.item(0).read_object(map, first)?,
+        };
+        Ok(PredictInput::Items { items: vec![item], single: true })
     }
 }
 
@@ -314,13 +355,8 @@ impl<'de> Visitor<'de> for InputsSeed<'_> {
             return Ok(PredictInput::Tensors(Vec::new()));
         };
         let is_input = self.model.inputs.iter().any(|spec| spec.name == key);
-        if self.model.records {
-            let item = self.item(0).read_record(map, first)?;
-            return Ok(PredictInput::Items { items: vec![item], single: true });
-        }
-        if self.model.task && (ITEM_KEYS.contains(&key) || !is_input) {
-            let item = self.item(0).read_object(map, first)?;
-            return Ok(PredictInput::Items { items: vec![item], single: true });
+        if self.model.records || (self.model.task && (ITEM_KEYS.contains(&key) || !is_input)) {
+            return self.item_object(map, first);
         }
         // A tensor object for the only input may stand bare as well.
         if !is_input
@@ -338,7 +374,7 @@ impl<'de> Visitor<'de> for InputsSeed<'_> {
     }
 }
 
-const ITEM_KEYS: [&str; 5] = ["b64", "text", "text_pair", "question", "context"];
+pub(super) const ITEM_KEYS: [&str; 5] = ["b64", "text", "text_pair", "question", "context"];
 const ITEM_FORMS: &str = "{\"b64\"}, {\"text\"}, {\"text\", \"text_pair\"} or {\"question\", \"context\"}";
 
 /// Base64 of the standard alphabet, padded or not.
@@ -353,6 +389,7 @@ struct ItemSeed<'a> {
     context: &'a Context<'a>,
     index: usize,
     records: bool,
+    strings: Strings,
 }
 
 impl ItemSeed<'_> {
@@ -390,7 +427,8 @@ impl ItemSeed<'_> {
         let mut fields: [Option<String>; ITEM_KEYS.len()] = Default::default();
         let mut key = first;
         while let Some(name) = key {
-            let place = ITEM_KEYS.iter().position(|known| *known == name);
+            let known_as = self.strings.key(&name);
+            let place = ITEM_KEYS.iter().position(|known| *known == known_as);
             let Some(field) = place.and_then(|place| fields.get_mut(place)) else {
                 return Err(self.refuse(format!("unknown key {:?}; an item is {ITEM_FORMS}", clip(&name))));
             };
@@ -433,9 +471,10 @@ impl<'de> Visitor<'de> for ItemSeed<'_> {
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<Item, E> {
-        match data_url(value) {
-            Some(data) => self.decode(data),
-            None => Ok(Item::Text(value.to_owned())),
+        match (data_url(value), self.strings) {
+            (Some(data), _) => self.decode(data),
+            (None, Strings::Base64) => self.decode(value),
+            (None, Strings::Native | Strings::Text) => Ok(Item::Text(value.to_owned())),
         }
     }
 

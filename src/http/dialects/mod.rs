@@ -1,10 +1,13 @@
-//! Routes that other servers' clients speak, on the same pipelines: `openai` (embeddings), `tei` (embeddings, reranking).
+//! Routes that other servers' clients speak, on the same pipelines: `openai` (embeddings), `tei` (embeddings, reranking),
+//! `torchserve` (predictions and management), `kserve` (its V1 protocol).
 //!
 //! They find the model, turn their own bodies into items and parameters of a task, and the predictions into their own
 //! answers. Errors are written by `error::render`, which knows these paths.
 
+pub(super) mod kserve;
 pub(super) mod openai;
 pub(super) mod tei;
+pub(super) mod torchserve;
 
 use super::error::ApiError;
 use super::extract::{content_type, deadline};
@@ -33,6 +36,16 @@ pub(super) fn is_openai(path: &str) -> bool {
 /// The paths whose errors are written as Text Embeddings Inference does.
 pub(super) fn is_tei(path: &str) -> bool {
     matches!(path, "/embed" | "/embed_all" | "/rerank")
+}
+
+/// The paths whose errors are written as TorchServe does.
+pub(super) fn is_torchserve(path: &str) -> bool {
+    torchserve::is_torchserve(path)
+}
+
+/// The paths whose errors are written as KServe's V1 protocol has them.
+pub(super) fn is_kserve(path: &str) -> bool {
+    kserve::is_kserve(path)
 }
 
 /// `?model=`, where a dialect has no other place for it.

@@ -1,7 +1,8 @@
 //! What the document says of keys: how they are sent, which operations need which role, and how those without are answered. The
 //! roles are the route table's own.
 
-use super::{Modify, operations};
+use super::{Modify, error_form, operations};
+use crate::http::dialects::kserve;
 use crate::http::router::described;
 use axum::http::Method;
 use utoipa::openapi::extensions::ExtensionsBuilder;
@@ -21,7 +22,8 @@ impl Modify for Keys {
         components.add_security_scheme(HEADER, SecurityScheme::ApiKey(ApiKey::Header(header)));
         let (_, needs) = described().into_parts();
         for (path, item) in &mut document.paths.paths {
-            let Some(needs) = needs.get(path.as_str()) else { continue };
+            let routed = kserve::routed(path);
+            let Some(needs) = needs.get(routed.as_deref().unwrap_or(path)) else { continue };
             let writes = [&item.post, &item.put, &item.delete]
                 .map(|operation| operation.as_ref().map(|found| found.operation_id.clone()));
             for operation in operations(item) {
@@ -47,10 +49,7 @@ impl Modify for Keys {
                         "The key's requests of this minute are used up, or too many wrong keys came; `Retry-After` says when to come back.",
                     ),
                 ] {
-                    let (media_type, schema) = match path.starts_with("/v2") {
-                        true => ("application/json", "V2Error"),
-                        false => ("application/problem+json", "Problem"),
-                    };
+                    let (media_type, schema) = error_form(path);
                     let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(schema))).build();
                     let answer = ResponseBuilder::new().description(description).content(media_type, content).build();
                     operation.responses.responses.entry(status.to_owned()).or_insert_with(|| RefOr::T(answer));

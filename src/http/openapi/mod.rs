@@ -11,6 +11,7 @@ mod v2;
 use self::keys::Keys;
 use super::HttpState;
 use super::dialects;
+use super::dialects::torchserve::TorchserveError;
 use super::error::{ApiError, FieldProblem, ProblemBody};
 use super::health;
 use super::metrics;
@@ -40,6 +41,7 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
         (name = "models", description = "Models and their states."),
         (name = "health", description = "For balancers."),
         (name = "system", description = "The server itself."),
+        (name = "torchserve", description = "What TorchServe's clients, and those of KServe's V1 protocol, call."),
         (name = "v2", description = "The Open Inference Protocol (KServe, Triton)."),
     ),
     paths(
@@ -48,6 +50,16 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
         dialects::tei::embed,
         dialects::tei::embed_all,
         dialects::tei::rerank,
+        dialects::kserve::predict,
+        dialects::torchserve::ping,
+        dialects::torchserve::predict::predictions,
+        dialects::torchserve::predict::explanations,
+        dialects::torchserve::manage::list,
+        dialects::torchserve::manage::describe,
+        dialects::torchserve::manage::register,
+        dialects::torchserve::manage::scale,
+        dialects::torchserve::manage::unregister,
+        dialects::torchserve::manage::set_default,
         v1::jobs::create,
         v1::jobs::list,
         v1::jobs::show,
@@ -91,7 +103,7 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
         v2::repository_load,
         v2::repository_unload,
     ),
-    components(schemas(ProblemBody<'static>, FieldProblem, v2::V2Error)),
+    components(schemas(ProblemBody<'static>, FieldProblem, v2::V2Error, TorchserveError<'static>)),
     modifiers(&Versioned, &ErrorAnswers, &Keys),
 )]
 struct ApiDoc;
@@ -151,9 +163,10 @@ impl Modify for Versioned {
     fn modify(&self, document: &mut openapi::OpenApi) {
         let mut added = Vec::new();
         for (path, item) in &document.paths.paths {
-            let base = match path.as_str() {
-                "/v1/models/{name}/predict" => "/v1/models/{name}",
-                _ if path.starts_with("/v2/models/{name}") => "/v2/models/{name}",
+            let (base, between) = match path.as_str() {
+                "/v1/models/{name}/predict" => ("/v1/models/{name}", "/versions"),
+                "/predictions/{name}" | "/models/{name}" => (path.as_str(), ""),
+                _ if path.starts_with("/v2/models/{name}") => ("/v2/models/{name}", "/versions"),
                 _ => continue,
             };
             let rest = path.strip_prefix(base).unwrap_or_default();
@@ -165,7 +178,7 @@ impl Modify for Versioned {
                 let at = parameters.iter().position(|known| is_named(known, "name")).map_or(0, |index| index + 1);
                 parameters.insert(at, RefOr::T(version_parameter()));
             }
-            added.push((format!("{base}/versions/{{version}}{rest}"), item));
+            added.push((format!("{base}{between}/{{version}}{rest}"), item));
         }
         document.paths.paths.extend(added);
     }
@@ -194,11 +207,7 @@ impl Modify for ErrorAnswers {
         for (path, item) in &mut document.paths.paths {
             for operation in operations(item) {
                 for (status, description) in errors_of(path) {
-                    let (media_type, schema) = if path.starts_with("/v2") {
-                        ("application/json", "V2Error")
-                    } else {
-                        ("application/problem+json", "Problem")
-                    };
+                    let (media_type, schema) = error_form(path);
                     let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(schema))).build();
                     let response =
                         ResponseBuilder::new().description(*description).content(media_type, content).build();
@@ -206,6 +215,16 @@ impl Modify for ErrorAnswers {
                 }
             }
         }
+    }
+}
+
+/// The media type and schema of the errors of a path.
+fn error_form(path: &str) -> (&'static str, &'static str) {
+    match path {
+        // KServe's V1 protocol has the same form.
+        _ if path.starts_with("/v2") || dialects::is_kserve(path) => ("application/json", "V2Error"),
+        _ if dialects::is_torchserve(path) => ("application/json", "TorchserveError"),
+        _ => ("application/problem+json", "Problem"),
     }
 }
 
@@ -288,7 +307,7 @@ fn errors_of(path: &str) -> Errors {
         MEMORY,
     ];
     const MODEL: Errors = &[("400", "Malformed."), NOT_FOUND, INTERNAL, BUSY];
-    if path.ends_with("/predict") {
+    if path.ends_with("/predict") || path.starts_with("/predictions/") || dialects::is_kserve(path) {
         return PREDICT;
     }
     match path {

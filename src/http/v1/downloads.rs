@@ -402,12 +402,7 @@ fn read_order(state: &HttpState, body: Map<String, Value>) -> Result<(FetchReque
         }
         "url" => Ok(Source::Url { url: needs("url", &order.url)? }),
         "local" => {
-            if state.downloads.hub().settings().allowed_paths.is_empty() {
-                return Err(ApiError::field(
-                    "source",
-                    "files of the server are not served as sources; [hub] allowed_paths names the folders that may be",
-                ));
-            }
+            check_local(state)?;
             Ok(Source::Local { path: PathBuf::from(needs("path", &order.path)?) })
         }
         "" => return Err(ApiError::field("source", "expected huggingface, url, local, torchvision or pytorch_hub")),
@@ -434,6 +429,18 @@ fn read_order(state: &HttpState, body: Map<String, Value>) -> Result<(FetchReque
     };
     let model_toml = order.config.as_ref().map(model_toml).transpose()?;
     Ok((request, order.load.unwrap_or(true), model_toml))
+}
+
+/// # Errors
+/// Where no file of the server may be a source of those who call.
+pub(in crate::http) fn check_local(state: &HttpState) -> Result<(), ApiError> {
+    if state.downloads.hub().settings().allowed_paths.is_empty() {
+        return Err(ApiError::field(
+            "source",
+            "files of the server are not served as sources; [hub] allowed_paths names the folders that may be",
+        ));
+    }
+    Ok(())
 }
 
 fn check_shape(shape: Vec<u64>) -> Result<Vec<u64>, ApiError> {

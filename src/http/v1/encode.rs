@@ -93,7 +93,8 @@ impl Answer {
     }
 }
 
-fn value_size(value: &Value) -> usize {
+/// Roughly the bytes that a value is made of.
+pub(in crate::http) fn value_size(value: &Value) -> usize {
     let tensor_size = |tensor: &Tensor| match tensor.data() {
         Data::Bytes(bytes) => bytes.len(),
         Data::Strings(strings) => strings.iter().map(|text| text.len() + 8).sum(),

@@ -19,7 +19,7 @@ use std::path::PathBuf;
 
 /// What the media type says the body is.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum BodyKind {
+pub(in crate::http) enum BodyKind {
     Json,
     /// A form; the whole header, for its boundary.
     Multipart(HeaderValue),
@@ -34,7 +34,7 @@ pub(super) enum BodyKind {
 
 /// Bounds on what is read.
 #[derive(Debug, Clone)]
-pub(super) struct Limits {
+pub(in crate::http) struct Limits {
     json: JsonLimits,
     /// Bytes that an archive may unpack to.
     unpacked_bytes: usize,
@@ -48,18 +48,24 @@ impl From<&HttpSettings> for Limits {
 
 /// A request to predict.
 #[derive(Debug)]
-pub(super) struct Call {
-    pub(super) input: Input,
-    pub(super) parameters: Parameters,
+pub(in crate::http) struct Call {
+    pub(in crate::http) input: Input,
+    pub(in crate::http) parameters: Parameters,
     pub(super) id: Option<String>,
     pub(super) timeout_ms: Option<u64>,
     pub(super) priority: Option<u32>,
 }
 
 #[derive(Debug)]
-pub(super) enum Input {
+pub(in crate::http) enum Input {
     Items(Vec<Item>),
     Tensors(Vec<(String, Value)>),
+}
+
+impl Limits {
+    pub(in crate::http) fn json(&self) -> &JsonLimits {
+        &self.json
+    }
 }
 
 impl Call {
@@ -91,6 +97,21 @@ fn modality(task: &str) -> Modality {
         return Modality::Text;
     }
     Modality::Other
+}
+
+/// Whether the items of the model's task are pictures or sounds.
+pub(in crate::http) fn takes_files(model: &LoadedModel) -> bool {
+    matches!(modality_of(model), Some(Modality::Image | Modality::Audio))
+}
+
+/// Whether they are texts.
+pub(in crate::http) fn takes_texts(model: &LoadedModel) -> bool {
+    modality_of(model) == Some(Modality::Text)
+}
+
+/// `None`: the model has no task.
+fn modality_of(model: &LoadedModel) -> Option<Modality> {
+    model.pipeline.as_ref().map(|pipeline| modality(pipeline.task()))
 }
 
 impl BodyKind {
@@ -188,7 +209,12 @@ fn accepted(task: Option<&str>) -> &'static str {
 ///
 /// # Errors
 /// As the codecs' own.
-pub(super) async fn parse(model: &LoadedModel, kind: BodyKind, body: Bytes, limits: &Limits) -> Result<Call, ApiError> {
+pub(in crate::http) async fn parse(
+    model: &LoadedModel,
+    kind: BodyKind,
+    body: Bytes,
+    limits: &Limits,
+) -> Result<Call, ApiError> {
     match kind {
         BodyKind::Json => parse_json(model, &body, limits),
         BodyKind::Multipart(content_type) => parse_form(model, body, content_type, limits).await,
@@ -206,7 +232,8 @@ pub(super) async fn parse(model: &LoadedModel, kind: BodyKind, body: Bytes, limi
     }
 }
 
-fn target(model: &LoadedModel) -> Target<'_> {
+/// What the codecs need to know of a model.
+pub(in crate::http) fn target(model: &LoadedModel) -> Target<'_> {
     let records = model.pipeline.as_ref().is_some_and(|pipeline| pipeline.takes_records());
     Target { inputs: &model.inputs, task: model.pipeline.is_some(), records }
 }
