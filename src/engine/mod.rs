@@ -31,7 +31,7 @@ pub use crate::cache::{CachesUsage, Usage as CacheUsage};
 pub use crate::models::{
     Deleted, DiskSpace, EngineState, EngineStatus, Gain, LoadOverrides, LoadedModel, Measured, MemoryTotals, ModelName,
     ModelState, ModelStatus, NameError, Objective, Optimization, OptimizationState, Profiled, Quantization, RunMemory,
-    TuneRequest, Tuned, Version, VersionStatus,
+    SetBy, StoredFile, TuneRequest, Tuned, Version, VersionStatus,
 };
 pub use crate::pipelines::image::picture_size;
 /// One input of a run: its place among the graph's inputs, and its value.
@@ -84,6 +84,14 @@ impl InferenceEngine {
     /// `NotFound`.
     pub fn status(&self, name: &ModelName) -> Result<ModelStatus, EngineError> {
         Ok(self.0.models.status(name)?)
+    }
+
+    /// The files of a version, or of a model with all that its versions share.
+    ///
+    /// # Errors
+    /// `NotFound`, `VersionNotFound`, or `Invalid` where the folder cannot be read.
+    pub async fn files(&self, name: &ModelName, version: Option<Version>) -> Result<Vec<StoredFile>, EngineError> {
+        Ok(self.0.models.files(name, version).await?)
     }
 
     /// What is counted of every request and run.

@@ -43,6 +43,7 @@ fn api() -> Routes {
         .infer("/v1/downloads/{id}/events", get(v1::downloads::events))
         .manage("/v1/models/{name}/load", post(v1::models::load))
         .manage("/v1/models/{name}/unload", post(v1::models::unload))
+        .infer("/v1/models/{name}/files", get(v1::models::files))
         .infer("/v1/models/{name}/memory", get(v1::models::memory))
         .manage("/v1/models/{name}/profile", get(v1::profile::show).post(v1::profile::profile))
         .manage("/v1/models/{name}/warmup", post(v1::warmup::warm_up))

@@ -37,6 +37,17 @@ struct Inner {
     expiry: Notify,
 }
 
+/// What jobs use of their bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JobUsage {
+    /// Beside [`JobSettings::max_jobs`].
+    pub kept: usize,
+    /// Beside [`JobSettings::jobs_at_once`].
+    pub running: usize,
+    /// Beside [`JobSettings::max_bytes`].
+    pub bytes: u64,
+}
+
 /// What a delete did.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Deleted {
@@ -59,6 +70,15 @@ impl Jobs {
             wake: Notify::new(),
             expiry: Notify::new(),
         }))
+    }
+
+    /// What is used of the bounds of [`Jobs::settings`].
+    pub fn usage(&self) -> JobUsage {
+        self.0.table().usage()
+    }
+
+    pub fn settings(&self) -> &JobSettings {
+        &self.0.settings
     }
 
     /// Runs jobs with `executor` until the process is asked to stop, those that an earlier process left first.
@@ -221,10 +241,6 @@ impl Jobs {
 
 /// What the scheduler needs.
 impl Jobs {
-    pub(super) fn settings(&self) -> &JobSettings {
-        &self.0.settings
-    }
-
     pub(super) fn tasks(&self) -> &Tasks {
         &self.0.tasks
     }

@@ -15,7 +15,7 @@ mod table;
 mod tests;
 
 pub use error::JobError;
-pub use handle::{Deleted, Jobs};
+pub use handle::{Deleted, JobUsage, Jobs};
 pub use job::{Failure, Job, JobRequest, Kind, Output, State, Status};
 pub use scheduler::{Executor, Outcome, Work};
 pub use settings::JobSettings;

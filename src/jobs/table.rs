@@ -4,7 +4,7 @@
 //! its pause is over, and one of an exclusive kind while another of that kind runs; a finished job never changes again; the byte count is that of all records held.
 
 use super::job::{Job, JobRequest, Kind, Record, State, Status, now_ms};
-use super::{JobError, JobSettings};
+use super::{JobError, JobSettings, JobUsage};
 use crate::tasks::Progress;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -91,6 +91,12 @@ pub struct Page {
 }
 
 impl Table {
+    /// What is used of the bounds.
+    pub(super) fn usage(&self) -> JobUsage {
+        let running = self.jobs.values().filter(|entry| entry.record.state == State::Running).count();
+        JobUsage { kept: self.jobs.len(), running, bytes: self.bytes }
+    }
+
     /// Whether one more job of so many bytes may come.
     ///
     /// # Errors
@@ -420,6 +426,7 @@ mod tests {
         run(&mut table, now);
         end(&mut table, ids[0], State::Cancelled, now);
         assert!(table.check_room(1, &settings(), now).is_err(), "a finished job is kept and counts");
+        assert_eq!(table.usage(), JobUsage { kept: 8, running: 0, bytes: table.bytes });
         table.remove(ids[0]);
         assert_eq!(table.check_room(1, &settings(), now), Ok(()));
         let output = Output { media_type: String::new(), version: String::new(), bytes: 99_000 };

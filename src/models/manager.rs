@@ -14,10 +14,10 @@ use super::loader::{self, Job};
 use super::memory::LoadMeter;
 use super::profile;
 use super::registry::{Busy, Entry, Found};
-use super::repository::{FolderError, ModelFolder, Repository, read_folder};
+use super::repository::{FolderError, ModelFolder, Repository, StoredFile, read_folder};
 use super::state::StatePlace;
 use super::{LoadError, LoadOverrides, LoadedModel, ModelError, ModelName, ModelSettings, ModelState, ModelStatus};
-use super::{Profiled, StoreSettings, Tried, Version, VersionPolicy, overrides, swap};
+use super::{Profiled, SetBy, StoreSettings, Tried, Version, VersionPolicy, overrides, swap};
 use crate::hub::Provenance;
 use crate::pipelines::PipelineLimits;
 use crate::runtime::{Interrupt, ProviderStatus, Runtime, Session, SessionSettings};
@@ -79,6 +79,7 @@ pub(super) struct Prepared {
     policy: VersionPolicy,
     chosen: Option<Version>,
     settings: ModelSettings,
+    set_by: Arc<SetBy>,
     /// The folder of the files that the call brought.
     written: Option<PathBuf>,
 }
@@ -207,6 +208,26 @@ impl ModelManager {
     pub fn status(&self, name: &ModelName) -> Result<ModelStatus, ModelError> {
         let registry = self.lock();
         registry.get(name).map(|entry| entry.status(name)).ok_or_else(|| ModelError::NotFound { model: name.clone() })
+    }
+
+    /// The files of a version, or of a model with all that its versions share, by their paths below its folder.
+    ///
+    /// # Errors
+    /// `NotFound`, `VersionNotFound`, or `Invalid` where the folder cannot be read.
+    pub async fn files(&self, name: &ModelName, version: Option<Version>) -> Result<Vec<StoredFile>, ModelError> {
+        let status = self.status(name)?;
+        let (inner, model) = (self.0.clone(), name.clone());
+        let files = self.blocking(move || inner.repository.files(&model, version)).await.ok_or(ModelError::Stopping)?;
+        match (files, version) {
+            (Ok(Some(files)), _) => Ok(files),
+            (Ok(None), Some(version)) => {
+                let available = status.versions.iter().map(|known| known.version).collect();
+                Err(ModelError::VersionNotFound { model: name.clone(), version, available })
+            }
+            // Its first files are on their way.
+            (Ok(None), None) => Ok(Vec::new()),
+            (Err(error), _) => Err(ModelError::Invalid { model: name.clone(), problem: error.to_string() }),
+        }
     }
 
     /// The version that serves: the one asked for, else the highest that is ready. With `autoload`, a model that is not
@@ -598,6 +619,7 @@ impl ModelManager {
             Ok(Some(prepared)) => {
                 entry.broken = false;
                 entry.manifest = prepared.folder.manifest.clone();
+                entry.set_by = prepared.set_by.clone();
                 entry.policy = prepared.policy.clone();
                 entry.chosen = prepared.chosen;
                 entry.set_versions(&prepared.folder.versions.keys().copied().collect());
@@ -751,6 +773,7 @@ impl ModelManager {
             } else {
                 entry.broken = false;
                 entry.manifest = prepared.folder.manifest.clone();
+                entry.set_by = prepared.set_by.clone();
                 entry.policy = prepared.policy.clone();
                 entry.chosen = prepared.chosen;
                 entry.set_versions(&on_disk.keys().copied().collect());
@@ -1083,13 +1106,22 @@ impl Inner {
             }
             None => (manifest.version_policy.clone(), manifest.overrides.apply(&self.defaults)),
         };
+        let mut set_by = SetBy::new();
+        let own = manifest.overrides.keys().map(|key| (key, "model.toml"));
+        let given = config.into_iter().flat_map(|config| config.settings.keys());
+        // The later one wins.
+        if overridden {
+            set_by.extend(own.chain(given.map(|key| (key, "the load call"))));
+        } else {
+            set_by.extend(given.map(|key| (key, "config.pbtxt")).chain(own));
+        }
         let stated = stated.unwrap_or_default();
         // What a call brings is served as the call says.
         let choice = folder.choice.filter(|_| !overridden);
         let on_disk = folder.versions.keys().copied().collect();
         let (policy, chosen) = lifecycle::in_force(&stated, choice, &on_disk);
         self.add_origins(name, &mut folder);
-        Ok(Prepared { stated, policy, chosen, settings, folder, written })
+        Ok(Prepared { stated, policy, chosen, settings, set_by: Arc::new(set_by), folder, written })
     }
 
     /// Reads where the versions came from, as far as that is not known of these files.

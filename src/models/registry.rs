@@ -7,7 +7,7 @@ use super::install::Claimed;
 use super::lifecycle::{self, Fingerprint, Known};
 use super::repository::VersionFolder;
 use super::{
-    LoadedModel, Manifest, ModelError, ModelName, ModelState, ModelStatus, Version, VersionPolicy, VersionStatus,
+    LoadedModel, Manifest, ModelError, ModelName, ModelState, ModelStatus, SetBy, Version, VersionPolicy, VersionStatus,
 };
 use crate::hub::Provenance;
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,6 +24,7 @@ pub(super) struct Entry {
     /// Held by whoever loads or unloads the model. A tokio mutex: it is held across loads.
     pub(super) gate: Arc<tokio::sync::Mutex<()>>,
     pub(super) manifest: Arc<Manifest>,
+    pub(super) set_by: Arc<SetBy>,
     pub(super) policy: VersionPolicy,
     pub(super) slots: BTreeMap<Version, Slot>,
     /// Unloaded by somebody: stays so until somebody loads it.
@@ -210,6 +211,7 @@ impl Entry {
             default_version: ready.or_else(|| wanted.last().copied()),
             chosen_version: self.chosen,
             manifest: self.manifest.clone(),
+            set_by: self.set_by.clone(),
             last_error: self.last_error.clone(),
             versions,
         }

@@ -81,6 +81,14 @@ pub(super) struct VersionFolder {
     pub(super) origin: Option<Arc<Provenance>>,
 }
 
+/// A file of a model as it lies in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredFile {
+    /// Below the folder that was asked for.
+    pub path: String,
+    pub bytes: u64,
+}
+
 /// The store's folder.
 pub(super) struct Repository {
     root: PathBuf,
@@ -180,6 +188,40 @@ impl Repository {
         };
         let names = entries.filter_map(Result::ok).map(|entry| entry.file_name());
         Ok(names.filter_map(|name| Version::parse(name.to_str()?)).collect())
+    }
+
+    /// The files of a version, or of a model with all that it shares, by their paths below its folder; `None` where there is none.
+    /// Hidden folders are left out. Blocks.
+    ///
+    /// # Errors
+    /// Where the folder cannot be read to its end.
+    pub(super) fn files(
+        &self,
+        name: &ModelName,
+        version: Option<Version>,
+    ) -> Result<Option<Vec<StoredFile>>, FolderError> {
+        let folder = self.root.join(name.as_str());
+        let of_version = version.map(|version| folder.join(version.to_string())).filter(|folder| folder.is_dir());
+        let folder = match (of_version, version) {
+            (Some(folder), _) => folder,
+            (None, None) => folder,
+            // A bare model is its first version.
+            (None, Some(Version(1))) if self.numbers(name).is_ok_and(|all| all.is_empty()) => folder,
+            (None, Some(_)) => return Ok(None),
+        };
+        if !folder.is_dir() {
+            return Ok(None);
+        }
+        let (bounds, folder) = (canonical(&self.root, "the store")?, canonical(&folder, "the model's folder")?);
+        if !folder.starts_with(&bounds) {
+            return Err(FolderError::Outside { entry: "the model's folder".into() });
+        }
+        let walk = Walk::over(&bounds, &folder, DEPTH_MAX)?;
+        let stored = |file: PathBuf| {
+            let bytes = fs::metadata(folder.join(&file)).ok()?.len();
+            Some(StoredFile { path: file.to_str()?.to_owned(), bytes })
+        };
+        Ok(Some(walk.files.into_iter().filter_map(stored).collect()))
     }
 
     /// Whether something of this name is in the store, whatever it is. Blocks for one look.
@@ -617,6 +659,30 @@ mod tests {
     }
 
     /// F02.
+    #[test]
+    fn the_files_of_a_version_are_those_below_its_folder() {
+        let store = store(&[
+            ("m/model.toml", "x"),
+            ("m/2/model.onnx", "four"),
+            ("m/2/.cache/x", "hidden"),
+            ("m/2/onnx/data", ""),
+            ("bare/model.onnx", "1"),
+        ]);
+        let repository = Repository::new(store.path().to_owned());
+        let files = |model: &str, version: Option<u64>| {
+            let files = repository.files(&name(model), version.map(Version)).unwrap();
+            files.map(|files| files.into_iter().map(|file| (file.path, file.bytes)).collect::<Vec<_>>())
+        };
+        let owned =
+            |files: &[(&str, u64)]| Some(files.iter().map(|(path, bytes)| ((*path).to_owned(), *bytes)).collect());
+        assert_eq!(files("m", Some(2)), owned(&[("model.onnx", 4), ("onnx/data", 0)]));
+        assert_eq!(files("m", None), owned(&[("2/model.onnx", 4), ("2/onnx/data", 0), ("model.toml", 1)]));
+        assert_eq!(files("bare", Some(1)), owned(&[("model.onnx", 1)]));
+        assert_eq!([files("m", Some(1)), files("bare", Some(2)), files("none", None)], [None, None, None]);
+        std::os::unix::fs::symlink("/", store.path().join("out")).unwrap();
+        assert!(repository.files(&name("out"), None).is_err());
+    }
+
     #[test]
     fn no_link_leads_out_of_the_store() {
         let outside = store(&[("1/model.onnx", ""), ("model.toml", ""), ("secret", "x")]);

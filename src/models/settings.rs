@@ -6,6 +6,7 @@ use crate::runtime::{
     CompileMode, DeviceSettings, DeviceType, Fraction, MemorySettings, OptimizationLevel, TensorrtSettings,
 };
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -250,7 +251,50 @@ impl CacheOverrides {
     }
 }
 
+/// By which file of a model, or which call, each setting `section.key` was set that is not the server's own.
+pub type SetBy = BTreeMap<&'static str, &'static str>;
+
 impl ModelOverrides {
+    /// The settings that are set here, as `section.key`.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &'static str> + use<> {
+        let ModelOverrides { device, optimization, batch, performance, cache } = self;
+        let level = optimization.optimization_level.is_some() || optimization.enable_optimization.is_some();
+        let timeout = batch.timeout_ms.is_some() || batch.timeout.is_some();
+        let answers = cache.response_mb.is_some() || cache.keeps_answers.is_some();
+        let all = [
+            ("device.device_type", device.device_type.is_some()),
+            ("device.device_index", device.device_index.is_some()),
+            ("device.allow_fallback", device.allow_fallback.is_some()),
+            ("device.use_fp16", device.use_fp16.is_some()),
+            ("device.compile_mode", device.compile_mode.is_some()),
+            ("device.memory_fraction", device.memory_fraction.is_some()),
+            ("optimization.optimization_level", level),
+            ("optimization.enable_quantization", optimization.enable_quantization.is_some()),
+            ("optimization.enable_tensorrt", optimization.enable_tensorrt.is_some()),
+            ("optimization.memory_arena", optimization.memory_arena.is_some()),
+            ("optimization.memory_pattern", optimization.memory_pattern.is_some()),
+            ("optimization.record_requests", optimization.record_requests.is_some()),
+            ("batch.dynamic_batching", batch.dynamic_batching.is_some()),
+            ("batch.batch_size", batch.batch_size.is_some()),
+            ("batch.max_batch_size", batch.max_batch_size.is_some()),
+            ("batch.timeout_ms", timeout),
+            ("batch.max_batch_tokens", batch.max_batch_tokens.is_some()),
+            ("batch.max_queue", batch.max_queue.is_some()),
+            ("batch.instances", batch.instances.is_some()),
+            ("batch.intra_threads", batch.intra_threads.is_some()),
+            ("performance.warmup_iterations", performance.warmup_iterations.is_some()),
+            ("performance.enable_profiling", performance.enable_profiling.is_some()),
+            ("performance.log_memory_usage", performance.log_memory_usage.is_some()),
+            ("performance.tune", performance.tune.is_some()),
+            ("performance.objective", performance.objective.is_some()),
+            ("performance.target_p99_ms", performance.target_p99_ms.is_some()),
+            ("cache.preprocess_mb", cache.preprocess_mb.is_some()),
+            ("cache.response_mb", answers),
+            ("cache.response_ttl_ms", cache.response_ttl_ms.is_some()),
+        ];
+        all.into_iter().filter_map(|(key, is_set)| is_set.then_some(key))
+    }
+
     /// `base` with every key that is set here in its place.
     pub fn apply(&self, base: &ModelSettings) -> ModelSettings {
         let level = self.optimization.optimization_level.unwrap_or(base.optimization_level);
@@ -316,6 +360,19 @@ mod tests {
     fn tunes(toml: &str, base: &TuningSettings) -> bool {
         let overrides: ModelOverrides = toml::from_str(toml).unwrap();
         overrides.apply(&ModelSettings { tuning: base.clone(), ..ModelSettings::default() }).tuning.is_asked()
+    }
+
+    #[test]
+    fn what_is_set_is_told_by_its_key() {
+        let keys = |toml: &str| toml::from_str::<ModelOverrides>(toml).unwrap().keys().collect::<Vec<_>>();
+        assert!(keys("").is_empty());
+        let set = keys(
+            "[optimization]\nenable_optimization = false\n[batch]\ntimeout_ms = 3\nmax_queue = 5\n[cache]\nresponse_mb = 1",
+        );
+        assert_eq!(
+            set,
+            ["optimization.optimization_level", "batch.timeout_ms", "batch.max_queue", "cache.response_mb"]
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::engines::EngineBuild;
 use super::made_up::{self, InputHints, Size};
-use super::{Manifest, ModelMemory, ModelName, ModelSettings, Optimization, Profiled, Tuned, Version};
+use super::{Manifest, ModelMemory, ModelName, ModelSettings, Optimization, Profiled, SetBy, Tuned, Version};
 use crate::batching;
 use crate::cache::Caches;
 use crate::hub::Provenance;
@@ -187,6 +187,8 @@ pub struct ModelStatus {
     /// The version that was chosen to serve, whatever the version policy says.
     pub chosen_version: Option<Version>,
     pub manifest: Arc<Manifest>,
+    /// The settings that its own files or the load call give it.
+    pub set_by: Arc<SetBy>,
     /// Of the last load or look at the folder, where that failed.
     pub last_error: Option<String>,
 }

@@ -96,18 +96,6 @@ pub fn operations(document: &Value) -> Vec<(Method, String)> {
             found.push((Method::from_bytes(method.to_uppercase().as_bytes()).unwrap(), path));
         }
     }
-    // What brings models is not in the document.
-    let id = "11111111-1111-4111-8111-111111111111";
-    for (method, path) in [
-        (Method::POST, "/v1/models".to_owned()),
-        (Method::POST, "/v1/models/none/versions".to_owned()),
-        (Method::GET, "/v1/downloads".to_owned()),
-        (Method::GET, format!("/v1/downloads/{id}")),
-        (Method::DELETE, format!("/v1/downloads/{id}")),
-        (Method::GET, format!("/v1/downloads/{id}/events")),
-    ] {
-        found.push((method, path));
-    }
     found
 }
 

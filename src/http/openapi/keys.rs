@@ -1,10 +1,9 @@
 //! What the document says of keys: how they are sent, which operations need which role, and how those without are answered. The
 //! roles are the route table's own.
 
-use super::{Modify, error_form, operations};
+use super::{Modify, error_form, with_methods};
 use crate::http::dialects::kserve;
 use crate::http::router::described;
-use axum::http::Method;
 use utoipa::openapi::extensions::ExtensionsBuilder;
 use utoipa::openapi::security::{ApiKey, ApiKeyValue, Http, HttpAuthScheme, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{self, ContentBuilder, Ref, RefOr, ResponseBuilder};
@@ -24,11 +23,7 @@ impl Modify for Keys {
         for (path, item) in &mut document.paths.paths {
             let routed = kserve::routed(path);
             let Some(needs) = needs.get(routed.as_deref().unwrap_or(path)) else { continue };
-            let writes = [&item.post, &item.put, &item.delete]
-                .map(|operation| operation.as_ref().map(|found| found.operation_id.clone()));
-            for operation in operations(item) {
-                let is_write = writes.iter().flatten().any(|id| *id == operation.operation_id);
-                let method = if is_write { Method::POST } else { Method::GET };
+            for (method, operation) in with_methods(item) {
                 let Some(role) = needs.role(&method) else {
                     operation.security = Some(Vec::new());
                     continue;

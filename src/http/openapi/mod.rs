@@ -1,7 +1,7 @@
 //! The OpenAPI 3.1 document: a static part, the repository's `openapi.yaml`, and one typed operation for each loaded model.
 //!
-//! `v2` describes the Open Inference Protocol, `typed` the loaded models, `keys` who may call. Tests hold the document to the file, and every
-//! operation in it to the route table.
+//! `v2` describes the Open Inference Protocol, `typed` the loaded models, `keys` who may call. Tests hold the document to the file, and it
+//! and the route table to each other.
 
 mod keys;
 mod typed;
@@ -17,7 +17,7 @@ use super::health;
 use super::metrics;
 use super::v1;
 use axum::extract::State;
-use axum::http::header;
+use axum::http::{Method, header};
 use axum::response::{IntoResponse, Response};
 use std::sync::OnceLock;
 use utoipa::openapi::path::Operation;
@@ -67,12 +67,19 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
         v1::jobs::result,
         v1::jobs::events,
         v1::models::list,
+        v1::downloads::create,
         v1::models::show,
         v1::models::load,
         v1::models::unload,
         v1::models::delete,
+        v1::downloads::create_version,
         v1::models::delete_version,
         v1::models::roll_back,
+        v1::downloads::list,
+        v1::downloads::show,
+        v1::downloads::delete,
+        v1::downloads::events,
+        v1::models::files,
         v1::models::memory,
         v1::warmup::warm_up,
         v1::profile::profile,
@@ -205,8 +212,8 @@ struct ErrorAnswers;
 impl Modify for ErrorAnswers {
     fn modify(&self, document: &mut openapi::OpenApi) {
         for (path, item) in &mut document.paths.paths {
-            for operation in operations(item) {
-                for (status, description) in errors_of(path) {
+            for (method, operation) in with_methods(item) {
+                for (status, description) in errors_of(path, &method) {
                     let (media_type, schema) = error_form(path);
                     let content = ContentBuilder::new().schema(Some(Ref::from_schema_name(schema))).build();
                     let response =
@@ -229,12 +236,22 @@ fn error_form(path: &str) -> (&'static str, &'static str) {
 }
 
 fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
-    [&mut item.get, &mut item.post, &mut item.put, &mut item.delete].into_iter().filter_map(Option::as_mut)
+    with_methods(item).map(|(_, operation)| operation)
+}
+
+fn with_methods(item: &mut PathItem) -> impl Iterator<Item = (Method, &mut Operation)> {
+    let all = [
+        (Method::GET, &mut item.get),
+        (Method::POST, &mut item.post),
+        (Method::PUT, &mut item.put),
+        (Method::DELETE, &mut item.delete),
+    ];
+    all.into_iter().filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
 }
 
 type Errors = &'static [(&'static str, &'static str)];
 
-fn errors_of(path: &str) -> Errors {
+fn errors_of(path: &str, method: &Method) -> Errors {
     const NOT_FOUND: (&str, &str) = ("404", "No such model or version.");
     const INTERNAL: (&str, &str) = ("500", "A fault of the server; its log has the reason under the request id.");
     const BUSY: (&str, &str) = (
@@ -286,6 +303,26 @@ fn errors_of(path: &str) -> Errors {
     const JOB: Errors = &[NO_JOB, INTERNAL];
     const JOB_RESULT: Errors =
         &[NO_JOB, ("409", "There is no result: the job is not finished, or was cancelled."), INTERNAL];
+    const NO_DOWNLOAD: (&str, &str) = ("404", "No such download.");
+    const DOWNLOAD: Errors = &[NO_DOWNLOAD, INTERNAL];
+    const ORDER: Errors = &[
+        ("400", "Malformed."),
+        ("408", "The body did not arrive in time."),
+        ("409", "The model is there already, or something of its name is on its way."),
+        ("413", "The body or the model is larger than a limit."),
+        ("415", "The media type or content encoding is not served."),
+        (
+            "422",
+            "There is no such model at the source, the settings do not allow it, or it is none: `detail` says which, `errors` names the field.",
+        ),
+        INTERNAL,
+        (
+            "503",
+            "The source cannot be reached, there are too many downloads, or the server drains; `Retry-After` says when to come back.",
+        ),
+        ("504", "The files did not arrive in time."),
+        ("507", "The disk or the memory has no room for it."),
+    ];
     const LIFECYCLE: Errors = &[
         ("400", "Malformed."),
         NOT_FOUND,
@@ -314,6 +351,9 @@ fn errors_of(path: &str) -> Errors {
         "/v1/models/{name}/jobs" => return CREATE_JOB,
         "/v1/models/{name}/warmup" => return WARMUP,
         "/v1/jobs" => return &[("400", "Malformed.")],
+        "/v1/models" if *method == Method::POST => return ORDER,
+        "/v1/models/{name}/versions" => return ORDER,
+        _ if path.starts_with("/v1/downloads/") => return DOWNLOAD,
         "/v1/jobs/{id}/result" => return JOB_RESULT,
         _ if path.starts_with("/v1/jobs/") => return JOB,
         _ => {}

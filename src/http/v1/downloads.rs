@@ -40,7 +40,6 @@ const SHAPE_MAX: usize = 8;
 
 /// A model to get.
 #[derive(Serialize, ToSchema)]
-#[expect(dead_code, reason = "described for the document; the body is read in two steps")]
 pub(in crate::http) struct NewModel {
     /// A letter or digit, then up to 99 letters, digits, '.', '_' or '-'. From the source where absent.
     #[schema(example = "minilm")]

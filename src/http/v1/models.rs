@@ -3,11 +3,12 @@
 use crate::codec::json::{JsonLimits, parse_object};
 use crate::engine::{
     self, Cleaned, LoadOverrides, LoadedModel, ModelState, ModelStatus, Objective, OptimizationLevel, RunMemory,
-    Version,
+    StoredFile, Version,
 };
 use crate::http::error::ApiError;
 use crate::http::extract::{ApiQuery, ModelPath, content_type};
 use crate::http::v1::optimization::OptimizationInfo;
+use crate::http::v1::stats::VersionQuery;
 use crate::http::{HttpState, body};
 use crate::hub::{Provenance, ProvenanceFile};
 use crate::telemetry::{process, rfc3339_of};
@@ -75,6 +76,10 @@ pub(in crate::http) struct ModelInfo {
     /// The settings in force, by section.
     #[schema(value_type = Option<Object>)]
     config: Option<Value>,
+    /// The settings of `config`, as `section.key`, that are not the server's own, by what sets them: `model.toml`, `config.pbtxt`
+    /// or the load call.
+    #[schema(example = json!({"batch.max_batch_size": "model.toml"}))]
+    config_set_by: BTreeMap<String, String>,
     batching: Option<Batching>,
     /// What instances, threads and batch size were chosen by; left out where that was not measured at load.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -411,6 +416,27 @@ pub(in crate::http) struct SourceFile {
     sha256: String,
 }
 
+/// What lies in the store of a model or a version.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct ModelFiles {
+    /// Below the folder of the model, or of the version that was asked for; hidden folders are left out.
+    files: Vec<StoredFileInfo>,
+    #[schema(example = 102580931)]
+    bytes_total: u64,
+}
+
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = StoredFile)]
+pub(in crate::http) struct StoredFileInfo {
+    #[schema(example = "1/model.onnx")]
+    path: String,
+    #[schema(example = 102580931)]
+    bytes: u64,
+    /// As it was installed; `null` of what was put into the store by hand.
+    #[schema(example = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08")]
+    sha256: Option<String>,
+}
+
 /// What was deleted.
 #[derive(Debug, Serialize, ToSchema)]
 pub(in crate::http) struct DeletedModel {
@@ -496,6 +522,46 @@ pub(in crate::http) async fn show(
     path: ModelPath,
 ) -> Result<Json<ModelInfo>, ApiError> {
     Ok(Json(ModelInfo::from(&state.engine.status(&path.name)?)))
+}
+
+/// Lists the files of a model or of one of its versions.
+#[utoipa::path(get, path = "/v1/models/{name}/files", tag = "models", operation_id = "listModelFiles",
+    params(
+        ("name" = String, Path, description = "The model's name.", example = "resnet50"),
+        ("version" = Option<String>, Query, description = "All versions and what they share where absent."),
+    ),
+    responses((status = 200, description = "What lies in the store.", body = ModelFiles)))]
+pub(in crate::http) async fn files(
+    State(state): State<HttpState>,
+    path: ModelPath,
+    ApiQuery(query): ApiQuery<VersionQuery>,
+) -> Result<Json<ModelFiles>, ApiError> {
+    let version = query.parse()?;
+    let files = state.engine.files(&path.name, version).await?;
+    let status = state.engine.status(&path.name)?;
+    let files: Vec<StoredFileInfo> = files
+        .into_iter()
+        .map(|file| StoredFileInfo {
+            sha256: installed_sha256(&status, version, &file),
+            path: file.path,
+            bytes: file.bytes,
+        })
+        .collect();
+    Ok(Json(ModelFiles { bytes_total: files.iter().map(|file| file.bytes).sum(), files }))
+}
+
+/// What the file was as it was installed, where its version says so and it has that size still.
+fn installed_sha256(status: &ModelStatus, version: Option<Version>, file: &StoredFile) -> Option<String> {
+    let (number, path) = match version {
+        Some(version) => (version, file.path.as_str()),
+        None => {
+            let (number, path) = file.path.split_once('/')?;
+            (Version::parse(number)?, path)
+        }
+    };
+    let of_version = status.versions.iter().find(|known| known.version == number)?;
+    let installed = of_version.origin.as_ref()?.files.iter().find(|installed| installed.path == path)?;
+    (installed.bytes == file.bytes).then(|| installed.sha256.clone())
 }
 
 /// Loads a model, or loads it again where its files have changed.
@@ -829,6 +895,7 @@ impl From<&ModelStatus> for ModelInfo {
             providers: loaded.map_or_else(Vec::new, |model| model.facts.execution.registered.clone()),
             execution: loaded.map(ExecutionInfo::from),
             config: loaded.map(config_of),
+            config_set_by: status.set_by.iter().map(|(key, by)| ((*key).to_owned(), (*by).to_owned())).collect(),
             batching: loaded.map(batching_of),
             tuned: loaded.and_then(|model| model.tuned.as_ref()).map(Tuned::from),
             optimization: loaded.map(|model| OptimizationInfo::from(&model.optimization)),

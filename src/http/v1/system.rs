@@ -37,6 +37,20 @@ pub(in crate::http) struct System {
     /// Of the GPUs; `null` where there is none.
     #[schema(example = "580.65.06")]
     driver: Option<String>,
+    /// The bounds that fill up, beside what is used of them.
+    limits: Vec<Limit>,
+}
+
+/// A bound and what is used of it.
+#[derive(Debug, Serialize, ToSchema)]
+pub(in crate::http) struct Limit {
+    /// Its setting.
+    #[schema(example = "limits.max_jobs")]
+    key: &'static str,
+    #[schema(example = 3)]
+    used: u64,
+    #[schema(example = 1000)]
+    limit: u64,
 }
 
 /// In MiB.
@@ -106,13 +120,25 @@ pub(in crate::http) struct Device {
 #[utoipa::path(get, path = "/v1/system", tag = "system", operation_id = "getSystem",
     responses((status = 200, description = "What the server is and runs on.", body = System)))]
 pub(in crate::http) async fn system(State(state): State<HttpState>) -> Result<Json<System>, ApiError> {
-    let engine = state.engine.clone();
-    let work = state.tasks.spawn_blocking(move || system_of(&engine));
+    let (engine, limits) = (state.engine.clone(), limits(&state));
+    let work = state.tasks.spawn_blocking(move || system_of(&engine, limits));
     let system = work.await.map_err(|error| ApiError::internal(format!("describing the system: {error}")))?;
     Ok(Json(system))
 }
 
-fn system_of(engine: &InferenceEngine) -> System {
+fn limits(state: &HttpState) -> Vec<Limit> {
+    let (jobs, bounds) = (state.jobs.usage(), state.jobs.settings());
+    let coming = state.downloads.list().iter().filter(|download| !download.state.is_final()).count();
+    let limit = |key, used: usize, limit: usize| Limit { key, used: used as u64, limit: limit as u64 };
+    vec![
+        limit("limits.max_jobs", jobs.kept, bounds.max_jobs),
+        limit("limits.jobs_at_once", jobs.running, bounds.jobs_at_once),
+        Limit { key: "limits.max_job_bytes", used: jobs.bytes, limit: bounds.max_bytes },
+        limit("hub.downloads_at_once", coming, state.downloads.hub().settings().downloads_at_once),
+    ]
+}
+
+fn system_of(engine: &InferenceEngine, limits: Vec<Limit>) -> System {
     let totals = engine.memory_totals();
     System {
         name: "ortus",
@@ -133,6 +159,7 @@ fn system_of(engine: &InferenceEngine) -> System {
         execution_providers: engine.providers().into_iter().map(ExecutionProvider::from).collect(),
         devices: gpu::gpus().into_iter().map(Device::from).collect(),
         driver: gpu::driver_version(),
+        limits,
     }
 }
 
