@@ -23,6 +23,8 @@ mod bad_input;
 mod cache;
 /// The commands that need no server.
 mod cli;
+/// The pages: the API's numbers, and nothing that is refused.
+mod dashboard;
 /// Devices and execution providers: what runs where, and why not elsewhere.
 mod devices;
 /// Routes of other servers on the same models.

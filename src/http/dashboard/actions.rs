@@ -51,6 +51,8 @@ pub(super) async fn act(visitor: Visitor, path: ModelPath, parameters: RawPathPa
 pub(super) struct OptimizeForm {
     max_drift: String,
     adopt: String,
+    /// Of the one variant to make; all that suit where absent.
+    precision: Option<String>,
 }
 
 /// It takes minutes, so it is a job.
@@ -59,7 +61,7 @@ pub(super) async fn optimize(visitor: Visitor, path: ModelPath, Form(form): Form
         let detail = "the drift that is allowed is a number from 0 to 2, such as 0.01".to_owned();
         return visitor.refused(&Refusal { status: StatusCode::BAD_REQUEST, detail });
     };
-    let body = json!({"adopt": form.adopt == "yes", "max_drift": max_drift});
+    let body = json!({"adopt": form.adopt == "yes", "max_drift": max_drift, "precision": form.precision});
     let call = format!("/v1/models/{}/optimize", path.name);
     match visitor.dashboard.api.send(Method::POST, &call, Some(body)).await {
         Ok(answer) => match text(&answer.body, "/id") {

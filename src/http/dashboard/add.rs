@@ -28,6 +28,8 @@ struct Add {
 /// What an order would fetch.
 struct Found {
     size: String,
+    /// What the store's disk has left.
+    room: String,
     license: String,
     task: String,
     revision: String,
@@ -97,7 +99,10 @@ pub(super) async fn order(visitor: Visitor, Form(form): Form<OrderForm>) -> Resp
     }
     let found = api.send(Method::POST, "/v1/models?check=true", Some(Value::Object(order))).await;
     match found {
-        Ok(answer) => again(&visitor, form, model, Ok(Found::of(&answer.body))),
+        Ok(answer) => {
+            let system = api.get("/v1/system").await.unwrap_or(Value::Null);
+            again(&visitor, form, model, Ok(Found::of(&answer.body, &system)))
+        }
         Err(Refusal { detail, .. }) => again(&visitor, form, model, Err(Notice::bad(detail))),
     }
 }
@@ -144,12 +149,13 @@ fn order_of(text: &str) -> Result<Map<String, Value>, String> {
 }
 
 impl Found {
-    fn of(listing: &Value) -> Found {
+    fn of(listing: &Value, system: &Value) -> Found {
         let files = list(listing, "/files").iter();
         let size =
             |bytes: Option<f64>| bytes.map_or_else(|| "not known".to_owned(), |bytes| format::bytes(bytes as u64));
         Found {
             size: size(number(listing, "/bytes_total")),
+            room: size(number(system, "/disk/free_mb").map(|free| free * 1_048_576.0)),
             license: text(listing, "/license").unwrap_or_else(|| "not named".to_owned()),
             task: text(listing, "/task").unwrap_or_else(|| "told when it is there".to_owned()),
             revision: text_or_dash(listing, "/revision"),

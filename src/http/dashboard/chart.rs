@@ -2,42 +2,69 @@
 
 use std::fmt::Write;
 
-/// A line over time, `points` evenly apart, the newest at the right; gaps where there is none. Gives an `svg` element that fills
-/// its box.
-pub(super) fn line(points: &[Option<f64>], label: &str) -> String {
+/// A line of a chart: its class, what it is called, and its points evenly apart, the newest last; gaps where there is none.
+pub(super) struct Line {
+    pub(super) class: &'static str,
+    pub(super) name: &'static str,
+    pub(super) points: Vec<Option<f64>>,
+}
+
+/// Lines over the time `span`, drawn to one scale, with what they are in words: `title`, `write` for the highest point, and their
+/// names where there are several.
+pub(super) fn over_time(title: &str, span: &str, lines: &[Line], write: fn(f64) -> String) -> String {
+    let points = lines.iter().flat_map(|line| line.points.iter().flatten());
+    let most = points.copied().filter(|point| point.is_finite()).fold(0.0, f64::max);
+    let label = format!("{title} over {span}, at most {}", write(most));
+    let mut html = format!("<figure class=\"chart\"><figcaption><span>{}</span>", escaped(title));
+    for line in lines.iter().filter(|_| lines.len() > 1) {
+        let _ = write!(
+            html,
+            "<span class=\"key\"><svg viewBox=\"0 0 16 10\" aria-hidden=\"true\"><path class=\"stroke {}\" d=\"M0 5H16\"/></svg> {}</span>",
+            line.class, line.name
+        );
+    }
+    let _ = write!(
+        html,
+        "<span class=\"most\">at most {}</span></figcaption>{}",
+        escaped(&write(most)),
+        drawn(lines, most, &label)
+    );
+    let _ = write!(html, "<p class=\"span\" aria-hidden=\"true\"><span>{span} ago</span><span>now</span></p></figure>");
+    html
+}
+
+/// An `svg` element that fills its box.
+fn drawn(lines: &[Line], most: f64, label: &str) -> String {
     const WIDTH: f64 = 600.0;
     const HEIGHT: f64 = 80.0;
-    let most = points.iter().flatten().copied().filter(|point| point.is_finite()).fold(0.0, f64::max);
     let scale = if most > 0.0 { (HEIGHT - 4.0) / most } else { 0.0 };
-    let step = WIDTH / (points.len().max(2) - 1) as f64;
-    let (mut path, mut area, mut start) = (String::new(), String::new(), None);
-    for (at, point) in points.iter().enumerate() {
-        let x = at as f64 * step;
-        match point.filter(|point| point.is_finite()) {
-            Some(point) => {
-                let y = HEIGHT - 2.0 - point.max(0.0) * scale;
-                let _ = write!(path, "{}{x:.1} {y:.1}", if start.is_none() { "M" } else { "L" });
-                if start.is_none() {
-                    let _ = write!(area, "M{x:.1} {HEIGHT:.1}");
-                    start = Some(x);
-                }
-                let _ = write!(area, "L{x:.1} {y:.1}");
-                if at + 1 == points.len() {
-                    let _ = write!(area, "L{x:.1} {HEIGHT:.1}Z");
-                }
-            }
-            None => {
-                if start.take().is_some() {
-                    let _ = write!(area, "L{:.1} {HEIGHT:.1}Z", x - step);
-                }
+    let mut svg = format!(
+        "<svg class=\"line\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"{}\">",
+        escaped(label)
+    );
+    for Line { class, points, .. } in lines {
+        let step = WIDTH / (points.len().max(2) - 1) as f64;
+        let place = |(at, point): (usize, &Option<f64>)| {
+            let point = point.filter(|point| point.is_finite())?;
+            Some((at as f64 * step, HEIGHT - 2.0 - point.max(0.0) * scale))
+        };
+        let places: Vec<Option<(f64, f64)>> = points.iter().enumerate().map(place).collect();
+        let (mut path, mut area) = (String::new(), String::new());
+        for piece in places.split(Option::is_none).filter(|piece| !piece.is_empty()) {
+            let piece: Vec<(f64, f64)> = piece.iter().flatten().copied().collect();
+            let corners: Vec<String> = piece.iter().map(|(x, y)| format!("{x:.1} {y:.1}")).collect();
+            // One point alone is a dot: a line of no length with round ends.
+            let _ = write!(path, "M{}{}", corners.join("L"), if piece.len() == 1 { "h.01" } else { "" });
+            if let (Some((first, _)), Some((last, _))) = (piece.first(), piece.last()) {
+                let _ = write!(area, "M{first:.1} {HEIGHT:.1}L{}L{last:.1} {HEIGHT:.1}Z", corners.join("L"));
             }
         }
+        if lines.len() == 1 {
+            let _ = write!(svg, "<path class=\"area {class}\" d=\"{area}\"/>");
+        }
+        let _ = write!(svg, "<path class=\"stroke {class}\" d=\"{path}\" vector-effect=\"non-scaling-stroke\"/>");
     }
-    format!(
-        "<svg class=\"line\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" preserveAspectRatio=\"none\" role=\"img\" aria-label=\"{}\">\
-         <path class=\"area\" d=\"{area}\"/><path class=\"stroke\" d=\"{path}\" vector-effect=\"non-scaling-stroke\"/></svg>",
-        escaped(label)
-    )
+    svg + "</svg>"
 }
 
 /// Parts of a whole side by side, each with its class. Gives nothing where all are 0.
@@ -94,16 +121,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_has_its_gaps_and_stays_inside() {
-        let svg = line(&[None, Some(0.0), Some(10.0), None, Some(5.0), Some(f64::NAN), Some(5.0)], "a <b>");
-        assert_eq!(svg.matches('M').count(), 6, "{svg}");
-        assert_eq!(svg.matches('Z').count(), 3, "{svg}");
-        assert!(
-            svg.contains("a &lt;b&gt;")
-                && !svg.contains("NaN")
-                && !svg.contains('-'.to_string().as_str().repeat(2).as_str())
-        );
-        assert!(line(&[], "").contains("d=\"\""));
+    fn lines_have_their_gaps_and_stay_inside() {
+        let points = vec![None, Some(0.0), Some(10.0), None, Some(5.0), Some(f64::NAN), Some(5.0)];
+        let line = |class, points| Line { class, name: "a <b>", points };
+        let svg = drawn(&[line("run", points.clone())], 10.0, "a <b>");
+        let path = |class: &str| {
+            let from = svg.split(&format!("class=\"{class} run\" d=\"")).nth(1).unwrap();
+            from.split('"').next().unwrap().to_owned()
+        };
+        assert_eq!(path("stroke"), "M100.0 78.0L200.0 2.0M400.0 40.0h.01M600.0 40.0h.01");
+        assert_eq!(path("area").matches('Z').count(), 3);
+        assert!(svg.contains("a &lt;b&gt;") && !svg.contains("NaN"));
+        assert!(drawn(&[line("run", Vec::new())], 0.0, "").contains("d=\"\""));
+        // Several lines have no areas, and are named.
+        let both = over_time("T", "15 min", &[line("run", points), line("queue", vec![Some(20.0)])], |most| {
+            format!("{most} x")
+        });
+        assert!(!both.contains("class=\"area") && both.matches("class=\"key\"").count() == 2, "{both}");
+        assert!(both.contains("T over 15 min, at most 20 x") && both.contains("<span>15 min ago</span>"), "{both}");
     }
 
     #[test]

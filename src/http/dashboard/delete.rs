@@ -2,12 +2,15 @@
 
 use super::format;
 use super::frame::{Frame, Visitor, page};
-use super::values::{integer, list, text, text_or_dash};
+use super::model::stored;
+use super::values::{integer, text};
 use crate::http::extract::ModelPath;
 use askama::Template;
 use axum::extract::Query;
-use axum::response::{IntoResponse, Response};
+use axum::http::StatusCode;
+use axum::response::Response;
 use serde::Deserialize;
+use serde_json::Value;
 
 #[derive(Template)]
 #[template(path = "delete.html")]
@@ -16,7 +19,8 @@ struct Delete {
     name: String,
     version: Option<String>,
     is_serving: bool,
-    files: Vec<(String, String)>,
+    files: Vec<(String, String, String)>,
+    size: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -27,16 +31,24 @@ pub(super) struct DeleteQuery {
 pub(super) async fn show(visitor: Visitor, path: ModelPath, Query(query): Query<DeleteQuery>) -> Response {
     let model = match visitor.dashboard.api.get(&format!("/v1/models/{}", path.name)).await {
         Ok(model) => model,
-        Err(refusal) => return visitor.refused(&refusal).into_response(),
+        Err(refusal) => return visitor.refused(&refusal),
     };
     let is_default = query.version.is_none() || query.version == text(&model, "/default_version");
-    // Of other versions the API names no files.
-    let files = list(&model, "/source/files").iter().filter(|_| is_default);
+    // Only numbers are versions; of others the API would say so in its own words.
+    let version = query.version.as_ref().filter(|version| version.bytes().all(|byte| byte.is_ascii_digit()));
+    let of_version = version.map(|version| format!("?version={version}")).unwrap_or_default();
+    let files = match visitor.dashboard.api.get(&format!("/v1/models/{}/files{of_version}", path.name)).await {
+        Ok(files) => files,
+        // A folder that cannot be read can be deleted.
+        Err(refusal) if refusal.status == StatusCode::UNPROCESSABLE_ENTITY => Value::Null,
+        Err(refusal) => return visitor.refused(&refusal),
+    };
     let name = path.name.to_string();
     page(&Delete {
         frame: visitor.frame(format!("Delete {name}"), "/ui/models", format!("/ui/models/{name}/delete")),
-        is_serving: is_default && model.get("loaded").and_then(serde_json::Value::as_bool) == Some(true),
-        files: files.map(|file| (text_or_dash(file, "/path"), format::bytes(integer(file, "/bytes")))).collect(),
+        is_serving: is_default && model.get("loaded").and_then(Value::as_bool) == Some(true),
+        files: stored(&files),
+        size: format::bytes(integer(&files, "/bytes_total")),
         version: query.version,
         name,
     })

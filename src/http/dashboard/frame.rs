@@ -2,11 +2,13 @@
 
 use super::Pages;
 use super::api::Refusal;
-use crate::auth::Caller;
+use super::history::Range;
+use crate::auth::{Caller, Role};
+use crate::http::access::Peer;
 use askama::Template;
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::http::{Extensions, HeaderMap, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 
 /// What every template calls `frame`.
@@ -20,9 +22,13 @@ pub(super) struct Frame {
     pub(super) theme: &'static str,
     /// Where its changing parts come from.
     pub(super) live: Option<String>,
+    /// How far back its charts go, where that was chosen.
+    pub(super) range: Option<Range>,
     pub(super) notice: Option<Notice>,
     /// The key that the visitor signed in with.
     pub(super) signed_in: Option<String>,
+    /// Why the visitor may look and try, and change nothing; `None` for who may change things.
+    pub(super) look_only: Option<&'static str>,
     /// Whether there are other pages to go to.
     pub(super) is_inside: bool,
     pub(super) version: &'static str,
@@ -52,6 +58,7 @@ impl Frame {
         ("/ui/events", "Events"),
         ("/ui/system", "System"),
     ];
+    pub(super) const RANGES: [Range; 3] = Range::ALL;
     pub(super) const THEMES: [&'static str; 3] = ["auto", "light", "dark"];
 
     /// Of a page for somebody who is not let in.
@@ -67,8 +74,10 @@ impl Frame {
             here: here.into(),
             theme,
             live: None,
+            range: None,
             notice: None,
             signed_in: None,
+            look_only: None,
             is_inside: false,
             version: env!("CARGO_PKG_VERSION"),
             runtime,
@@ -76,8 +85,27 @@ impl Frame {
         }
     }
 
+    /// Whether what the route table asks any key for is offered, such as to cancel a job.
+    pub(super) fn may_act(&self) -> bool {
+        self.may_manage() || self.signed_in.is_some()
+    }
+
+    /// The pages to go to.
+    pub(super) fn pages(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        Frame::PAGES.into_iter().filter(|(path, _)| self.may_manage() || *path != "/ui/add")
+    }
+
+    /// Whether what the route table asks an admin for is offered. Pressed all the same, it is refused there.
+    pub(super) fn may_manage(&self) -> bool {
+        self.look_only.is_none()
+    }
+
     pub(super) fn is_at(&self, path: &str) -> bool {
         self.path == path
+    }
+
+    pub(super) fn has_range(&self, range: &Range) -> bool {
+        self.range == Some(*range)
     }
 
     pub(super) fn has_theme(&self, theme: &str) -> bool {
@@ -86,7 +114,8 @@ impl Frame {
 
     /// The parts of the page at `here` come live.
     pub(super) fn live(mut self) -> Frame {
-        self.live = Some(format!("/ui/live?of={}", self.here));
+        let range = self.range.map_or_else(String::new, |range| format!("&minutes={}", range.minutes()));
+        self.live = Some(format!("/ui/live?of={}{range}", self.here));
         self
     }
 
@@ -96,9 +125,14 @@ impl Frame {
     }
 }
 
+/// The value of a key in an address, as it stands there.
+fn in_query<'a>(query: Option<&'a str>, key: &str) -> Option<&'a str> {
+    query?.split('&').find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='))
+}
+
 /// What was done, by a word of the address: the text is never the address's own.
 fn done(query: Option<&str>) -> Option<Notice> {
-    let word = query?.split('&').find_map(|pair| pair.strip_prefix("done="))?;
+    let word = in_query(query, "done")?;
     let text = match word {
         "load" => "The model is loaded.",
         "unload" => "The model is unloaded and its memory is free.",
@@ -123,6 +157,10 @@ fn done(query: Option<&str>) -> Option<Notice> {
 pub(super) struct Visitor {
     pub(super) dashboard: Pages,
     pub(super) caller: Option<Caller>,
+    /// See [`Frame::look_only`].
+    pub(super) look_only: Option<&'static str>,
+    /// See [`Frame::range`].
+    pub(super) range: Option<Range>,
     theme: &'static str,
     notice: Option<Notice>,
 }
@@ -132,26 +170,40 @@ impl<S: Send + Sync> FromRequestParts<S> for Visitor {
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Visitor, Response> {
         match parts.extensions.get::<Pages>() {
-            Some(dashboard) => {
-                let caller = parts.extensions.get::<Caller>().cloned();
-                Ok(Visitor::new(dashboard.clone(), caller, &parts.headers, &parts.uri))
-            }
+            Some(dashboard) => Ok(Visitor {
+                dashboard: dashboard.clone(),
+                caller: parts.extensions.get::<Caller>().cloned(),
+                look_only: look_only(dashboard.state.auth.is_on(), &parts.extensions),
+                range: in_query(parts.uri.query(), "minutes").and_then(Range::of),
+                theme: theme_of(&parts.headers),
+                notice: done(parts.uri.query()),
+            }),
             None => Err(StatusCode::NOT_FOUND.into_response()),
         }
     }
 }
 
-impl Visitor {
-    pub(super) fn new(dashboard: Pages, caller: Option<Caller>, headers: &HeaderMap, uri: &Uri) -> Visitor {
-        Visitor { dashboard, caller, theme: theme_of(headers), notice: done(uri.query()) }
+/// Why whoever sends a request may change nothing, from what is known of it; `None` where they may. The only place where pages
+/// learn that: what they offer follows from it.
+fn look_only(asks_for_keys: bool, about: &Extensions) -> Option<&'static str> {
+    if let Some(caller) = about.get::<Caller>() {
+        let is_low = caller.role < Role::Admin;
+        return is_low
+            .then_some("An infer key looks and tries models; to change something, sign in with an admin key.");
     }
+    let is_local = about.get::<Peer>().is_some_and(|Peer(from)| from.to_canonical().is_loopback());
+    (!asks_for_keys && !is_local).then_some(
+        "Without a key nothing is changed from another machine: make one with `ortus key create --role admin` where the server runs.",
+    )
+}
 
+impl Visitor {
     /// `here` is the page's address; see [`Frame::path`] for `path`.
     pub(super) fn frame(&self, title: impl Into<String>, path: &'static str, here: impl Into<String>) -> Frame {
         let signed_in = self.caller.as_ref().map(|caller| format!("{} key {}", caller.role.name(), caller.id));
         let runtime = self.dashboard.state.engine.runtime_version();
-        let frame = Frame { signed_in, ..Frame::outside(title, here, self.theme, runtime) };
-        Frame { path, is_inside: true, notice: self.notice.clone(), ..frame }
+        let frame = Frame { signed_in, look_only: self.look_only, ..Frame::outside(title, here, self.theme, runtime) };
+        Frame { path, is_inside: true, range: self.range, notice: self.notice.clone(), ..frame }
     }
 
     /// Whether the browser came by TLS: to us, or to a proxy before us that says so. Who lies here only loses the own cookie.
@@ -217,6 +269,23 @@ mod tests {
     fn what_was_done_is_a_word_of_a_list() {
         assert!(done(Some("done=load")).is_some_and(|notice| !notice.bad));
         assert!(done(Some("done=<script>")).is_none() && done(None).is_none());
+    }
+
+    #[test]
+    fn who_has_no_key_changes_things_from_the_same_machine_only() {
+        let from = |address: &str| {
+            let mut about = Extensions::new();
+            about.insert(Peer(address.parse().unwrap()));
+            about
+        };
+        for near in ["127.0.0.1", "127.8.9.1", "::1", "::ffff:127.0.0.1"] {
+            assert_eq!(look_only(false, &from(near)), None, "{near}");
+        }
+        for far in ["192.0.2.7", "2001:db8::1", "::ffff:192.0.2.7", "0.0.0.0"] {
+            assert!(look_only(false, &from(far)).is_some_and(|why| why.contains("ortus key create")), "{far}");
+            // Nobody without a key comes further than the sign-in page then.
+            assert_eq!(look_only(true, &from(far)), None, "{far}");
+        }
     }
 
     #[test]

@@ -148,11 +148,11 @@ impl Sample {
         Some(self.models.entry(name.to_owned()).or_default())
     }
 
-    /// Of a model, or of all.
-    pub(super) fn of(&self, model: Option<&str>) -> Counts {
+    /// Of a model, where it has some, or of all.
+    pub(super) fn of(&self, model: Option<&str>) -> Option<&Counts> {
         match model {
-            None => self.all.clone(),
-            Some(name) => self.models.get(name).cloned().unwrap_or_default(),
+            None => Some(&self.all),
+            Some(name) => self.models.get(name),
         }
     }
 }
@@ -187,14 +187,71 @@ impl History {
         }
     }
 
-    /// `points` numbers over fifteen minutes, the newest last; `None` before the server's start. `read` takes the samples at
-    /// the beginning and the end of each.
-    pub(super) fn series(&self, points: usize, read: impl Fn(&Sample, &Sample) -> f64) -> Vec<Option<f64>> {
-        let step = SAMPLES_MAX / points.max(1);
+    /// Numbers over `range`, the newest last; `None` before the server's start. `read` takes the samples at the beginning and the
+    /// end of what each point is of: its part of the range, or `of` where that is longer.
+    pub(super) fn series(
+        &self,
+        range: Range,
+        of: Duration,
+        read: impl Fn(&Sample, &Sample) -> Option<f64>,
+    ) -> Vec<Option<f64>> {
         let newest = self.0.len();
+        let back = step_of(range).max(usize::try_from(of.as_secs()).unwrap_or(SAMPLES_MAX));
         let at = |back: usize| newest.checked_sub(1 + back).and_then(|place| self.0.get(place));
-        let point = |number: usize| Some(read(at((number + 1) * step)?, at(number * step)?));
-        (0..points).rev().map(point).collect()
+        let point = |number: usize| {
+            let end = at(number * step_of(range))?;
+            // What is younger than its part is of what there is.
+            let begin =
+                at(number * step_of(range) + back).or_else(|| self.0.front().filter(|first| first.at < end.at))?;
+            read(begin, end)
+        };
+        (0..range.seconds() / step_of(range)).rev().map(point).collect()
+    }
+
+    /// The shortest range that shows all there is.
+    pub(super) fn range(&self) -> Range {
+        let held =
+            self.0.back().zip(self.0.front()).map_or(Duration::ZERO, |(last, first)| last.at.saturating_sub(first.at));
+        let fits = |range: &Range| held.as_secs() <= range.seconds() as u64;
+        Range::ALL.into_iter().find(fits).unwrap_or(Range::Fifteen)
+    }
+}
+
+/// How far back charts go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Range {
+    One,
+    Five,
+    Fifteen,
+}
+
+impl Range {
+    pub(super) const ALL: [Range; 3] = [Range::One, Range::Five, Range::Fifteen];
+
+    pub(super) fn minutes(self) -> usize {
+        match self {
+            Range::One => 1,
+            Range::Five => 5,
+            Range::Fifteen => 15,
+        }
+    }
+
+    fn seconds(self) -> usize {
+        self.minutes() * 60
+    }
+
+    /// By its minutes, as an address has them.
+    pub(super) fn of(minutes: &str) -> Option<Range> {
+        Range::ALL.into_iter().find(|range| range.minutes().to_string() == minutes)
+    }
+}
+
+/// Seconds, and so samples, from one point of a chart to the next.
+fn step_of(range: Range) -> usize {
+    match range {
+        Range::One => 1,
+        Range::Five => 2,
+        Range::Fifteen => 5,
     }
 }
 
@@ -222,12 +279,37 @@ mod tests {
         }
         assert_eq!(history.0.len(), SAMPLES_MAX);
         assert_eq!(history.rate(Duration::from_secs(10), |sample| sample.all.answered), 3.0);
-        let series = history.series(90, |before, after| rate(before, after, |sample| sample.all.answered));
-        assert_eq!((series.len(), series.last(), series.first()), (90, Some(&Some(3.0)), Some(&None)));
-        assert!(series.iter().skip(1).all(|point| *point == Some(3.0)));
+        let read = |before: &Sample, after: &Sample| Some(rate(before, after, |sample| sample.all.answered));
+        for (range, points) in [(Range::One, 60), (Range::Five, 150), (Range::Fifteen, 180)] {
+            for of in [Duration::ZERO, Duration::from_secs(10)] {
+                assert_eq!(history.series(range, of, read), vec![Some(3.0); points]);
+            }
+        }
         // A restart of a count is no negative rate.
         history.push(sample(1000, 0));
         assert_eq!(history.rate(Duration::from_secs(10), |sample| sample.all.answered), 0.0);
+    }
+
+    #[test]
+    fn charts_show_what_there_is_and_gaps_before() {
+        let mut history = History::default();
+        assert_eq!(
+            (history.range(), history.series(Range::One, Duration::ZERO, |_, _| Some(1.0))),
+            (Range::One, vec![None; 60])
+        );
+        for second in 0..62 {
+            history.push(sample(second, second));
+        }
+        assert_eq!(history.range(), Range::Five);
+        let series =
+            history.series(Range::Five, Duration::ZERO, |before, after| Some((after.at - before.at).as_secs_f64()));
+        let (none, some) = series.split_at(150 - 31);
+        assert!(none.iter().all(Option::is_none) && some.first() == Some(&Some(1.0)), "{series:?}");
+        assert!(some.iter().skip(1).all(|point| *point == Some(2.0)), "{series:?}");
+        assert_eq!(
+            ["1", "5", "15", "0", "", "x"].map(Range::of).map(|range| range.map(Range::minutes)),
+            [Some(1), Some(5), Some(15), None, None, None]
+        );
     }
 
     #[test]

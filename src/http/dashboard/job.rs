@@ -1,16 +1,22 @@
 //! One job, and what an optimisation found.
 
-use super::format;
+use super::api::Refusal;
 use super::frame::{Frame, Visitor, page};
-use super::values::{Look, integer, list, number, state, text, text_or_dash};
+use super::live::Parts;
+use super::values::{Look, integer, list, number, pretty_up_to, state, text, text_or_dash};
+use super::{chart, format};
 use crate::http::extract::JobPath;
 use askama::Template;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use serde_json::Value;
+use uuid::Uuid;
+
+/// Characters of a result that are shown.
+const RESULT_CHARS_MAX: usize = 20_000;
 
 #[derive(Template)]
-#[template(path = "job.html")]
-struct Job {
+#[template(path = "job.html", blocks = ["job"])]
+pub(super) struct Job {
     frame: Frame,
     id: String,
     kind: String,
@@ -18,8 +24,20 @@ struct Job {
     state: Look,
     error: Option<String>,
     is_running: bool,
+    /// As HTML; empty where there is nothing to count.
+    progress: String,
     facts: Vec<(&'static str, String)>,
     report: Option<Report>,
+    /// A variant that is better and was not adopted.
+    better: Option<Better>,
+    /// What a prediction gave.
+    result: String,
+}
+
+/// What is asked of another optimisation, so that its best serves.
+struct Better {
+    precision: String,
+    max_drift: String,
 }
 
 /// What an optimisation found.
@@ -42,31 +60,63 @@ struct VariantRow {
 }
 
 pub(super) async fn show(visitor: Visitor, JobPath(id): JobPath) -> Response {
-    let job = match visitor.dashboard.api.get(&format!("/v1/jobs/{id}")).await {
-        Ok(job) => job,
-        Err(refusal) => return visitor.refused(&refusal).into_response(),
-    };
+    match build(&visitor, id).await {
+        Ok(job) => page(&job),
+        Err(refusal) => visitor.refused(&refusal),
+    }
+}
+
+pub(super) async fn build(visitor: &Visitor, id: Uuid) -> Result<Job, Refusal> {
+    let job = visitor.dashboard.api.get(&format!("/v1/jobs/{id}")).await?;
     let word = text_or_dash(&job, "/status");
-    let time = |pointer: &str| text(&job, pointer).unwrap_or_else(|| "–".to_owned());
-    page(&Job {
-        frame: visitor.frame("Job", "/ui/jobs", format!("/ui/jobs/{id}")),
+    let is_running = matches!(word.as_str(), "queued" | "running");
+    let time = |pointer: &str| text(&job, pointer).map_or_else(|| "–".to_owned(), |at| format::moment(&at));
+    let frame = visitor.frame("Job", "/ui/jobs", format!("/ui/jobs/{id}"));
+    let (done, total) = (integer(&job, "/progress/done"), integer(&job, "/progress/total"));
+    let items = format!("{done} of {total}");
+    let result = job.get("result").filter(|result| !result.is_null());
+    let report = result.filter(|result| result.get("variants").is_some());
+    Ok(Job {
+        // What has ended changes no more.
+        frame: if is_running { frame.live() } else { frame },
         kind: text_or_dash(&job, "/kind"),
         model: text_or_dash(&job, "/model"),
         state: state(&word),
         error: text(&job, "/error/detail"),
-        is_running: matches!(word.as_str(), "queued" | "running"),
+        is_running,
+        progress: if total > 0 { chart::progress(done as f64 / total as f64, &items) } else { String::new() },
         facts: vec![
-            ("Items", format!("{} of {}", integer(&job, "/progress/done"), integer(&job, "/progress/total"))),
+            ("Items", items),
             ("Version", text_or_dash(&job, "/version")),
-            ("Made", time("/created_at")),
-            ("Started", time("/started_at")),
-            ("Finished", time("/finished_at")),
-            ("Kept until", time("/expires_at")),
+            ("Made (UTC)", time("/created_at")),
+            ("Started (UTC)", time("/started_at")),
+            ("Finished (UTC)", time("/finished_at")),
+            ("Kept until (UTC)", time("/expires_at")),
             ("Request", text_or_dash(&job, "/request_id")),
         ],
-        report: job.get("result").filter(|result| result.get("variants").is_some()).map(Report::of),
+        better: report.and_then(better),
+        result: result
+            .filter(|_| report.is_none())
+            .map(|result| pretty_up_to(result, RESULT_CHARS_MAX))
+            .unwrap_or_default(),
+        report: report.map(Report::of),
         id: id.to_string(),
     })
+}
+
+impl Job {
+    pub(super) fn parts(&self) -> Parts {
+        self.as_job().render().map(|html| vec![("job", html)]).unwrap_or_default()
+    }
+}
+
+/// The first variant that is better, where none was adopted.
+fn better(report: &Value) -> Option<Better> {
+    let is_better = |variant: &&Value| text(variant, "/verdict").as_deref() == Some("better");
+    let found = list(report, "/variants").iter().find(is_better)?;
+    let is_open = report.pointer("/adopted").is_none_or(Value::is_null);
+    is_open
+        .then(|| Better { precision: text_or_dash(found, "/precision"), max_drift: text_or_dash(report, "/max_drift") })
 }
 
 impl Report {
@@ -137,7 +187,7 @@ mod tests {
 
     #[test]
     fn a_report_is_rows_with_what_is_unknown_as_dashes() {
-        let report = Report::of(&json!({
+        let found = json!({
             "why": "int8 is the fastest", "device": "cpu", "threads": 2, "inputs": {"source": "samples", "count": 4},
             "max_drift": 0.01, "min_speed": 1.05, "adopted": {"precision": "int8", "version": "2"},
             "variants": [
@@ -146,11 +196,20 @@ mod tests {
                  "drift": {"cosine": 0.9994, "max_abs": 0.0125, "top1": null}},
                 {"precision": "int4", "verdict": "impossible", "reason": "no product"},
             ],
-        }));
+        });
+        let report = Report::of(&found);
         let [int8, int4] = report.variants.as_slice() else { panic!("two rows") };
         assert_eq!((int8.speed.as_str(), int8.rows_per_second.as_str()), ("2.36 ×", "100 → 236"));
         assert_eq!((int8.cosine.as_str(), int8.max_abs.as_str(), int8.top1.as_str()), ("0.999400", "1.3e-2", "–"));
         assert_eq!((int4.verdict.word, int4.speed.as_str(), int4.bytes.as_str()), ("impossible", "–", "–"));
         assert!(report.facts.iter().any(|(what, value)| *what == "Adopted" && value.contains("version 2")));
+        // What is better is offered as long as nothing was adopted.
+        assert!(better(&found).is_none());
+        let mut compared = found;
+        compared["adopted"] = Value::Null;
+        let offer = better(&compared).unwrap();
+        assert_eq!((offer.precision.as_str(), offer.max_drift.as_str()), ("int8", "0.01"));
+        compared["variants"][0]["verdict"] = "drifts".into();
+        assert!(better(&compared).is_none());
     }
 }

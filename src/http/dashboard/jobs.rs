@@ -18,26 +18,37 @@ pub(super) struct Jobs {
     jobs: Vec<JobRow>,
 }
 
-struct DownloadRow {
-    id: String,
-    name: String,
-    state: Look,
-    error: Option<String>,
-    progress: String,
+/// A model on its way.
+pub(super) struct DownloadRow {
+    pub(super) id: String,
+    short: String,
+    pub(super) name: String,
+    /// Whether the store has it.
+    pub(super) is_there: bool,
+    pub(super) state: Look,
+    pub(super) error: Option<String>,
+    /// As HTML.
+    pub(super) progress: String,
     source: String,
-    is_running: bool,
+    pub(super) is_running: bool,
 }
 
-struct JobRow {
-    id: String,
-    short: String,
+/// Whether a download goes on.
+pub(super) fn is_running(download: &Value) -> bool {
+    !matches!(text_or_dash(download, "/state").as_str(), "done" | "failed" | "cancelled")
+}
+
+/// A job in a table.
+pub(super) struct JobRow {
+    pub(super) id: String,
+    pub(super) short: String,
     kind: String,
     model: String,
-    state: Look,
+    pub(super) state: Look,
     error: Option<String>,
     items: String,
-    at: String,
-    made: String,
+    pub(super) at: String,
+    pub(super) made: String,
     is_running: bool,
 }
 
@@ -67,10 +78,10 @@ impl Jobs {
 }
 
 impl DownloadRow {
-    fn of(download: &Value) -> DownloadRow {
-        let word = text_or_dash(download, "/state");
+    pub(super) fn of(download: &Value) -> DownloadRow {
+        let (id, word) = (text_or_dash(download, "/id"), text_or_dash(download, "/state"));
         let (done, total) = (integer(download, "/bytes_done"), number(download, "/bytes_total"));
-        let is_running = !matches!(word.as_str(), "done" | "failed" | "cancelled");
+        let is_running = is_running(download);
         let mut progress = match total.filter(|total| *total > 0.0) {
             Some(total) => {
                 let label = format!("{} of {}", format::bytes(done), format::bytes(total as u64));
@@ -88,7 +99,9 @@ impl DownloadRow {
         let revision =
             text(download, "/revision").map(|revision| format!(" @ {}", short(&revision))).unwrap_or_default();
         DownloadRow {
-            id: text_or_dash(download, "/id"),
+            short: id.get(..8).unwrap_or(&id).to_owned(),
+            id,
+            is_there: word == "done",
             name: text_or_dash(download, "/name"),
             state: state(&word),
             error: text(download, "/error/detail"),
@@ -106,7 +119,7 @@ fn short(revision: &str) -> &str {
 }
 
 impl JobRow {
-    fn of(job: &Value) -> JobRow {
+    pub(super) fn of(job: &Value) -> JobRow {
         let (id, word) = (text_or_dash(job, "/id"), text_or_dash(job, "/status"));
         JobRow {
             short: id.get(..8).unwrap_or(&id).to_owned(),

@@ -1,12 +1,11 @@
 //! The changing parts of the pages: one stream for each tab, written once a second for all who look at the same page.
 
 use super::frame::Visitor;
-use super::{Pages, jobs, model, models, overview, system};
-use crate::auth::Caller;
+use super::history::Range;
+use super::{download, job, jobs, model, models, overview, system};
 use crate::engine::ModelName;
-use axum::Extension;
 use axum::extract::Query;
-use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::http::StatusCode;
 use axum::response::sse::Event;
 use axum::response::{IntoResponse, Response};
 use futures_util::Stream;
@@ -16,6 +15,7 @@ use std::convert::Infallible;
 use std::sync::{Arc, PoisonError};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 /// Parts of a page by their names, as HTML.
 pub(super) type Parts = Vec<(&'static str, String)>;
@@ -24,8 +24,11 @@ pub(super) type Parts = Vec<(&'static str, String)>;
 #[derive(Default)]
 pub(super) struct Rendered {
     tick: u64,
-    pages: HashMap<String, Arc<Parts>>,
+    pages: HashMap<Key, Arc<Parts>>,
 }
+
+/// The page's address, what a visitor may do, on which depends what is offered, and how far back its charts go.
+type Key = (String, [bool; 2], Option<Range>);
 
 #[derive(Debug, Deserialize)]
 pub(super) struct LiveQuery {
@@ -39,6 +42,8 @@ enum Live {
     Models,
     Model(ModelName),
     Jobs,
+    Job(Uuid),
+    Download(Uuid),
     System,
 }
 
@@ -49,7 +54,15 @@ impl Live {
             "/ui/models" => Live::Models,
             "/ui/jobs" => Live::Jobs,
             "/ui/system" => Live::System,
-            other => Live::Model(ModelName::parse(other.strip_prefix("/ui/models/")?).ok()?),
+            other => {
+                let (kind, which) = other.strip_prefix("/ui/")?.split_once('/')?;
+                match kind {
+                    "models" => Live::Model(ModelName::parse(which).ok()?),
+                    "jobs" => Live::Job(which.parse().ok()?),
+                    "downloads" => Live::Download(which.parse().ok()?),
+                    _ => return None,
+                }
+            }
         })
     }
 
@@ -59,25 +72,21 @@ impl Live {
             Live::Models => Some(models::build(visitor).await.ok()?.parts()),
             Live::Model(name) => Some(model::build(visitor, name).await.ok()?.parts()),
             Live::Jobs => Some(jobs::build(visitor).await.ok()?.parts()),
+            Live::Job(id) => Some(job::build(visitor, *id).await.ok()?.parts()),
+            Live::Download(id) => Some(download::build(visitor, *id).await.ok()?.parts()),
             Live::System => Some(system::build(visitor).await.ok()?.parts()),
         }
     }
 }
 
-pub(super) async fn stream(
-    Extension(dashboard): Extension<Pages>,
-    caller: Option<Extension<Caller>>,
-    Query(LiveQuery { of }): Query<LiveQuery>,
-    headers: HeaderMap,
-    uri: Uri,
-) -> Response {
+pub(super) async fn stream(visitor: Visitor, Query(LiveQuery { of }): Query<LiveQuery>) -> Response {
     let Some(page) = Live::of(&of) else { return StatusCode::NOT_FOUND.into_response() };
-    let (state, caller) = (dashboard.state.clone(), caller.map(|caller| caller.0));
+    let (state, caller) = (visitor.dashboard.state.clone(), visitor.caller.clone());
     let feed = Feed {
-        ticks: dashboard.ticks.subscribe(),
-        stopping: dashboard.state.tasks.stopping().clone(),
-        visitor: Visitor::new(dashboard, caller.clone(), &headers, &uri),
-        address: of,
+        ticks: visitor.dashboard.ticks.subscribe(),
+        stopping: visitor.dashboard.state.tasks.stopping().clone(),
+        key: (of, [visitor.look_only.is_none(), visitor.caller.is_some()], visitor.range),
+        visitor,
         page,
         sent: HashMap::new(),
         ready: Vec::new(),
@@ -89,7 +98,8 @@ struct Feed {
     ticks: watch::Receiver<u64>,
     stopping: CancellationToken,
     visitor: Visitor,
-    address: String,
+    /// Of what is rendered.
+    key: Key,
     page: Live,
     /// What this tab has already.
     sent: HashMap<&'static str, String>,
@@ -132,7 +142,7 @@ impl Feed {
             if rendered.tick != tick {
                 *rendered = Rendered { tick, pages: HashMap::new() };
             }
-            rendered.pages.get(&self.address).cloned()
+            rendered.pages.get(&self.key).cloned()
         };
         if let Some(parts) = known {
             return Some(parts);
@@ -140,7 +150,7 @@ impl Feed {
         let parts = Arc::new(self.page.parts(&self.visitor).await?);
         let mut rendered = dashboard.rendered.lock().unwrap_or_else(PoisonError::into_inner);
         if rendered.tick == tick {
-            rendered.pages.insert(self.address.clone(), parts.clone());
+            rendered.pages.insert(self.key.clone(), parts.clone());
         }
         Some(parts)
     }
@@ -154,7 +164,10 @@ mod tests {
     fn a_page_is_known_by_its_address() {
         assert_eq!(Live::of("/"), Some(Live::Overview));
         assert_eq!(Live::of("/ui/models/a.b"), ModelName::parse("a.b").ok().map(Live::Model));
-        for none in ["", "/ui/add", "/ui/models/a/b", "/ui/models/../x", "/v1/models"] {
+        let id = Uuid::from_u128(7);
+        assert_eq!(Live::of(&format!("/ui/jobs/{id}")), Some(Live::Job(id)));
+        assert_eq!(Live::of(&format!("/ui/downloads/{id}")), Some(Live::Download(id)));
+        for none in ["", "/ui/jobs/x", "/ui/events/a", "/ui/add", "/ui/models/a/b", "/ui/models/../x", "/v1/models"] {
             assert_eq!(Live::of(none), None, "{none}");
         }
     }

@@ -1,8 +1,8 @@
 //! The dashboard: pages for people over the native API.
 //!
 //! A page is a file here with its template in `templates/`; `frame` is what stands around each. `api` is where all facts and
-//! actions come from, `history` the last minutes, `live` sends the changing parts of a page once a second, `actions` takes the
-//! forms, `chart` and `format` write numbers (pure), `assets` has the files. Every action is a form and every view has an
+//! actions come from, `history` the last minutes and `traffic` their charts, `live` sends the changing parts of a page once a second,
+//! `actions` takes the forms, `chart` and `format` write numbers (pure), `assets` has the files. Every action is a form and every view has an
 //! address: scripts only make them smoother.
 
 mod actions;
@@ -12,6 +12,7 @@ mod assets;
 mod chart;
 mod delete;
 mod devices;
+mod download;
 mod events;
 mod format;
 mod frame;
@@ -26,6 +27,7 @@ mod overview;
 mod sign_in;
 mod snippets;
 mod system;
+mod traffic;
 mod try_it;
 mod values;
 
@@ -130,6 +132,7 @@ impl Dashboard {
             .manage("/ui/add", get(add::show).post(add::order))
             .infer("/ui/jobs", get(jobs::show))
             .infer("/ui/jobs/{id}", get(job::show))
+            .infer("/ui/downloads/{id}", get(download::show))
             .own("/ui/jobs/{id}/cancel", post(actions::cancel_job))
             .manage("/ui/downloads/{id}/cancel", post(actions::cancel_download))
             .infer("/ui/events", get(events::show))

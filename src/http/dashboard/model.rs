@@ -2,14 +2,18 @@
 
 use super::api::Refusal;
 use super::frame::{Frame, Visitor, page};
+use super::history::Counts;
+use super::jobs::JobRow;
 use super::live::Parts;
-use super::models::layout;
-use super::overview::{Full, answered, stage_seconds};
+use super::models::{last_used, layout};
+use super::overview::{Full, stage_seconds};
 use super::snippets::{Snippet, snippets};
 use super::system::{pretty, title};
+use super::traffic::charts;
 use super::values::{Look, integer, leaves, list, number, plain, state, text, text_or_dash};
 use super::{chart, format};
 use crate::engine::ModelName;
+use crate::http::ShownSetting;
 use crate::http::extract::ModelPath;
 use askama::Template;
 use axum::response::{IntoResponse, Response};
@@ -18,7 +22,7 @@ use std::time::Duration;
 
 const RECENT: Duration = Duration::from_secs(10);
 /// What of the API's answer is shown in its own place; the rest is shown as it is.
-const SHOWN: [&str; 25] = [
+const SHOWN: [&str; 26] = [
     "name",
     "versions",
     "default_version",
@@ -30,6 +34,7 @@ const SHOWN: [&str; 25] = [
     "precision",
     "providers",
     "config",
+    "config_set_by",
     "batching",
     "execution",
     "optimization",
@@ -47,7 +52,7 @@ const SHOWN: [&str; 25] = [
 ];
 
 #[derive(Template)]
-#[template(path = "model.html", blocks = ["state", "times"])]
+#[template(path = "model.html", blocks = ["state", "charts", "times", "memory"])]
 pub(super) struct Model {
     frame: Frame,
     name: String,
@@ -62,8 +67,8 @@ pub(super) struct Model {
     rate: String,
     queued: String,
     in_flight: String,
-    chart: String,
-    most: String,
+    used: String,
+    charts: Vec<String>,
     is_loaded: bool,
     actions: Vec<(&'static str, &'static str)>,
     stages: Vec<StageRow>,
@@ -76,10 +81,14 @@ pub(super) struct Model {
     facts: Vec<(&'static str, String)>,
     versions: Vec<VersionRow>,
     files: Vec<(String, String, String)>,
-    settings: Vec<(String, String)>,
+    files_size: String,
+    /// Key, value, what sets it.
+    settings: Vec<(String, String, String)>,
+    memory_facts: Vec<(&'static str, String)>,
     runs: Vec<(&'static str, String)>,
     saved: Vec<(&'static str, String)>,
     tuned: Vec<TunedRow>,
+    optimisations: Vec<JobRow>,
     reports: Vec<(String, String)>,
     snippets: Vec<Snippet>,
 }
@@ -121,11 +130,15 @@ pub(super) async fn build(visitor: &Visitor, name: &ModelName) -> Result<Model, 
     let model = dashboard.api.get(&format!("/v1/models/{name}")).await?;
     // One without a version has none.
     let stats = dashboard.api.get(&format!("/v1/models/{name}/stats")).await.unwrap_or(Value::Null);
+    let version = text(&model, "/default_version");
+    let of_version = version.as_ref().map(|version| format!("?version={version}")).unwrap_or_default();
+    // A folder that cannot be read has none; why it cannot is said as the model's own problem.
+    let files = dashboard.api.get(&format!("/v1/models/{name}/files{of_version}")).await.unwrap_or(Value::Null);
+    let jobs = dashboard.api.get(&format!("/v1/jobs?kind=optimize&model={name}&limit=10")).await?;
     let name = name.to_string();
-    let (rate, counts, (chart, most)) = dashboard.history(|history| {
-        let rate = history.rate(RECENT, |sample| sample.of(Some(&name)).ended());
-        let counts = history.last().map(|sample| sample.of(Some(&name))).unwrap_or_default();
-        (rate, counts, answered(history, Some(&name)))
+    let (rate, counts) = dashboard.history(|history| {
+        let rate = history.rate(RECENT, |sample| sample.of(Some(&name)).map_or(0, Counts::ended));
+        (rate, history.last().and_then(|sample| sample.of(Some(&name)).cloned()).unwrap_or_default())
     });
     let is_loaded = model.get("loaded").and_then(Value::as_bool) == Some(true);
     let here = format!("/ui/models/{name}");
@@ -133,7 +146,9 @@ pub(super) async fn build(visitor: &Visitor, name: &ModelName) -> Result<Model, 
         frame: visitor.frame(name.clone(), "/ui/models", here).live(),
         state: state(&text_or_dash(&model, "/state")),
         reason: text(&model, "/last_error"),
-        version: text_or_dash(&model, "/default_version"),
+        used: last_used(visitor, &name, version.as_deref()),
+        charts: charts(visitor, Some(&name)),
+        version: version.unwrap_or_else(|| "–".to_owned()),
         task: text_or_dash(&model, "/task"),
         device: text_or_dash(&model, "/device"),
         layout: layout(&model).unwrap_or_default(),
@@ -142,8 +157,6 @@ pub(super) async fn build(visitor: &Visitor, name: &ModelName) -> Result<Model, 
         rate: format::rate(rate),
         queued: format::count(counts.queued),
         in_flight: format::count(counts.in_flight),
-        chart,
-        most,
         is_loaded,
         actions: actions(is_loaded, list(&model, "/versions").len()),
         stages: stages(&stats),
@@ -155,8 +168,11 @@ pub(super) async fn build(visitor: &Visitor, name: &ModelName) -> Result<Model, 
         tensors: tensors(&model),
         facts: facts(&model),
         versions: list(&model, "/versions").iter().map(|version| VersionRow::of(version, &model)).collect(),
-        files: files(&model),
-        settings: settings(&model),
+        files: stored(&files),
+        files_size: format::bytes(integer(&files, "/bytes_total")),
+        settings: settings(&model, &dashboard.state.settings.shown),
+        memory_facts: memory_facts(&model),
+        optimisations: list(&jobs, "/jobs").iter().map(JobRow::of).collect(),
         runs: runs(&model),
         saved: saved(&model),
         tuned: tuned(&model),
@@ -168,7 +184,12 @@ pub(super) async fn build(visitor: &Visitor, name: &ModelName) -> Result<Model, 
 
 impl Model {
     pub(super) fn parts(&self) -> Parts {
-        let blocks = [("state", self.as_state().render()), ("times", self.as_times().render())];
+        let blocks = [
+            ("state", self.as_state().render()),
+            ("charts", self.as_charts().render()),
+            ("times", self.as_times().render()),
+            ("memory", self.as_memory().render()),
+        ];
         blocks.into_iter().filter_map(|(name, html)| Some((name, html.ok()?))).collect()
     }
 }
@@ -270,8 +291,6 @@ fn facts(model: &Value) -> Vec<(&'static str, String)> {
         (Some(kind), Some(id)) => Some(format!("{kind}: {id}")),
         (kind, _) => kind,
     };
-    let size = number(model, "/memory_usage/model_size_mb").map(|size| format::bytes((size * 1_048_576.0) as u64));
-    let parameters = model.get("total_parameters").and_then(Value::as_u64).map(format::count);
     let all = [
         ("Description", text(model, "/metadata/description")),
         ("Author", text(model, "/metadata/author")),
@@ -279,28 +298,15 @@ fn facts(model: &Value) -> Vec<(&'static str, String)> {
         ("Tags", text(model, "/metadata/tags")),
         ("Source", source),
         ("Revision", text(model, "/source/revision")),
-        ("Parameters", parameters),
-        ("Size", size),
         ("Precision", text(model, "/precision")),
         ("Providers", text(model, "/providers")),
         ("Format", text(model, "/metadata/model_type")),
         ("Opset", text(model, "/metadata/opset")),
         ("Made by", text(model, "/metadata/producer")),
-        ("Memory of a row", run_memory(model)),
         ("Requests share runs", text(model, "/batching/joining")),
         ("because", text(model, "/batching/evidence")),
     ];
     all.into_iter().filter_map(|(what, value)| Some((what, value.filter(|value| !value.is_empty())?))).collect()
-}
-
-/// What a run takes for each row, and how many rows fit.
-fn run_memory(model: &Value) -> Option<String> {
-    let activation = model.pointer("/memory_usage/activation")?;
-    let row = format::bytes(activation.get("bytes_per_row")?.as_u64()?);
-    Some(match activation.get("optimal_batch_size").and_then(Value::as_u64) {
-        Some(rows) => format!("{row}; {} rows at once fit what is left", format::count(rows)),
-        None => row,
-    })
 }
 
 impl VersionRow {
@@ -315,21 +321,60 @@ impl VersionRow {
     }
 }
 
-fn files(model: &Value) -> Vec<(String, String, String)> {
+/// Path, size and checksum of the files of `…/files`.
+pub(super) fn stored(files: &Value) -> Vec<(String, String, String)> {
     let row = |file: &Value| {
         (text_or_dash(file, "/path"), format::bytes(integer(file, "/bytes")), text_or_dash(file, "/sha256"))
     };
-    list(model, "/source/files").iter().map(row).collect()
+    list(files, "/files").iter().map(row).collect()
 }
 
-fn settings(model: &Value) -> Vec<(String, String)> {
+/// The settings in force and what sets each: a file of the model, else the server's configuration as long as the value is that one,
+/// else the load itself.
+fn settings(model: &Value, shown: &[ShownSetting]) -> Vec<(String, String, String)> {
     let mut settings = Vec::new();
-    model
-        .get("config")
-        .filter(|config| !config.is_null())
-        .into_iter()
-        .for_each(|config| leaves(config, "", &mut settings));
+    if let Some(config) = model.get("config").filter(|config| !config.is_null()) {
+        leaves(config, "", &mut settings);
+    }
+    let own = model.get("config_set_by").and_then(Value::as_object);
+    let origin = |key: &str, value: &str| {
+        if let Some(by) = own.and_then(|own| own.get(key)).and_then(Value::as_str) {
+            return by.to_owned();
+        }
+        let server = shown.iter().find(|setting| setting.key == key);
+        // Texts are shown in quotes there, and what is not set in words.
+        let is_same = |setting: &&ShownSetting| {
+            setting.value.trim_matches('"') == value || (value == "–" && setting.value.starts_with('('))
+        };
+        server.filter(is_same).map_or_else(|| "chosen at load".to_owned(), |setting| setting.origin.clone())
+    };
     settings
+        .into_iter()
+        .map(|(key, value)| (origin(&key, &value), key, value))
+        .map(|(by, key, value)| (key, value, by))
+        .collect()
+}
+
+/// What `…/memory` says.
+fn memory_facts(model: &Value) -> Facts {
+    let of = |key: &str| format!("/memory_usage/{key}");
+    let mebibytes = |key: &str| number(model, &of(key)).map(|size| format::bytes((size * 1_048_576.0).round() as u64));
+    let bytes = |key: &str| model.pointer(&of(key)).and_then(Value::as_u64).map(format::bytes);
+    let count = |key: &str| model.pointer(&of(key)).and_then(Value::as_u64).map(format::count);
+    known([
+        ("In memory", mebibytes("cpu_memory_mb")),
+        ("On the GPU", mebibytes("gpu_allocated_mb")),
+        ("Reserved on the GPU", mebibytes("gpu_reserved_mb")),
+        ("Most on the GPU", mebibytes("gpu_max_allocated_mb")),
+        ("Size of the model", mebibytes("model_size_mb")),
+        ("Parameters", count("total_params")),
+        ("Of them trainable", count("trainable_params")),
+        ("A run takes for each row", bytes("activation/bytes_per_row")),
+        ("and whatever its rows", bytes("activation/fixed_bytes")),
+        ("Runs may take", bytes("activation/budget_bytes")),
+        ("Most rows that fit that", count("activation/optimal_batch_size")),
+        ("Rows were lowered from", count("activation/lowered_from")),
+    ])
 }
 
 type Facts = Vec<(&'static str, String)>;
@@ -427,6 +472,45 @@ fn reports(model: &Value) -> Vec<(String, String)> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn each_setting_says_what_sets_it() {
+        let model = json!({
+            "config": {"device": {"device_type": "auto"}, "batch": {"max_batch_size": 8, "instances": 2, "max_queue": 256, "batch_size": null}},
+            "config_set_by": {"batch.max_batch_size": "model.toml"},
+        });
+        let shown = |key: &str, value: &str, origin: &str| ShownSetting {
+            key: key.into(),
+            value: value.into(),
+            origin: origin.into(),
+        };
+        let server = [
+            shown("device.device_type", "\"auto\"", "default"),
+            shown("batch.max_queue", "256", "ortus.toml, line 3"),
+            shown("batch.instances", "(chosen for the machine)", "default"),
+            shown("batch.max_batch_size", "8", "default"),
+            shown("batch.batch_size", "(chosen for the machine)", "default"),
+        ];
+        let all = settings(&model, &server);
+        let by = |key: &str| all.iter().find(|row| row.0 == key).map(|row| row.2.as_str());
+        assert_eq!(by("device.device_type"), Some("default"));
+        assert_eq!(by("batch.max_queue"), Some("ortus.toml, line 3"));
+        assert_eq!(by("batch.instances"), Some("chosen at load"));
+        assert_eq!(by("batch.max_batch_size"), Some("model.toml"));
+        assert_eq!(by("batch.batch_size"), Some("default"));
+        assert!(settings(&json!({"config": null}), &server).is_empty());
+    }
+
+    #[test]
+    fn memory_is_what_the_api_says_and_no_more() {
+        let told = memory_facts(
+            &json!({"memory_usage": {"cpu_memory_mb": 118.2, "gpu_reserved_mb": null, "total_params": 25557032,
+                                                        "activation": {"bytes_per_row": 4194304}}}),
+        );
+        let expected =
+            [("In memory", "118 MiB"), ("Parameters", "25,557,032"), ("A run takes for each row", "4.0 MiB")];
+        assert_eq!(told, expected.map(|(what, value)| (what, value.to_owned())));
+    }
 
     #[test]
     fn what_is_known_of_a_run_is_told_and_nothing_else() {

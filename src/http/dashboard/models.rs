@@ -3,6 +3,7 @@
 use super::api::Refusal;
 use super::format;
 use super::frame::{Frame, Visitor, page};
+use super::history::Counts;
 use super::live::Parts;
 use super::values::{Look, integer, list, number, state, text, text_or_dash};
 use askama::Template;
@@ -63,14 +64,13 @@ fn row(visitor: &Visitor, model: &Value, stats: &[Value]) -> Row {
     let none = Value::Null;
     let stats = stats.iter().find(of_version).unwrap_or(&none);
     let (rate, counts) = visitor.dashboard.history(|history| {
-        let rate = history.rate(RECENT, |sample| sample.of(Some(&name)).ended());
-        (rate, history.last().map(|sample| sample.of(Some(&name))).unwrap_or_default())
+        let rate = history.rate(RECENT, |sample| sample.of(Some(&name)).map_or(0, Counts::ended));
+        (rate, history.last().and_then(|sample| sample.of(Some(&name)).cloned()).unwrap_or_default())
     });
     let batch = number(stats, "/batch_size/mean").map(|mean| match integer(model, "/config/batch/max_batch_size") {
         0 => format!("{mean:.1}"),
         most => format!("{mean:.1} / {most}"),
     });
-    let used = version.as_deref().and_then(|version| last_used(visitor, &name, version));
     let loaded = model.get("loaded").and_then(Value::as_bool) == Some(true);
     Row {
         state: state(&text_or_dash(model, "/state")),
@@ -85,7 +85,7 @@ fn row(visitor: &Visitor, model: &Value, stats: &[Value]) -> Row {
         batch: batch.unwrap_or_else(|| "–".to_owned()),
         queued: if loaded { format::count(counts.queued) } else { "–".to_owned() },
         memory: if loaded { format::bytes(counts.memory_bytes) } else { "–".to_owned() },
-        used: used.map_or_else(|| "–".to_owned(), |age| format!("{} ago", format::age(age))),
+        used: last_used(visitor, &name, version.as_deref()),
         name,
         version,
     }
@@ -98,7 +98,12 @@ pub(super) fn layout(model: &Value) -> Option<String> {
     (instances > 0).then(|| format!("{instances} × {threads} threads"))
 }
 
-fn last_used(visitor: &Visitor, name: &str, version: &str) -> Option<Duration> {
-    let stats = visitor.dashboard.state.engine.stats().find(name, version.parse().ok()?)?;
-    SystemTime::now().duration_since(stats.totals().last_request?).ok()
+/// How long ago the version was last asked for.
+pub(super) fn last_used(visitor: &Visitor, name: &str, version: Option<&str>) -> String {
+    let stats = version
+        .and_then(|version| version.parse().ok())
+        .and_then(|version| visitor.dashboard.state.engine.stats().find(name, version));
+    let last = stats.and_then(|stats| stats.totals().last_request);
+    let age = last.and_then(|last| SystemTime::now().duration_since(last).ok());
+    age.map_or_else(|| "–".to_owned(), |age| format!("{} ago", format::age(age)))
 }

@@ -4,8 +4,9 @@ use super::api::Refusal;
 use super::devices::{GpuRow, disk, gpus};
 use super::events::EventRow;
 use super::frame::{Frame, Visitor, page};
-use super::history::{History, rate};
+use super::history::History;
 use super::live::Parts;
+use super::traffic::charts;
 use super::values::{Look, integer, list, number, state, text, text_or_dash};
 use super::{chart, format};
 use crate::telemetry::recent_events;
@@ -19,8 +20,6 @@ const EVENTS: usize = 8;
 /// Rates are of this time, and quantiles of a minute.
 const RECENT: Duration = Duration::from_secs(10);
 const MINUTE: Duration = Duration::from_secs(60);
-/// Points of a line.
-pub(super) const POINTS: usize = 180;
 
 #[derive(Template)]
 #[template(path = "overview.html", blocks = ["state", "traffic", "times", "fullness", "gpus", "events"])]
@@ -32,6 +31,7 @@ pub(super) struct Overview {
     failed: Vec<(String, String)>,
     uptime: String,
     traffic: Traffic,
+    charts: Vec<String>,
     window: String,
     times: Vec<TimeRow>,
     fullness: Vec<Full>,
@@ -51,8 +51,6 @@ struct Traffic {
     p99: String,
     in_flight: String,
     queued: String,
-    chart: String,
-    most: String,
 }
 
 struct TimeRow {
@@ -107,6 +105,7 @@ pub(super) async fn build(visitor: &Visitor) -> Result<Overview, Refusal> {
         failed: failed.map(|model| (text_or_dash(model, "/name"), text_or_dash(model, "/last_error"))).collect(),
         uptime: format::age(dashboard.started.elapsed()),
         traffic: dashboard.history(Traffic::of),
+        charts: charts(visitor, None),
         window: format::age(engine.stats().window()),
         times: list(&stats, "/models").iter().filter_map(TimeRow::of).collect(),
         fullness,
@@ -132,13 +131,6 @@ impl Overview {
     }
 }
 
-/// Answered requests a second over the history, of a model or of all, and the most of them.
-pub(super) fn answered(history: &History, model: Option<&str>) -> (String, String) {
-    let points = history.series(POINTS, |before, after| rate(before, after, |sample| sample.of(model).answered));
-    let most = points.iter().flatten().copied().fold(0.0, f64::max);
-    (chart::line(&points, &format!("Answered requests a second, at most {}", format::rate(most))), format::rate(most))
-}
-
 impl Traffic {
     fn of(history: &History) -> Traffic {
         let rate_of = |read: fn(&super::history::Counts) -> u64| history.rate(RECENT, |sample| read(&sample.all));
@@ -149,7 +141,6 @@ impl Traffic {
         };
         let shown = |time: Option<Duration>| time.map_or_else(|| "–".to_owned(), format::time);
         let last = history.last().map(|sample| sample.all.clone()).unwrap_or_default();
-        let (chart, most) = answered(history, None);
         Traffic {
             rate: format::rate(rate_of(super::history::Counts::ended)),
             failed: format::rate(failed),
@@ -162,8 +153,6 @@ impl Traffic {
             p99: shown(quantile(0.99)),
             in_flight: format::count(last.in_flight),
             queued: format::count(last.queued),
-            chart,
-            most,
         }
     }
 }
@@ -240,7 +229,7 @@ fn fullness_of_queues(models: &[Value], visitor: &Visitor) -> Vec<Full> {
         .iter()
         .filter_map(|model| {
             let (name, most) = (text(model, "/name")?, integer(model, "/config/batch/max_queue"));
-            (most > 0).then(|| (waiting.of(Some(&name)).queued, most, name))
+            (most > 0).then(|| (waiting.of(Some(&name)).map_or(0, |counts| counts.queued), most, name))
         })
         .collect();
     queues.sort_by(|a, b| (b.0 * a.1).cmp(&(a.0 * b.1)).then_with(|| a.2.cmp(&b.2)));

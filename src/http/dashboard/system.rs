@@ -2,18 +2,19 @@
 
 use super::api::Refusal;
 use super::devices::{GpuRow, ProviderRow, disk, gpus, providers};
+use super::format;
 use super::frame::{Frame, Visitor, page};
 use super::live::Parts;
-use super::overview::{Full, POINTS, memory};
-use super::values::{text, text_or_dash};
-use super::{chart, format};
+use super::overview::{Full, memory};
+use super::traffic::resident;
+use super::values::{integer, list, text, text_or_dash};
 use crate::telemetry::{LogSettings, log_level};
 use askama::Template;
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
 
 #[derive(Template)]
-#[template(path = "system.html", blocks = ["memory", "gpus"])]
+#[template(path = "system.html", blocks = ["memory", "limits", "gpus"])]
 pub(super) struct System {
     frame: Frame,
     facts: Vec<(&'static str, String)>,
@@ -21,7 +22,7 @@ pub(super) struct System {
     gpus: Vec<GpuRow>,
     providers: Vec<ProviderRow>,
     chart: String,
-    most: String,
+    limits: Vec<Full>,
     /// What `/v1/system` says besides, by its key.
     more: Vec<(String, String)>,
     log_level: String,
@@ -39,8 +40,7 @@ pub(super) async fn show(visitor: Visitor) -> Response {
 pub(super) async fn build(visitor: &Visitor) -> Result<System, Refusal> {
     let dashboard = &visitor.dashboard;
     let system = dashboard.api.get("/v1/system").await?;
-    let resident = dashboard.history(|history| history.series(POINTS, |_, after| after.resident_bytes as f64));
-    let most = format::bytes(resident.iter().flatten().copied().fold(0.0, f64::max) as u64);
+    let models = dashboard.api.get("/v1/models").await?;
     let known = [
         "name",
         "version",
@@ -53,17 +53,21 @@ pub(super) async fn build(visitor: &Visitor) -> Result<System, Refusal> {
         "devices",
         "driver",
         "execution_providers",
+        "limits",
     ];
     let fields = system
         .as_object()
         .into_iter()
         .flatten()
         .filter(|(key, value)| !known.contains(&key.as_str()) && !value.is_null());
+    let loaded: Vec<&Value> = list(&models, "/models").iter().filter(|model| is_loaded(model)).collect();
+    let instances: u64 = loaded.iter().map(|model| integer(model, "/config/batch/instances")).sum();
     let facts = vec![
         ("Ortus", text_or_dash(&system, "/version")),
         ("Runtime", text_or_dash(&system, "/runtime")),
         ("System", format!("{} {}", text_or_dash(&system, "/os"), text_or_dash(&system, "/arch"))),
         ("Cores it may use", text_or_dash(&system, "/cores")),
+        ("Models that are loaded", format!("{}, {} instances", loaded.len(), instances)),
         ("GPU driver", text(&system, "/driver").unwrap_or_else(|| "none".to_owned())),
         ("Up for", format::age(dashboard.started.elapsed())),
         ("Listens on", dashboard.state.settings.listen.to_string()),
@@ -74,8 +78,8 @@ pub(super) async fn build(visitor: &Visitor) -> Result<System, Refusal> {
         fullness: memory(&system).into_iter().chain(disk(&system)).collect(),
         gpus: gpus(&system),
         providers: providers(&system),
-        chart: chart::line(&resident, &format!("Memory of the process, at most {most}")),
-        most,
+        chart: resident(visitor),
+        limits: limits(visitor, &system, &loaded),
         more: fields.map(|(key, value)| (title(key), pretty(value))).collect(),
         log_level: log_level().unwrap_or_default(),
         log_hint: LogSettings::LEVELS,
@@ -91,9 +95,39 @@ pub(super) async fn build(visitor: &Visitor) -> Result<System, Refusal> {
 
 impl System {
     pub(super) fn parts(&self) -> Parts {
-        let blocks = [("memory", self.as_memory().render()), ("gpus", self.as_gpus().render())];
+        let blocks = [
+            ("memory", self.as_memory().render()),
+            ("limits", self.as_limits().render()),
+            ("gpus", self.as_gpus().render()),
+        ];
         blocks.into_iter().filter_map(|(name, html)| Some((name, html.ok()?))).collect()
     }
+}
+
+fn is_loaded(model: &Value) -> bool {
+    model.get("loaded").and_then(Value::as_bool) == Some(true)
+}
+
+/// What is used of the bounds that fill up.
+fn limits(visitor: &Visitor, system: &Value, models: &[&Value]) -> Vec<Full> {
+    let row = |limit: &Value| {
+        let (key, used, most) = (text(limit, "/key")?, integer(limit, "/used"), integer(limit, "/limit"));
+        let (what, write): (&str, fn(u64) -> String) = match key.as_str() {
+            "limits.max_jobs" => ("Jobs that are kept", format::count),
+            "limits.jobs_at_once" => ("Jobs that run", format::count),
+            "limits.max_job_bytes" => ("Jobs on the disk", format::bytes),
+            "hub.downloads_at_once" => ("Downloads that run or wait", format::count),
+            other => (other, format::count),
+        };
+        Some(Full::counted(what, used, most, write))
+    };
+    let mut rows: Vec<Full> = list(system, "/limits").iter().filter_map(row).collect();
+    let queued = visitor.dashboard.history(|history| history.last().map_or(0, |sample| sample.all.queued));
+    let places: u64 = models.iter().map(|model| integer(model, "/config/batch/max_queue")).sum();
+    if places > 0 {
+        rows.push(Full::counted("Places in all queues", queued, places, format::count));
+    }
+    rows
 }
 
 /// `execution_providers` → `Execution providers`.

@@ -3,7 +3,7 @@
 use super::api::{Answer, Refusal};
 use super::frame::{Frame, Visitor, page};
 use super::snippets::{Kind, Snippet, body, example_inputs, with_file, with_json};
-use super::values::{integer, list, number, plain, text, text_or_dash};
+use super::values::{integer, list, number, plain, pretty_up_to, text, text_or_dash};
 use super::{chart, format};
 use crate::engine::{ModelName, picture_size};
 use crate::http::extract::ModelPath;
@@ -213,11 +213,6 @@ impl Shown {
             _ => "run",
         };
         let parts: Vec<(&str, f64)> = times.iter().map(|(word, ms)| (class(word), *ms)).collect();
-        let mut json = format!("{:#}", answer.body);
-        if let Some((end, _)) = json.char_indices().nth(JSON_CHARS_MAX) {
-            json.truncate(end);
-            json.push_str("\n… cut; curl gives all of it");
-        }
         Shown {
             problem: None,
             html: draw(task, given, &answer.body),
@@ -226,7 +221,7 @@ impl Shown {
                 .iter()
                 .map(|(word, ms)| (*word, format::time(Duration::from_secs_f64(ms.max(0.0) / 1e3))))
                 .collect(),
-            json,
+            json: pretty_up_to(&answer.body, JSON_CHARS_MAX),
             snippets,
         }
     }

@@ -40,6 +40,16 @@ pub(super) fn state(word: &str) -> Look {
     }
 }
 
+/// Indented JSON, cut after so many characters.
+pub(super) fn pretty_up_to(value: &Value, chars: usize) -> String {
+    let mut json = format!("{value:#}");
+    if let Some((end, _)) = json.char_indices().nth(chars) {
+        json.truncate(end);
+        json.push_str("\n… cut; the API gives all of it");
+    }
+    json
+}
+
 /// The text at a JSON pointer, numbers too; `None` where there is none.
 pub(super) fn text(value: &Value, pointer: &str) -> Option<String> {
     plain(value.pointer(pointer)?)
