@@ -40,8 +40,15 @@ def pages():
         "overview": "/", "models": "/ui/models", "model": "/ui/models/digits", "failed model": "/ui/models/broken", "try": "/ui/models/digits/try",
         "try a text": "/ui/models/embedder/try", "try a sound": "/ui/models/letters/try", "try tensors": "/ui/models/mlp/try", "add": "/ui/add",
         "new version": "/ui/add?model=digits", "jobs": "/ui/jobs", "events": "/ui/events", "system": "/ui/system", "delete": "/ui/models/digits/delete",
-        "optimise": "/ui/models/digits/optimize", "not found": "/ui/models/none",
+        "optimise": "/ui/models/digits/optimize", "not found": "/ui/models/none", "overview of 5 minutes": "/?minutes=5",
     }
+
+
+def of_their_own(server):
+    """The pages of a download and of jobs that are there."""
+    api = Connection(server.url)
+    first = {job["kind"] + " job, " + job["status"]: f"/ui/jobs/{job['id']}" for job in api.get("/v1/jobs")["jobs"]}
+    return first | {"download, " + one["state"]: f"/ui/downloads/{one['id']}" for one in api.get("/v1/downloads")["downloads"]}
 
 
 def main_text(page):
@@ -78,16 +85,21 @@ def facts(server):
     inputs = [tensor["name"] for tensor in digits["metadata"]["inputs"] + digits["metadata"]["outputs"]]
     jobs = [word for job in api.get("/v1/jobs")["jobs"] for word in (job["id"][:8], job["model"], job["status"])]
     downloads = [word for download in api.get("/v1/downloads")["downloads"] for word in (download["name"], download["state"])]
+    limit = next(limit["limit"] for limit in system["limits"] if limit["key"] == "limits.max_jobs")
+    download = api.get("/v1/downloads")["downloads"][0]
+    digits_files = [file["path"] for file in api.get("/v1/models/digits/files?version=1")["files"]]
     return {
+        f"/ui/downloads/{download['id']}": [download["name"], download["state"], "Files"] + [file["path"] for file in download["files"]],
+        "/ui/models/digits/delete": ["1/" + path for path in digits_files],
         "/": [f"{ready} of {len(models)}", "broken", reason, "digits", "p95", "Memory"],
         "/ui/models": [model["name"] for model in models] + ["image-classification", "failed", reason],
-        "/ui/models/digits": inputs + ["ready", "image-classification", digits["metadata"]["producer"], str(stats["forward_time"]["count"])],
+        "/ui/models/digits": inputs + ["ready", "image-classification", digits["metadata"]["producer"], str(stats["forward_time"]["count"]), "In memory", "chosen at load", "p99"] + digits_files,
         "/ui/models/broken": ["failed", reason],
         "/ui/models/digits/try": ["Picture", "Predict"],
         "/ui/add": ["HuggingFace id", "Check"],
         "/ui/jobs": jobs + downloads,
         "/ui/events": ["is ready", "broken"],
-        "/ui/system": [system["runtime"].split()[-1], "CUDAExecutionProvider", "limits.", "listen"],
+        "/ui/system": [system["runtime"].split()[-1], "CUDAExecutionProvider", "limits.", "listen", "Jobs that are kept", f"of {limit:,}"],
         "/ui/models/fetched/delete": ["model.onnx", "Keep it"],
         "/ui/models/none": ["none"],
     }
@@ -140,8 +152,14 @@ def add_a_model(page, server, hub):
     row = page.locator("tr", has_text="fetched")
     row.wait_for()
     check("downloading" in row.inner_text() or "queued" in row.inner_text(), "its progress is shown")
+    other = page.context.new_page()
+    other.goto(row.locator("a").first.evaluate("(link) => link.href"))
+    check("downloading" in main_text(other) or "queued" in main_text(other), "a download has a page of its own")
     hub.hold.set()
-    # Live: the page is not loaded again.
+    # Live: the pages are not loaded again.
+    other.locator(".tiles .state.ok").wait_for(timeout=60_000)
+    check("verified" in main_text(other) and "model.onnx" in main_text(other), "it says of each file that it is verified")
+    other.close()
     page.locator("tr:has-text('fetched') .state.ok").wait_for(timeout=60_000)
     check("done" in row.inner_text(), "the row is done without a reload")
 
@@ -257,6 +275,16 @@ def actions(page, server):
     check("uploaded" in row.inner_text(), "an optimisation runs as a job and is seen to end")
     page.goto(job)
     check(page.locator("h2:text-is('What was found')").count() == 1, "its page says what was found")
+    better = page.locator("button:has-text('serve')")
+    report = Connection(server.url).get("/v1/jobs/" + job.rsplit("/", 1)[1])["result"]
+    is_better = any(variant["verdict"] == "better" for variant in report["variants"])
+    check(better.count() == int(is_better), f"it offers to adopt what is better, if anything is ({is_better})")
+    page.goto(server.url + "/ui/models/uploaded")
+    check(page.locator(f"a[href='/ui/jobs/{job.rsplit('/', 1)[1]}']").count() == 1, "the model's page leads to the report")
+    page.click(".ranges a:text-is('5 min')")
+    page.locator(".age:text-is('live')").wait_for(state="attached")
+    check("minutes=5" in page.url and page.locator(".span span:text-is('5 min ago')").count() >= 4, "charts of five minutes are asked for by the address")
+    page.goto(job)
     look(page, "the job of an optimisation", axe_script())
 
 
@@ -309,6 +337,9 @@ def hostile_texts(browser, server, loaded, hub):
     page.goto(server.url + "/ui/jobs")
     page.locator(f"tr:has-text('{'d' + LONG[1:]}') .state.bad").wait_for(timeout=30_000)
     look(page, "hostile: jobs, live")
+    for name, path in of_their_own(server).items():
+        page.goto(server.url + path)
+        look(page, f"hostile: {name}")
     page.context.close()
 
 
@@ -359,9 +390,9 @@ def observed(server):
     check(run.returncode == 0, f"deploy/observability: {(run.stdout + run.stderr).strip()}")
 
 
-def key_of(store):
+def key_of(store, role="admin"):
     """A key of a store, from which on it asks for one."""
-    order = [default_binary(), "key", "create", "--models", store, "--role", "admin", "--name", "browser"]
+    order = [default_binary(), "key", "create", "--models", store, "--role", role, "--name", "browser"]
     return subprocess.run(order, capture_output=True, text=True, check=True).stdout.split()[0]
 
 
@@ -374,6 +405,34 @@ def sign_in(browser, server, key):
     page.keyboard.type(key)
     keyboard.press("Sign in")
     check(page.locator("h1").inner_text() in ("Models", "Overview") and not keyboard.unseen, "keyboard: signed in")
+    page.context.close()
+
+
+def looks_only(browser, server, key):
+    """Who may only look and try sees nothing that would be refused, and why."""
+    page, refused = watched(context_of(browser)), []
+    page.on("response", lambda response: refused.append(response.url) if response.status == 403 else None)
+    page.goto(server.url + "/ui/sign-in")
+    page.fill("#key", key)
+    press(page, "Sign in")
+    check("looks only" in page.locator("header").inner_text(), "looks only: the head says so")
+    paths = {name: path for name, path in pages().items() if "digits" in path or path.count("/") == 2 or path == "/"}
+    for name, path in paths.items():
+        page.goto(server.url + path)
+        if page.locator("[sse-connect]").count():
+            # Live parts must not bring back what is not offered.
+            page.locator(".age:text-is('live')").wait_for(state="attached")
+            page.wait_for_function("() => performance.now() > 2500")
+        actions = page.eval_on_selector_all("main form[method=post]", "(forms) => forms.map((form) => new URL(form.action).pathname)")
+        allowed = [action for action in actions if action.endswith("/try") or action.startswith("/ui/jobs/")]
+        check(actions == allowed, f"looks only: {name} offers only what is allowed {actions}")
+        check(page.locator("a[href^='/ui/add'], a[href$='/delete'], a[href*='/delete?'], a[href$='/optimize']").count() == 0, f"looks only: {name} has no way to a change")
+        look(page, f"looks only: {name}", axe_script())
+    page.goto(server.url + "/ui/models/digits/try")
+    page.set_input_files("input[name=file]", SEVEN)
+    press(page, "Predict")
+    check(page.locator(".scores tbody tr").first.inner_text().startswith("7"), "looks only: a model is tried")
+    check(not refused, f"looks only: nothing was refused {refused}")
     page.context.close()
 
 
@@ -403,7 +462,7 @@ def main():
             quiet(page, "the pages on the way")
             page.context.close()
             with step("looks"):
-                look_at_all(browser, server, pages())
+                look_at_all(browser, server, pages() | of_their_own(server))
             with step("costs"):
                 costs(browser, server)
                 observed(server)
@@ -427,6 +486,10 @@ def main():
         key = key_of(locked)
         with step("sign-in"), Server(default_binary(), locked, **settings) as server:
             sign_in(browser, server, key)
+        looked_at = ordinary(pathlib.Path(folder) / "looked-at")
+        key = key_of(looked_at, "infer")
+        with step("looks only"), Server(default_binary(), looked_at, **settings) as server:
+            looks_only(browser, server, key)
         browser.close()
     if problems:
         print("\n".join(["", f"{len(problems)} problems:"] + problems))

@@ -35,6 +35,12 @@ PIXELS_KEPT = 120
 STEP = 16
 # Of longer pages, such as a thousand events, the beginning is shown.
 HEIGHT_MAX = 4000
+# Of pages that are much like another, each theme and each width is shown once.
+FEW = {("light", 1440), ("dark", 390)}
+MUCH_LIKE_ANOTHER = {
+    "add-failed", "add-version", "download-done", "download-failed", "jobs-empty", "job-done", "job-failed", "model-looks-only", "models-empty",
+    "not-found", "optimize", "system-looks-only", "try", "try-failed",
+}
 JSON = {"Content-Type": "application/json"}
 
 
@@ -65,6 +71,8 @@ class Album:
             self.page.locator(".age:text-is('live')").wait_for(state="attached")
 
         def picture(page, theme, width):
+            if name in MUCH_LIKE_ANOTHER and (theme, width) not in FEW:
+                return
             shot = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
             shot = shot.crop((0, 0, shot.width, min(shot.height, HEIGHT_MAX)))
             fewer(shot).save(self.folder / f"{name}-{theme}-{width}.webp", lossless=True, quality=100, method=4)
@@ -147,6 +155,8 @@ def failed(album, url, api):
     paths = {"overview": "/", "models": "/ui/models", "model": "/ui/models/broken", "jobs": "/ui/jobs", "not-found": "/ui/models/none"}
     for name, path in paths.items():
         album.take(name if name == "not-found" else f"{name}-failed", url + path)
+    album.take("download-failed", f"{url}/ui/downloads/{api.get('/v1/downloads')['downloads'][0]['id']}")
+    album.take("job-failed", f"{url}/ui/jobs/{api.get('/v1/jobs')['jobs'][0]['id']}")
     album.page.goto(url + "/ui/add")
     album.page.fill("#source", "someone/nothing")
     album.press("Check")
@@ -162,6 +172,14 @@ def busy(album, url, api, hub):
     wait_for(lambda: api.get("/v1/downloads")["downloads"][0]["state"] == "done")
     hub.hold.clear()
     order(api, "coming", "someone/digits")
+    album.take("download-done", f"{url}/ui/downloads/{download_of(api, 'fetched')['id']}")
+    answer = api.request("POST", "/v1/models/digits/optimize", json.dumps({"adopt": False}), JSON)
+    report = json.loads(answer[2])["id"]
+    wait_for(lambda: api.get(f"/v1/jobs/{report}")["status"] == "succeeded")
+    album.take("job-report", f"{url}/ui/jobs/{report}")
+    api.request("POST", "/v1/models/mlp/jobs", json.dumps({"inputs": {"x": [[0.5] * 32]}}), JSON)
+    wait_for(lambda: api.get("/v1/jobs?model=mlp")["jobs"][0]["status"] == "succeeded")
+    album.take("job-done", f"{url}/ui/jobs/{api.get('/v1/jobs?model=mlp')['jobs'][0]['id']}")
     endless = json.dumps({"inputs": {"n": 10**12}})
     jobs = [json.loads(api.request("POST", "/v1/models/slow/jobs", endless, JSON)[2])["id"] for _ in range(2)]
     with Traffic(url):
@@ -172,9 +190,20 @@ def busy(album, url, api, hub):
         }
         for name, path in paths.items():
             album.take(name if name == "delete" else f"{name}-busy", url + path)
+        album.take("download-running", f"{url}/ui/downloads/{download_of(api, 'coming')['id']}")
+        album.take("job-running", f"{url}/ui/jobs/{jobs[0]}")
     for job in jobs:
         Connection(url).request("DELETE", f"/v1/jobs/{job}")
     hub.hold.set()
+
+
+def make_key(store, role):
+    words = [default_binary(), "key", "create", "--models", store, "--role", role, "--name", "me"]
+    return subprocess.run(words, capture_output=True, check=True, text=True).stdout.split()[0]
+
+
+def download_of(api, name):
+    return next(download for download in api.get("/v1/downloads")["downloads"] if download["name"] == name)
 
 
 def order(api, name, repository):
@@ -209,9 +238,17 @@ def main():
             busy(album, server.url, Connection(server.url), hub)
         locked = pathlib.Path(folder) / "locked"
         locked.mkdir()
-        subprocess.run([default_binary(), "key", "create", "--models", locked, "--role", "admin", "--name", "me"], capture_output=True, check=True)
+        make_key(locked, "admin")
         with Server(default_binary(), locked, **settings) as server:
             album.take("sign-in", server.url + "/")
+        looked_at = ordinary(pathlib.Path(folder) / "looked-at")
+        key = make_key(looked_at, "infer")
+        with Server(default_binary(), looked_at, **settings) as server:
+            album.page.goto(server.url + "/ui/sign-in")
+            album.page.fill("#key", key)
+            album.press("Sign in")
+            for name, path in {"model": "/ui/models/digits", "system": "/ui/system"}.items():
+                album.take(f"{name}-looks-only", server.url + path)
         browser.close()
     pictures = sorted(target.glob("*.webp"))
     print(f"{len(pictures)} pictures, {sum(path.stat().st_size for path in pictures) / 1e6:.2f} MB, in {target}")
