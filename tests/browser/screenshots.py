@@ -38,8 +38,9 @@ HEIGHT_MAX = 4000
 # Of pages that are much like another, each theme and each width is shown once.
 FEW = {("light", 1440), ("dark", 390)}
 MUCH_LIKE_ANOTHER = {
-    "add-failed", "add-version", "download-done", "download-failed", "jobs-empty", "job-done", "job-failed", "model-looks-only", "models-empty",
-    "not-found", "optimize", "system-looks-only", "try", "try-failed",
+    "add-checked", "add-failed", "add-version", "download-done", "download-failed", "events-busy", "jobs-empty", "jobs-failed", "job-done", "job-failed",
+    "model-failed", "model-looks-only", "models-empty", "models-failed", "not-found", "optimize", "overview-failed", "system-looks-only", "try",
+    "try-failed", "try-tensors-answered", "try-text-answered",
 }
 JSON = {"Content-Type": "application/json"}
 
@@ -78,6 +79,10 @@ class Album:
             fewer(shot).save(self.folder / f"{name}-{theme}-{width}.webp", lossless=True, quality=100, method=4)
 
         look(self.page, name, picture=picture)
+
+    def leave(self):
+        """Before the server goes: a page that stays open says so."""
+        self.page.goto("about:blank")
 
     def press(self, text):
         self.page.click(f"button:text-is('{text}')")
@@ -153,10 +158,11 @@ def failed(album, url, api):
     api.request("POST", "/v1/models/digits/jobs", json.dumps({"inputs": {"b64": "bm8gcGljdHVyZQ=="}}), JSON)
     wait_for(lambda: api.get("/v1/jobs")["jobs"][0]["status"] == "failed")
     paths = {"overview": "/", "models": "/ui/models", "model": "/ui/models/broken", "jobs": "/ui/jobs", "not-found": "/ui/models/none"}
+    download, job = api.get("/v1/downloads")["downloads"][0]["id"], api.get("/v1/jobs")["jobs"][0]["id"]
     for name, path in paths.items():
         album.take(name if name == "not-found" else f"{name}-failed", url + path)
-    album.take("download-failed", f"{url}/ui/downloads/{api.get('/v1/downloads')['downloads'][0]['id']}")
-    album.take("job-failed", f"{url}/ui/jobs/{api.get('/v1/jobs')['jobs'][0]['id']}")
+    album.take("download-failed", f"{url}/ui/downloads/{download}")
+    album.take("job-failed", f"{url}/ui/jobs/{job}")
     album.page.goto(url + "/ui/add")
     album.page.fill("#source", "someone/nothing")
     album.press("Check")
@@ -172,14 +178,15 @@ def busy(album, url, api, hub):
     wait_for(lambda: api.get("/v1/downloads")["downloads"][0]["state"] == "done")
     hub.hold.clear()
     order(api, "coming", "someone/digits")
-    album.take("download-done", f"{url}/ui/downloads/{download_of(api, 'fetched')['id']}")
-    answer = api.request("POST", "/v1/models/digits/optimize", json.dumps({"adopt": False}), JSON)
-    report = json.loads(answer[2])["id"]
+    coming = download_of(api, "coming")["id"]
+    report = json.loads(api.request("POST", "/v1/models/digits/optimize", json.dumps({"adopt": False}), JSON)[2])["id"]
     wait_for(lambda: api.get(f"/v1/jobs/{report}")["status"] == "succeeded")
-    album.take("job-report", f"{url}/ui/jobs/{report}")
-    api.request("POST", "/v1/models/mlp/jobs", json.dumps({"inputs": {"x": [[0.5] * 32]}}), JSON)
-    wait_for(lambda: api.get("/v1/jobs?model=mlp")["jobs"][0]["status"] == "succeeded")
-    album.take("job-done", f"{url}/ui/jobs/{api.get('/v1/jobs?model=mlp')['jobs'][0]['id']}")
+    job = json.loads(api.request("POST", "/v1/models/mlp/jobs", json.dumps({"inputs": {"x": [[0.5] * 32]}}), JSON)[2])["id"]
+    wait_for(lambda: api.get(f"/v1/jobs/{job}")["status"] == "succeeded")
+    paths = {"download-done": f"/ui/downloads/{download_of(api, 'fetched')['id']}", "job-report": f"/ui/jobs/{report}", "job-done": f"/ui/jobs/{job}"}
+    for name, path in paths.items():
+        album.take(name, url + path)
+    api = Connection(url)
     endless = json.dumps({"inputs": {"n": 10**12}})
     jobs = [json.loads(api.request("POST", "/v1/models/slow/jobs", endless, JSON)[2])["id"] for _ in range(2)]
     with Traffic(url):
@@ -190,11 +197,12 @@ def busy(album, url, api, hub):
         }
         for name, path in paths.items():
             album.take(name if name == "delete" else f"{name}-busy", url + path)
-        album.take("download-running", f"{url}/ui/downloads/{download_of(api, 'coming')['id']}")
+        album.take("download-running", f"{url}/ui/downloads/{coming}")
         album.take("job-running", f"{url}/ui/jobs/{jobs[0]}")
     for job in jobs:
         Connection(url).request("DELETE", f"/v1/jobs/{job}")
     hub.hold.set()
+    album.leave()
 
 
 def make_key(store, role):
@@ -229,8 +237,7 @@ def main():
         settings = {"HF_HUB_CACHE": str(pathlib.Path(folder) / "hub"), "ORTUS_HUB__HF_ENDPOINT": hub.url, "ORTUS_HUB__ALLOWED_HOSTS": hub.url.removeprefix("http://")}
         with Server(default_binary(), pathlib.Path(folder) / "nothing", **settings) as server:
             empty(album, server.url)
-            # A page that stays open says that its server is gone.
-            album.page.goto("about:blank")
+            album.leave()
         with Server(default_binary(), ordinary(pathlib.Path(folder) / "store"), **settings) as server:
             forms(album, server.url)
             # The server closes connections that are quiet for as long as pictures take.
@@ -249,6 +256,7 @@ def main():
             album.press("Sign in")
             for name, path in {"model": "/ui/models/digits", "system": "/ui/system"}.items():
                 album.take(f"{name}-looks-only", server.url + path)
+            album.leave()
         browser.close()
     pictures = sorted(target.glob("*.webp"))
     print(f"{len(pictures)} pictures, {sum(path.stat().st_size for path in pictures) / 1e6:.2f} MB, in {target}")
