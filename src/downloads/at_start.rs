@@ -299,6 +299,7 @@ mod tests {
             default_version: Some(Version(default)),
             chosen_version: None,
             manifest: Arc::default(),
+            set_by: Arc::default(),
             last_error: None,
         }
     }

@@ -98,7 +98,7 @@ mod tests {
         assert!(check(&[]).is_ok());
         assert!(check(&[0x2a, 0].repeat(MAX_FIELDS)).is_ok());
         for (bad, words) in [
-            (vec![0x2a, 0].repeat(MAX_FIELDS + 1), "more than 16384 fields"),
+            ([0x2a, 0].repeat(MAX_FIELDS + 1), "more than 16384 fields"),
             // Groups within each other, never closed.
             (vec![0x0b; 100_000], "cannot be read"),
             // A length of 2^63.

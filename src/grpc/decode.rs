@@ -281,7 +281,8 @@ mod tests {
             bytes_contents: vec![Bytes::from_static("ü".as_bytes())],
         };
         type Lists = InferTensorContents;
-        let rows: [(&str, fn(Lists) -> Lists, &[u8]); 11] = [
+        type Row<'a> = (&'a str, fn(Lists) -> Lists, &'a [u8]);
+        let rows: [Row<'_>; 11] = [
             ("BOOL", |all| Lists { bool_contents: all.bool_contents, ..Default::default() }, &[1]),
             ("INT8", |all| Lists { int_contents: all.int_contents, ..Default::default() }, &[0xfd]),
             ("INT16", |all| Lists { int_contents: all.int_contents, ..Default::default() }, &[0xfd, 0xff]),

@@ -23,7 +23,12 @@ pub use settings::GrpcSettings;
 
 /// The messages and the service of `proto/inference.proto`.
 mod pb {
-    #![expect(clippy::all, clippy::pedantic, clippy::indexing_slicing, reason = "generated code")]
+    #![expect(
+        clippy::all,
+        clippy::allow_attributes,
+        clippy::allow_attributes_without_reason,
+        reason = "generated code"
+    )]
     include!(concat!(env!("OUT_DIR"), "/inference.rs"));
 
     /// What reflection answers from.
