@@ -18,6 +18,8 @@ const TRIES: u32 = 5;
 const DELAY: Duration = Duration::from_secs(2);
 /// Models that are brought at the same time; of those that are fetched, `downloads_at_once`.
 const AT_ONCE: usize = 8;
+/// How long a source may take to say whether it has something newer than what could serve meanwhile.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// How often it is noted how far a download is.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -183,7 +185,9 @@ impl Downloads {
         version: Version,
         request: &FetchRequest,
     ) -> Result<bool, DownloadError> {
-        let listing = self.check(request).await?;
+        let listing = tokio::time::timeout(ANSWER_MAX, self.check(request)).await.map_err(|_| {
+            HubError::Unreachable(format!("{request} did not answer within {} s", ANSWER_MAX.as_secs()))
+        })??;
         let status = self.0.models.status(name)?;
         let known = status.versions.into_iter().find(|known| known.version == version);
         Ok(known.and_then(|known| known.origin).is_none_or(|known| known.revision != listing.revision))

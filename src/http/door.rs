@@ -58,6 +58,7 @@ impl Door {
     /// Answers a request, which came from this address as far as it is known; a refusal is an answer, too.
     pub(super) async fn call(&self, mut request: Request, from: Option<IpAddr>) -> Response {
         let Inner { state, around, router, .. } = &*self.0;
+        // The route table matches whole parts of a path, and this verb is the end of one.
         if let Some(uri) = kserve::routed_uri(request.uri()) {
             *request.uri_mut() = uri;
         }

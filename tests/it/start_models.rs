@@ -130,6 +130,10 @@ fn a_branch_is_followed_and_missed_by_nobody() {
     // Nobody can be asked.
     let server = ready(&hub, stopped(server), "hf://org/plus", &[("HF_HUB_OFFLINE", "1")]);
     check_answer(&server, "plus", 1.0);
+    // Nobody answers.
+    hub.fault(Side::Hub, "/revision/main", 1, &[Fault::Stall(0)]);
+    let server = ready(&hub, stopped(server), "hf://org/plus", &[]);
+    check_answer(&server, "plus", 1.0);
     let server = ready(&hub, stopped(server), "hf://org/plus", &[]);
     check_answer(&server, "plus", 2.0);
     commit(&hub, 'c', 3);

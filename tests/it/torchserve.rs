@@ -361,5 +361,13 @@ fn a_model_is_registered_from_an_address_and_archives_are_not_opened() {
     let refused = post("url=http://169.254.169.254/latest/x.onnx&model_name=meta");
     check_error(&refused, 400, "DownloadArchiveException", "not allowed");
     // What was done is written down with the model's name.
+    let audit = std::fs::read_to_string(server.store.path().join(".ortus/audit.log")).unwrap();
+    let entries: Vec<Value> = audit.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of_two = |entry: &&Value| entry["model"] == "two" && entry["action"] == "POST /models";
+    assert_eq!(
+        entries.iter().filter(of_two).map(|entry| &entry["status"]).collect::<Vec<_>>(),
+        [&json!(200)],
+        "{audit}"
+    );
     server.assert_well();
 }

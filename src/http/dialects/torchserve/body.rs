@@ -169,7 +169,7 @@ async fn value_of(bytes: Bytes) -> Part {
     let whole = Part { media_type: None, bytes: bytes.clone() };
     let is_field = |field: &&str| bytes.strip_prefix(field.as_bytes()).is_some_and(|rest| rest.starts_with(b"="));
     // One field, so that nothing grows while it is read.
-    if !FIELDS.iter().any(|field| is_field(&field)) || bytes.contains(&b'&') {
+    if !FIELDS.iter().any(is_field) || bytes.contains(&b'&') {
         return whole;
     }
     let mut request = Request::new(Body::from(bytes));

@@ -361,7 +361,7 @@ impl Registration {
     fn request(&self, state: &HttpState) -> Result<FetchRequest, ApiError> {
         let url = self.url.as_deref().unwrap_or_default();
         let path = url.split(['?', '#']).next().unwrap_or_default();
-        if path.ends_with(".mar") || path.ends_with(".tar.gz.mar") {
+        if path.ends_with(".mar") {
             return Err(invalid_query(
                 "url: a .mar archive holds Python that would be run, which this server never does; export the model to ONNX \
                  (torch.onnx.export) and register the .onnx file, or a .zip of it with its config.json and labels",
