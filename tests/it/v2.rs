@@ -31,9 +31,16 @@ fn f32s(values: &[f32]) -> Vec<u8> {
 #[test]
 fn health_and_metadata_have_the_protocols_form() {
     let server = Server::with(&["mlp", "versions"]);
-    for path in ["/v2/health/live", "/v2/health/ready", "/v2/models/mlp/ready", "/v2/models/versions/versions/3/ready"]
-    {
-        assert_eq!(server.get(path).status(), 200, "{path}");
+    // KServe's client reads the bodies.
+    for (path, expected) in [
+        ("/v2/health/live", json!({"live": true})),
+        ("/v2/health/ready", json!({"ready": true})),
+        ("/v2/models/mlp/ready", json!({"name": "mlp", "ready": true})),
+        ("/v2/models/versions/versions/3/ready", json!({"name": "versions", "ready": true})),
+    ] {
+        let answer = server.get(path);
+        assert_eq!(answer.status(), 200, "{path}");
+        assert_eq!(answer.json::<Value>().unwrap(), expected, "{path}");
     }
     let meta = server.get_json("/v2");
     assert_eq!(meta["name"], "ortus");

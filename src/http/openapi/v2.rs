@@ -191,12 +191,13 @@ struct V2MemoryUsage {
 
 /// Tells that the process answers.
 #[utoipa::path(get, path = "/v2/health/live", tag = "v2", operation_id = "v2ServerLive",
-    responses((status = 200, description = "The process answers.")))]
+    responses((status = 200, description = "The process answers.", body = Object, example = json!({"live": true}))))]
 pub(super) fn server_live() {}
 
 /// Tells whether requests may be sent.
 #[utoipa::path(get, path = "/v2/health/ready", tag = "v2", operation_id = "v2ServerReady",
-    responses((status = 200, description = "Requests may be sent."), (status = 400, description = "Starting or stopping.")))]
+    responses((status = 200, description = "Requests may be sent.", body = Object, example = json!({"ready": true})),
+        (status = 400, description = "Starting or stopping.")))]
 pub(super) fn server_ready() {}
 
 /// Describes the server.
@@ -213,7 +214,8 @@ pub(super) fn model_metadata() {}
 /// Tells whether a model answers.
 #[utoipa::path(get, path = "/v2/models/{name}/ready", tag = "v2", operation_id = "v2ModelReady",
     params(("name" = String, Path, description = "The model's name.", example = "resnet50")),
-    responses((status = 200, description = "The model answers."), (status = 400, description = "The model is not ready.")))]
+    responses((status = 200, description = "The model answers.", body = Object, example = json!({"name": "resnet50", "ready": true})),
+        (status = 400, description = "The model is not ready.")))]
 pub(super) fn model_ready() {}
 
 /// Runs a model on tensors.

@@ -6,8 +6,7 @@ use crate::http::extract::ModelPath;
 use crate::protocol::{self, ModelMetadata};
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// `GET /v2/models/{name}[/versions/{version}]`
 pub(super) async fn metadata(State(state): State<HttpState>, path: ModelPath) -> Result<Json<ModelMetadata>, V2Error> {
@@ -17,10 +16,10 @@ pub(super) async fn metadata(State(state): State<HttpState>, path: ModelPath) ->
 }
 
 /// `GET /v2/models/{name}[/versions/{version}]/ready`: 400 where it is not, as Triton answers. Loads nothing.
-pub(super) async fn ready(State(state): State<HttpState>, path: ModelPath) -> Result<StatusCode, V2Error> {
+pub(super) async fn ready(State(state): State<HttpState>, path: ModelPath) -> Result<Json<Value>, V2Error> {
     let status = state.engine.status(&path.name)?;
     if protocol::is_ready(&status, path.version) {
-        return Ok(StatusCode::OK);
+        return Ok(Json(json!({"name": path.name, "ready": true})));
     }
     let what = match path.version {
         Some(version) => format!("version {version} of model '{}'", path.name),
