@@ -53,8 +53,7 @@ fn clients_that_reset_in_the_midst_of_their_runs_leave_nothing_running() {
 /// F11.
 #[test]
 fn what_was_accepted_is_answered_when_the_server_stops_under_load() {
-    let server = crate::server::Server::with(&["mlp"]);
-    let mut server = server;
+    let mut server = crate::server::Server::with(&["mlp"]);
     let request = bytes(PREDICT, &good());
     let (answered, broken) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let address = server.address;
