@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::ops::Deref;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A server with the model `mlp` besides others, whose log is kept.
@@ -128,6 +128,13 @@ impl Attacked {
     }
 }
 
+/// Makes a shared library of a C file, where there is a compiler.
+pub fn compiled(source: &Path, library: &Path) -> bool {
+    let mut compiler = std::process::Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-O1", "-o"]).arg(library).arg(source);
+    compiler.status().is_ok_and(|status| status.success())
+}
+
 /// A prediction that is right.
 pub fn good() -> Value {
     json!({"inputs": [vec![0.5; 32]]})
@@ -222,7 +229,7 @@ impl Answer {
 
     /// The form of an error of this path, and nothing of the inside.
     #[track_caller]
-    pub fn assert_error(&self, path: &str, store: &std::path::Path) {
+    pub fn assert_error(&self, path: &str, store: &Path) {
         let at = format!("{path}: {} {:.300}", self.status, self.text);
         assert!(self.status >= 400 && self.text.len() < 4096, "{at}");
         for inside in [store.to_str().unwrap(), ".cc:", ".rs:", "panicked", "/home/", "/tmp/", "/root/"] {

@@ -1,8 +1,8 @@
 //! Too much at once, runs that do not end, want of memory, clients that vanish, a clock that jumps.
 
-use crate::attack::{Attacked, good, head, read_all, reset};
+use crate::attack::{Attacked, compiled, good, head, read_all, reset};
 use crate::memory::write_hungry_model;
-use crate::server::{PATIENCE, root, store_of, wait_until};
+use crate::server::{PATIENCE, Server, root, store_of, wait_until};
 use crate::stats::Metrics;
 use serde_json::{Value, json};
 use std::io::Write;
@@ -53,7 +53,7 @@ fn clients_that_reset_in_the_midst_of_their_runs_leave_nothing_running() {
 /// F11.
 #[test]
 fn what_was_accepted_is_answered_when_the_server_stops_under_load() {
-    let mut server = crate::server::Server::with(&["mlp"]);
+    let mut server = Server::with(&["mlp"]);
     let request = bytes(PREDICT, &good());
     let (answered, broken) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let address = server.address;
@@ -228,12 +228,7 @@ fn three_thousand_requests_of_all_kinds_leave_no_memory_behind() {
 fn a_clock_that_jumps_moves_no_deadline_and_no_result() {
     let folder = tempfile::tempdir().unwrap();
     let (library, offset) = (folder.path().join("clock.so"), folder.path().join("offset"));
-    let compiled = Command::new("cc")
-        .args(["-shared", "-fPIC", "-O1", "-o"])
-        .arg(&library)
-        .arg(root().join("tests/it/clock.c"))
-        .status();
-    if !compiled.is_ok_and(|status| status.success()) {
+    if !compiled(&root().join("tests/it/clock.c"), &library) {
         eprintln!("SKIPPED: there is no C compiler for a clock that can be moved");
         return;
     }

@@ -71,6 +71,8 @@ mod start_models;
 mod stats;
 /// Versions, policies, loading, swapping, failing.
 mod store;
+/// Crates and libraries of others.
+mod supply;
 /// Records of named columns.
 mod tabular;
 /// Texts: embeddings of the fixtures and of the shared encoder.
