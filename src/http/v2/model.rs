@@ -19,7 +19,7 @@ pub(super) async fn metadata(State(state): State<HttpState>, path: ModelPath) ->
 pub(super) async fn ready(State(state): State<HttpState>, path: ModelPath) -> Result<Json<Value>, V2Error> {
     let status = state.engine.status(&path.name)?;
     if protocol::is_ready(&status, path.version) {
-        return Ok(Json(json!({"name": path.name, "ready": true})));
+        return Ok(Json(json!({"name": path.name.as_str(), "ready": true})));
     }
     let what = match path.version {
         Some(version) => format!("version {version} of model '{}'", path.name),
