@@ -12,9 +12,13 @@ pub(super) struct Line {
 /// Lines over the time `span`, drawn to one scale, with what they are in words: `title`, `write` for the highest point, and their
 /// names where there are several.
 pub(super) fn over_time(title: &str, span: &str, lines: &[Line], write: fn(f64) -> String) -> String {
-    let points = lines.iter().flat_map(|line| line.points.iter().flatten());
-    let most = points.copied().filter(|point| point.is_finite()).fold(0.0, f64::max);
-    let label = format!("{title} over {span}, at most {}", write(most));
+    let points = lines.iter().flat_map(|line| line.points.iter().flatten()).copied().filter(|point| point.is_finite());
+    let highest = points.reduce(f64::max);
+    let (most, told) = (
+        highest.unwrap_or(0.0),
+        highest.map_or_else(|| "nothing yet".to_owned(), |most| format!("at most {}", write(most))),
+    );
+    let label = format!("{title} over {span}, {told}");
     let mut html = format!("<figure class=\"chart\"><figcaption><span>{}</span>", escaped(title));
     for line in lines.iter().filter(|_| lines.len() > 1) {
         let _ = write!(
@@ -23,12 +27,7 @@ pub(super) fn over_time(title: &str, span: &str, lines: &[Line], write: fn(f64) 
             line.class, line.name
         );
     }
-    let _ = write!(
-        html,
-        "<span class=\"most\">at most {}</span></figcaption>{}",
-        escaped(&write(most)),
-        drawn(lines, most, &label)
-    );
+    let _ = write!(html, "<span class=\"most\">{}</span></figcaption>{}", escaped(&told), drawn(lines, most, &label));
     let _ = write!(html, "<p class=\"span\" aria-hidden=\"true\"><span>{span} ago</span><span>now</span></p></figure>");
     html
 }
@@ -138,6 +137,7 @@ mod tests {
             format!("{most} x")
         });
         assert!(!both.contains("class=\"area") && both.matches("class=\"key\"").count() == 2, "{both}");
+        assert!(over_time("T", "1 min", &[line("run", vec![None])], |_| String::new()).contains(">nothing yet<"));
         assert!(both.contains("T over 15 min, at most 20 x") && both.contains("<span>15 min ago</span>"), "{both}");
     }
 
