@@ -270,7 +270,7 @@ impl Jobs {
     /// # Errors
     /// Why it cannot be run.
     pub(super) async fn begin(&self, claimed: &Claimed) -> Result<Bytes, JobError> {
-        let (id, record, is_first) = (claimed.id, claimed.record.clone(), claimed.is_first);
+        let (id, record) = (claimed.id, claimed.record.clone());
         if record.attempts > ATTEMPTS_MAX {
             return Err(JobError::Crashed { attempts: ATTEMPTS_MAX });
         }
@@ -278,7 +278,7 @@ impl Jobs {
             inner.ready(disk)?;
             // A cancelled job has a later record by now.
             let is_running = inner.table().record_of(id).is_some_and(|record| record.state == State::Running);
-            if is_first && is_running {
+            if is_running {
                 inner.follow(disk, |disk| disk.update(id, &record));
                 inner.ready(disk)?;
             }
@@ -287,9 +287,16 @@ impl Jobs {
         read.await??.map_err(|error| JobError::Internal { detail: format!("the job's request: {error}") })
     }
 
-    /// Puts a job back whose model is busy.
-    pub(super) fn pause(&self, id: Uuid) {
-        self.0.table().pause(id, Instant::now());
+    /// Puts a job back whose model is busy. That is written, too: where the process ends while the job waits, it was not the
+    /// job that ended it.
+    pub(super) async fn pause(&self, id: Uuid) {
+        let paused = self.on_disk(move |inner, disk| {
+            let record = inner.table().pause(id, Instant::now());
+            if let Some(record) = record {
+                inner.follow(disk, |disk| disk.update(id, &record));
+            }
+        });
+        log_failure(paused.await);
         // Whoever waits for the next job must learn of the end of the pause.
         self.0.wake.notify_one();
     }

@@ -12,12 +12,19 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+/// How often a starting process is asked whether jobs can run.
+const READY_LOOK: Duration = Duration::from_millis(20);
+
 /// Answers requests: a door.
 pub trait Executor: Send + Sync + 'static {
+    /// Whether it can run anything yet.
+    fn is_ready(&self) -> bool;
+
     /// Runs a job. Dropping the future cancels it.
     fn execute(&self, work: Work) -> BoxFuture<'static, Outcome>;
 
@@ -52,6 +59,7 @@ pub(super) async fn run(jobs: Jobs, executor: Arc<dyn Executor>) {
     let at_once = u32::try_from(jobs.settings().jobs_at_once).unwrap_or(u32::MAX).max(1);
     let slots = Arc::new(Semaphore::new(at_once as usize));
     jobs.recovered().await;
+    wait_ready(&jobs, &*executor).await;
     loop {
         // The slot comes first: a job stays queued until it can run.
         let slot = tokio::select! {
@@ -67,6 +75,13 @@ pub(super) async fn run(jobs: Jobs, executor: Arc<dyn Executor>) {
     // Runs end at once when the process stops: all slots are free when all have left their jobs.
     let _ = slots.acquire_many(at_once).await;
     jobs.close().await;
+}
+
+/// Waits until the executor can run something, or the process stops: a job that was taken before would only be put back.
+async fn wait_ready(jobs: &Jobs, executor: &dyn Executor) {
+    while !executor.is_ready() && !jobs.tasks().stopping().is_cancelled() {
+        tokio::time::sleep(READY_LOOK).await;
+    }
 }
 
 /// The job whose turn it is, when there is one; `None` where the process stops.
@@ -108,7 +123,7 @@ async fn run_claimed(jobs: &Jobs, executor: Arc<dyn Executor>, claimed: Claimed)
         Ok(body) => body,
         // A disk that is full or away for a moment has not lost the job.
         Err(JobError::DiskFull | JobError::Unavailable { .. }) if Instant::now() < claimed.deadline => {
-            return jobs.pause(id);
+            return jobs.pause(id).await;
         }
         Err(error) => return jobs.fail(id, fail(error)).await,
     };
@@ -128,7 +143,7 @@ async fn run_claimed(jobs: &Jobs, executor: Arc<dyn Executor>, claimed: Claimed)
             jobs.succeed(id, output, bytes, move |error| executor.failure(id, &request, error)).await;
         }
         Ok(Ok(Outcome::Failed(failure))) => jobs.fail(id, failure).await,
-        Ok(Ok(Outcome::Busy)) if Instant::now() < deadline => jobs.pause(id),
+        Ok(Ok(Outcome::Busy)) if Instant::now() < deadline => jobs.pause(id).await,
         Ok(Ok(Outcome::Busy)) | Err(_) => jobs.fail(id, fail(JobError::TimedOut)).await,
         Ok(Err(_)) => jobs.fail(id, fail(JobError::Internal { detail: "the run panicked".into() })).await,
     }

@@ -58,8 +58,6 @@ pub(super) struct Claimed {
     pub(super) progress: Progress,
     pub(super) cancel: CancellationToken,
     pub(super) deadline: Instant,
-    /// Whether this process has not started it before.
-    pub(super) is_first: bool,
 }
 
 /// Whose turn it is.
@@ -216,9 +214,8 @@ impl Table {
                 earliest = Some(earliest.map_or(until, |earliest| earliest.min(until)));
                 continue;
             }
-            let is_first = entry.deadline.is_none();
-            if is_first {
-                entry.record.attempts = entry.record.attempts.saturating_add(1);
+            entry.record.attempts = entry.record.attempts.saturating_add(1);
+            if entry.deadline.is_none() {
                 entry.record.started_ms = Some(now_ms());
             }
             let deadline = *entry.deadline.get_or_insert(now + settings.timeout);
@@ -232,20 +229,21 @@ impl Table {
                 progress: entry.progress.clone(),
                 cancel: entry.cancel.clone(),
                 deadline,
-                is_first,
             });
         }
         earliest.map_or(Next::Nobody, Next::At)
     }
 
-    /// Puts a running job back, since its model is busy.
-    pub(super) fn pause(&mut self, id: Uuid, now: Instant) {
-        let Some(entry) = self.entry_mut(id).filter(|entry| entry.record.state == State::Running) else { return };
+    /// Puts a running job back, since its model is busy: that start is no attempt. Gives what its record becomes.
+    pub(super) fn pause(&mut self, id: Uuid, now: Instant) -> Option<Record> {
+        let entry = self.entry_mut(id).filter(|entry| entry.record.state == State::Running)?;
         let until = now + entry.pause;
         entry.paused_until = Some(entry.deadline.map_or(until, |deadline| until.min(deadline)));
         entry.pause = (entry.pause * 2).min(PAUSE_MAX);
         entry.record.state = State::Queued;
+        entry.record.attempts = entry.record.attempts.saturating_sub(1);
         entry.changed.send_replace(());
+        Some(entry.record.clone())
     }
 
     /// What the record of a job becomes that ends now; `None` where it is no more, or has ended already.
@@ -275,12 +273,11 @@ impl Table {
         Some(entry.record)
     }
 
-    /// The records of jobs that this process started and did not end, for the next one: such a start is none that failed.
+    /// The records of jobs that this process runs and will not end, for the next one: such a start is none that failed.
     pub(super) fn left(&self) -> Vec<(Uuid, Record)> {
-        let started = |entry: &&Entry| entry.deadline.is_some() && !entry.record.state.status().is_final();
-        let left = self.jobs.values().filter(started).map(|entry| {
+        let left = self.jobs.values().filter(|entry| entry.record.state == State::Running).map(|entry| {
             let attempts = entry.record.attempts.saturating_sub(1);
-            (entry.id, Record { state: State::Running, attempts, ..entry.record.clone() })
+            (entry.id, Record { attempts, ..entry.record.clone() })
         });
         left.collect()
     }
@@ -399,7 +396,7 @@ mod tests {
         assert_eq!((run(&mut table, now), run(&mut table, now)), (Some(ids[1]), Some(ids[2])));
         let Next::At(at) = table.next(now, &settings()) else { panic!("its pause is not over") };
         let Next::Run(claimed) = table.next(at, &settings()) else { panic!("its pause is over") };
-        assert_eq!((claimed.id, claimed.is_first, claimed.record.attempts), (ids[0], false, 1));
+        assert_eq!((claimed.id, claimed.record.attempts), (ids[0], 1), "a start that was put back is no attempt");
         assert_eq!(claimed.deadline, now + settings().timeout, "a pause does not move the deadline");
         // Pauses grow, and never reach beyond the deadline.
         let mut pauses = Vec::new();
@@ -531,7 +528,7 @@ mod tests {
                         ids.push(id);
                     }
                     1 => drop(table.next(now, &settings())),
-                    2 => table.pause(id, now),
+                    2 => drop(table.pause(id, now)),
                     3 => {
                         let output = Output { media_type: "x".into(), version: "1".into(), bytes };
                         if let Some(record) = table.ended(id, State::Succeeded { output }) {

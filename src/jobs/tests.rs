@@ -18,6 +18,10 @@ struct Fake {
 }
 
 impl Executor for Fake {
+    fn is_ready(&self) -> bool {
+        true
+    }
+
     fn execute(&self, work: Work) -> BoxFuture<'static, Outcome> {
         let run = self.runs.fetch_add(1, Ordering::SeqCst);
         async move {
@@ -245,6 +249,33 @@ async fn a_job_that_ends_the_process_again_and_again_is_given_up() {
     let State::Failed { failure } = job.state else { panic!() };
     assert!(failure.problem.contains("Crashed"), "{failure:?}");
     assert_eq!(house.fake.runs.load(Ordering::SeqCst), 0);
+    house.stop().await;
+}
+
+/// The job's record as a process would find it if this one were killed now.
+fn record_after_a_kill(store: &Path, id: Uuid) -> Option<job::Record> {
+    let copy = tempfile::tempdir().unwrap();
+    let folder = copy.path().join(".ortus/jobs");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::copy(store.join(".ortus/jobs/jobs.redb"), folder.join("jobs.redb")).unwrap();
+    let found = disk::Disk::new(copy.path()).open().unwrap();
+    found.into_iter().find(|(found, _)| *found == id).map(|(_, record)| record)
+}
+
+#[tokio::test]
+async fn a_job_that_waits_for_its_model_when_the_process_ends_has_not_ended_it() {
+    let store = tempfile::tempdir().unwrap();
+    let house = house(store.path(), settings());
+    let id = house.submit("always busy").await;
+    house.wait(id, Status::Running).await;
+    house.wait(id, Status::Queued).await;
+    let waits = async {
+        let is_no_attempt = |record: job::Record| record.attempts == 0 && record.started_ms.is_some();
+        while !record_after_a_kill(store.path(), id).is_some_and(is_no_attempt) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), waits).await.unwrap();
     house.stop().await;
 }
 

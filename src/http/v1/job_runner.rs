@@ -21,6 +21,10 @@ use uuid::Uuid;
 pub(in crate::http) struct JobRunner(pub(in crate::http) HttpState);
 
 impl Executor for JobRunner {
+    fn is_ready(&self) -> bool {
+        self.0.engine.is_ready()
+    }
+
     fn execute(&self, work: Work) -> BoxFuture<'static, Outcome> {
         let state = self.0.clone();
         Box::pin(async move {
