@@ -68,10 +68,14 @@ impl Downloads {
         Downloads(Arc::new(Inner { hub, models, tasks, models_dir, slots, table, received, equal }))
     }
 
-    /// Removes what failed downloads of long ago left. Blocks no one.
+    /// Removes what failed downloads of long ago left, and what a killed process had of uploads: nobody can go on with those.
+    /// Blocks no one.
     pub fn start(&self) {
-        let root = self.0.work_root();
-        drop(self.0.tasks.spawn_blocking(move || WorkFolder::clean(&root, LEFT_MAX)));
+        let (downloads, uploads) = (self.0.work_root(), self.0.uploads_root());
+        drop(self.0.tasks.spawn_blocking(move || {
+            WorkFolder::clean(&downloads, LEFT_MAX);
+            WorkFolder::clean(&uploads, Duration::ZERO);
+        }));
     }
 
     pub fn hub(&self) -> &Hub {
@@ -200,6 +204,11 @@ impl Inner {
     /// Where the work of all downloads lies.
     pub(super) fn work_root(&self) -> PathBuf {
         self.models_dir.join(".ortus").join("downloads")
+    }
+
+    /// Where the work of all uploads lies.
+    pub(super) fn uploads_root(&self) -> PathBuf {
+        self.models_dir.join(".ortus").join("uploads")
     }
 
     /// The lock that equal requests share.

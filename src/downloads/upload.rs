@@ -54,7 +54,7 @@ impl Downloads {
             Ok(_) => self.0.models.claim_version(&name).await?,
             Err(_) => self.0.models.claim(&name).await?,
         };
-        let root = self.0.work_root();
+        let root = self.0.uploads_root();
         let work = self.off_the_async_threads(move || WorkFolder::fresh(&root)).await??;
         let (downloads, files) = (self.clone(), Vec::new());
         Ok(Upload { downloads, name, claim: Some(claim), work: Some(work), files, received: 0 })

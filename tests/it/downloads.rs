@@ -712,9 +712,33 @@ fn uploads_become_versions() {
         setup.check_empty("evil");
     }
     // Nothing is left of uploads, once what removes them behind the answer is done.
-    let left = setup.server.store.path().join(".ortus/downloads");
+    let left = setup.server.store.path().join(".ortus/uploads");
     wait_until(|| std::fs::read_dir(&left).unwrap().count() == 0);
     setup.server.assert_well();
+}
+
+#[test]
+fn what_a_killed_server_had_of_an_upload_goes_at_the_next_start() {
+    use std::io::Write;
+    let mut setup = Setup::new();
+    let mut client = std::net::TcpStream::connect(setup.server.address).unwrap();
+    let head = "POST /v1/models/plus/versions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9000000\r\n\
+        Content-Type: multipart/form-data; boundary=b\r\n\r\n--b\r\n\
+        Content-Disposition: form-data; name=\"file\"; filename=\"model.onnx\"\r\n\r\n";
+    client.write_all(head.as_bytes()).unwrap();
+    client.write_all(&large_graph(1, 4_000_000)).unwrap();
+    let uploads = setup.server.store.path().join(".ortus/uploads");
+    let count = || std::fs::read_dir(&uploads).map_or(0, Iterator::count);
+    wait_until(|| count() == 1);
+    setup.server.kill();
+    assert_eq!(count(), 1, "nobody was there to remove it");
+    let store = setup.server.take_store();
+    setup.server = serve(&setup.hub, store, &[]);
+    wait_until(|| count() == 0);
+    setup.check_empty("plus");
+    let (status, answer) = upload(&setup.server, "plus", "model.onnx", graph(1));
+    assert_eq!(status, 201, "{answer}");
+    setup.check_answer("plus", 1.0);
 }
 
 #[test]
@@ -932,7 +956,7 @@ fn forty_models_that_come_and_go_leave_nothing() {
     assert!(count("fd") <= files + 4, "{files} files, then {}", count("fd"));
     assert!(count("task") <= threads + 4, "{threads} threads, then {}", count("task"));
     let own = setup.server.store.path().join(".ortus");
-    for folder in ["downloads", "incoming", "trash", "chosen"] {
+    for folder in ["downloads", "uploads", "incoming", "trash", "chosen"] {
         let left = std::fs::read_dir(own.join(folder)).map_or(0, Iterator::count);
         assert_eq!(left, 0, "{folder}");
     }
