@@ -843,6 +843,17 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         section: "limits",
+        name: "max_inflight_bytes",
+        doc: "Bytes that the bodies of all requests may hold together, never less than max_body_bytes; 0 = a quarter of the memory that is free at the start.",
+        kind: Kind::Integer {
+            min: 0,
+            max: 1 << 50,
+            get: |config| config.http.limits.max_inflight_bytes.unwrap_or(0) as u64,
+            set: |config, value| config.http.limits.max_inflight_bytes = (value > 0).then_some(size(value)),
+        },
+    },
+    Key {
+        section: "limits",
         name: "max_json_depth",
         doc: "Nesting of a JSON body.",
         kind: Kind::Integer {

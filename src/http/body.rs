@@ -9,10 +9,14 @@ use std::error::Error;
 use tokio::time::Instant;
 
 /// Why a body could not be read.
-#[derive(Debug, PartialEq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub(super) enum BodyError {
     #[error("the body is larger than max_body_bytes = {limit}")]
     TooLarge { limit: usize },
+    #[error(
+        "the bodies of requests in flight hold {held} of limits.max_inflight_bytes = {limit}: {wanted} bytes more do not fit; try again"
+    )]
+    NoRoom { limit: usize, held: usize, wanted: usize },
     #[error("the body did not arrive within body_read_timeout_ms")]
     TooSlow,
     #[error(
@@ -85,12 +89,15 @@ fn aligned(capacity: usize, align_at: usize) -> (BytesMut, usize) {
     (buffer, padding)
 }
 
-/// Tells the limit on encoded bytes, the connection and the decompression apart by what caused the error.
+/// Tells the limits on bytes, the connection and the decompression apart by what caused the error.
 fn read_error(error: &axum::Error, limit: usize) -> BodyError {
     let mut cause: Option<&(dyn Error + 'static)> = Some(error);
     while let Some(error) = cause {
         if error.is::<LengthLimitError>() {
             return BodyError::TooLarge { limit };
+        }
+        if let Some(error) = error.downcast_ref::<BodyError>() {
+            return error.clone();
         }
         if error.is::<hyper::Error>() {
             return BodyError::Incomplete;

@@ -7,6 +7,7 @@ use super::access::{self, Needs, NeedsTable, Peer, Refused, Why};
 use super::audited::{self, About};
 use super::dashboard;
 use super::error::{self, ApiError, CLIENT_CLOSED, Problem};
+use super::inflight::{Held, InFlightBytes};
 use super::outcome;
 use super::tally;
 use super::{HttpSettings, HttpState};
@@ -85,6 +86,7 @@ pub(super) struct Around {
     max_header_bytes: usize,
     max_headers: usize,
     is_tls: bool,
+    bodies: InFlightBytes,
     gate: Gate,
     needs: NeedsTable,
     /// For the pages that refuse somebody.
@@ -113,6 +115,7 @@ impl Around {
             max_header_bytes: settings.limits.max_header_bytes,
             max_headers: settings.limits.max_headers,
             is_tls: settings.is_tls,
+            bodies: InFlightBytes::new(settings),
             gate: state.auth.clone(),
             needs,
             engine: state.engine.clone(),
@@ -206,10 +209,11 @@ impl Around {
                 Err(refused) => return refused.error.into_response(),
             };
             let limit = self.body_limit(route, Some(Needs::INFER), caller.as_ref());
-            match refusal(self, &request, limit) {
-                Some(error) => error.into_response(),
-                None => limit.reworded(handler(bounded(request, limit), visit).await),
-            }
+            let held = match self.checked(&request, route, limit) {
+                Ok(held) => held,
+                Err(error) => return error.into_response(),
+            };
+            limit.reworded(handler(bounded(request, limit, held.as_ref()), visit).await)
         })
         .await
     }
@@ -362,8 +366,8 @@ async fn observed<F: Future<Output = Response>>(
     tally.finish(response.status().as_u16(), code);
     // What is left of a body that was refused would be read as the next request, and so would what somebody between the client
     // and here takes for a body.
-    let is_unclear = line.code.as_deref() == Some(BAD_FRAMING);
-    if closes && (is_unclear || matches!(response.status().as_u16(), 408 | 413 | 421 | 431)) {
+    let is_unread = line.code.as_deref().is_some_and(|code| code == BAD_FRAMING || code == "overloaded");
+    if closes && (is_unread || matches!(response.status().as_u16(), 408 | 413 | 421 | 431)) {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     if let Ok(value) = HeaderValue::from_str(&id) {
@@ -402,9 +406,10 @@ async fn admitted(around: &Around, mut request: Request, next: Next) -> Response
         }
     };
     let limit = around.body_limit(route.as_str(), needs, caller.as_ref());
-    if let Some(error) = refusal(around, &request, limit) {
-        return error.into_response();
-    }
+    let held = match around.checked(&request, route.as_str(), limit) {
+        Ok(held) => held,
+        Err(error) => return error.into_response(),
+    };
     let is_audited = needs.is_some_and(|needs| needs.is_audited) && !request.method().is_safe();
     let entry = is_audited.then(|| {
         let who = caller.as_ref().map_or(Who::Anybody, Who::Known);
@@ -413,7 +418,7 @@ async fn admitted(around: &Around, mut request: Request, next: Next) -> Response
     if let Some(caller) = caller {
         request.extensions_mut().insert(caller);
     }
-    let response = limit.reworded(answered(bounded(request, limit), next).await);
+    let response = limit.reworded(answered(bounded(request, limit, held.as_ref()), held, next).await);
     if let Some(entry) = entry {
         let about = response.extensions().get::<About>().map(|About(model)| model.to_string());
         entry.finish(response.status().as_u16(), about).await;
@@ -421,11 +426,16 @@ async fn admitted(around: &Around, mut request: Request, next: Next) -> Response
     response
 }
 
-async fn answered(request: Request, next: Next) -> Response {
+async fn answered(request: Request, held: Option<Arc<Held>>, next: Next) -> Response {
     if !request.headers().contains_key(header::CONTENT_ENCODING) {
         return next.run(request).await;
     }
-    let next = next.map_request(|request: axum::http::Request<DecompressionBody<Body>>| request.map(Body::new));
+    let next = next.map_request(move |request: axum::http::Request<DecompressionBody<Body>>| {
+        request.map(|body| match &held {
+            Some(held) => held.clone().counting(Body::new(body)),
+            None => Body::new(body),
+        })
+    });
     match RequestDecompressionLayer::new().layer(next).oneshot(request).await {
         Ok(response) => response.map(Body::new),
         Err(error) => ApiError::internal(format!("decompression: {error}")).into_response(),
@@ -433,6 +443,16 @@ async fn answered(request: Request, next: Next) -> Response {
 }
 
 impl Around {
+    /// What the request's body holds while it is answered, where it may be read; an upload holds nothing, since it goes to the disk
+    /// as it comes.
+    fn checked(&self, request: &Request, route: &str, limit: BodyLimit) -> Result<Option<Arc<Held>>, ApiError> {
+        if let Some(error) = refusal(self, request, limit) {
+            return Err(error);
+        }
+        let is_kept = !UPLOADS.contains(&route) && !request.body().is_end_stream();
+        Ok(is_kept.then(|| self.bodies.hold(request.body())).transpose()?)
+    }
+
     /// The answer to somebody who is not let in: people get a page. Beside it what is to be written down: an attempt to change
     /// something by a key that may not.
     fn refuse(
@@ -455,7 +475,7 @@ impl Around {
 }
 
 /// Why a request is not let in, as far as its head tells: it is a foreign page's, or its body is too large. A declared
-/// length over the limit is refused before `100 Continue` is sent.
+/// length over the limit is refused before `100 Continue` is sent, as is one that there is no room for.
 fn refusal(around: &Around, request: &Request, limit: BodyLimit) -> Option<ApiError> {
     let is_own = request.method().is_safe() || around.is_own_origin(&around.origins, request);
     if !is_own {
@@ -468,13 +488,19 @@ fn refusal(around: &Around, request: &Request, limit: BodyLimit) -> Option<ApiEr
     (request.body().size_hint().lower() > limit.bytes as u64).then(|| limit.error())
 }
 
-/// Bounds the bytes on the wire; `body::read` bounds them again after decompression.
-fn bounded(request: Request, limit: BodyLimit) -> Request {
+/// Bounds the bytes on the wire, and counts them as they come; `body::read` bounds them again after decompression.
+fn bounded(request: Request, limit: BodyLimit, held: Option<&Arc<Held>>) -> Request {
     // A declared length is kept by the HTTP library.
     if request.body().size_hint().exact().is_some() {
         return request;
     }
-    request.map(|body| Body::new(Limited::new(body, limit.bytes)))
+    request.map(|body| {
+        let body = Body::new(Limited::new(body, limit.bytes));
+        match held {
+            Some(held) => held.clone().counting(body),
+            None => body,
+        }
+    })
 }
 
 /// One line of the access log, written when dropped: also for a client that did not wait for its answer.

@@ -1,6 +1,6 @@
 //! The REST door: HTTP in, engine calls, HTTP out.
 //!
-//! `server` is what the app starts, `door` is the way of a request to its handler, `router` is the route table, `middleware` what surrounds every route, `access` the roles of routes and the keys of
+//! `server` is what the app starts, `door` is the way of a request to its handler, `router` is the route table, `middleware` what surrounds every route, `inflight` what bodies may hold together, `access` the roles of routes and the keys of
 //! requests, `streams` the answers that go on, `audited` what goes to the audit log, `error` the error
 //! table. `v1` is the native API, `v2` the Open Inference Protocol, `dialects` routes of other servers, `openapi` the description of
 //! it all; `dashboard` is pages for people over the native API. Knows the engine and what stands beside it, and nothing below.
@@ -14,6 +14,7 @@ mod door;
 mod error;
 mod extract;
 mod health;
+mod inflight;
 mod metrics;
 mod middleware;
 mod openapi;

@@ -60,6 +60,9 @@ pub struct HttpLimits {
     pub min_upload_bytes_per_second: u64,
     /// Streams of events that are open at once.
     pub max_event_streams: usize,
+    /// Bytes that the bodies of all requests may hold together, never less than `max_body_bytes`; `None` = a quarter of the memory that
+    /// is free at the start.
+    pub max_inflight_bytes: Option<usize>,
     /// How long a stopping server goes on accepting, so that balancers notice that it is not ready.
     pub drain_delay: Duration,
 }
@@ -108,6 +111,7 @@ impl Default for HttpSettings {
                 write_timeout: Duration::from_secs(30),
                 min_upload_bytes_per_second: 4 << 10,
                 max_event_streams: 1024,
+                max_inflight_bytes: None,
                 drain_delay: Duration::from_millis(200),
             },
             shown: Arc::from([]),

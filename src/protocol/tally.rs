@@ -66,6 +66,7 @@ impl Tally {
 pub fn rejected(code: &str) -> Option<Rejected> {
     match code {
         "queue_full" => Some(Rejected::QueueFull),
+        "overloaded" => Some(Rejected::Overloaded),
         "model_not_ready" | "model_failed" | "model_unloading" => Some(Rejected::NotReady),
         "shutting_down" => Some(Rejected::Stopping),
         "body_too_large" | "headers_too_large" | "input_too_large" | "too_large" => Some(Rejected::TooLarge),

@@ -61,6 +61,8 @@ mod limits;
 mod memory;
 /// Variants: made, measured, adopted, refused, cancelled.
 mod optimize;
+/// More than the server takes at a time.
+mod overload;
 /// `/v1/models/{name}/predict`: every request and response form.
 mod predict;
 /// Where the time of runs goes, by operator.

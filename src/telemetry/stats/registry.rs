@@ -35,6 +35,8 @@ struct Entry {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rejected {
     QueueFull,
+    /// The bodies of all requests in flight hold as many bytes as they may.
+    Overloaded,
     NotReady,
     Stopping,
     TooLarge,
@@ -49,8 +51,9 @@ pub enum Rejected {
 }
 
 impl Rejected {
-    pub const ALL: [Rejected; 10] = [
+    pub const ALL: [Rejected; 11] = [
         Rejected::QueueFull,
+        Rejected::Overloaded,
         Rejected::NotReady,
         Rejected::Stopping,
         Rejected::TooLarge,
@@ -66,6 +69,7 @@ impl Rejected {
     pub fn name(self) -> &'static str {
         match self {
             Rejected::QueueFull => "queue_full",
+            Rejected::Overloaded => "overloaded",
             Rejected::NotReady => "not_ready",
             Rejected::Stopping => "stopping",
             Rejected::TooLarge => "too_large",
