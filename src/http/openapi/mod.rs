@@ -3,6 +3,7 @@
 //! `v2` describes the Open Inference Protocol, `typed` the loaded models, `keys` who may call. Tests hold the document to the file, and it
 //! and the route table to each other.
 
+mod dialect_errors;
 mod keys;
 mod typed;
 #[expect(dead_code, reason = "described for the document, never called or built")]
@@ -110,7 +111,14 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
         v2::repository_load,
         v2::repository_unload,
     ),
-    components(schemas(ProblemBody<'static>, FieldProblem, v2::V2Error, TorchserveError<'static>)),
+    components(schemas(
+        ProblemBody<'static>,
+        FieldProblem,
+        v2::V2Error,
+        TorchserveError<'static>,
+        dialect_errors::OpenAiError,
+        dialect_errors::TeiError
+    )),
     modifiers(&Versioned, &ErrorAnswers, &Keys),
 )]
 struct ApiDoc;
@@ -152,7 +160,7 @@ pub(super) async fn json(State(state): State<HttpState>) -> Result<Response, Api
 
 /// Gives this document as YAML.
 #[utoipa::path(get, path = "/openapi.yaml", tag = "system", operation_id = "getOpenApiYaml",
-    responses((status = 200, description = "This document, with one typed operation for each loaded model.", body = String, content_type = "application/yaml")))]
+    responses((status = 200, description = "This document, with one typed operation for each loaded model.", body = Object, content_type = "application/yaml")))]
 pub(super) async fn yaml(State(state): State<HttpState>) -> Result<Response, ApiError> {
     let text = served(&state).to_yaml().map_err(|error| ApiError::internal(error.to_string()))?;
     Ok(([(header::CONTENT_TYPE, "application/yaml")], text).into_response())
@@ -231,6 +239,8 @@ fn error_form(path: &str) -> (&'static str, &'static str) {
         // KServe's V1 protocol has the same form.
         _ if path.starts_with("/v2") || dialects::is_kserve(path) => ("application/json", "V2Error"),
         _ if dialects::is_torchserve(path) => ("application/json", "TorchserveError"),
+        _ if dialects::is_openai(path) => ("application/json", "OpenAiError"),
+        _ if dialects::is_tei(path) => ("application/json", "TeiError"),
         _ => ("application/problem+json", "Problem"),
     }
 }
@@ -301,8 +311,22 @@ fn errors_of(path: &str, method: &Method) -> Errors {
     ];
     const NO_JOB: (&str, &str) = ("404", "No such job.");
     const JOB: Errors = &[NO_JOB, INTERNAL];
-    const JOB_RESULT: Errors =
-        &[NO_JOB, ("409", "There is no result: the job is not finished, or was cancelled."), INTERNAL];
+    const JOB_RESULT: Errors = &[
+        ("400", "The job failed: its request was malformed."),
+        NO_JOB,
+        ("406", "The job failed: no format of the answer suits its `Accept`."),
+        (
+            "409",
+            "There is no result: the job is not finished, or was cancelled. Or the job failed: the model's state did not allow it.",
+        ),
+        ("413", "The job failed: something in its request is larger than a limit."),
+        ("415", "The job failed: the media type of its request is not served."),
+        ("422", "The job failed: its request is not what the model takes, or the model cannot be optimised so."),
+        INTERNAL,
+        ("503", "The job failed: its model was not there to run it."),
+        ("504", "The job failed: it took too long."),
+        ("507", "The job failed: there was no memory for it, or no room for its result."),
+    ];
     const NO_DOWNLOAD: (&str, &str) = ("404", "No such download.");
     const DOWNLOAD: Errors = &[NO_DOWNLOAD, INTERNAL];
     const ORDER: Errors = &[
@@ -326,8 +350,11 @@ fn errors_of(path: &str, method: &Method) -> Errors {
     const LIFECYCLE: Errors = &[
         ("400", "Malformed."),
         NOT_FOUND,
+        ("408", "The body did not arrive in time."),
         ("409", "The model's state does not allow it."),
-        ("422", "The model cannot be loaded; `detail` says why."),
+        ("413", "The body is larger than a limit."),
+        ("415", "The media type or content encoding is not served."),
+        ("422", "It cannot be done with this model; `detail` says why."),
         INTERNAL,
         BUSY,
         MEMORY,
@@ -343,14 +370,25 @@ fn errors_of(path: &str, method: &Method) -> Errors {
         ("504", "The deadline passed."),
         MEMORY,
     ];
+    const BARE: Errors = &[("400", "Malformed."), INTERNAL];
+    const INDEX: Errors = &[
+        ("400", "Malformed."),
+        ("408", "The body did not arrive in time."),
+        ("413", "The body is larger than a limit."),
+        ("415", "The content encoding is not served."),
+        INTERNAL,
+        BUSY,
+    ];
     const MODEL: Errors = &[("400", "Malformed."), NOT_FOUND, INTERNAL, BUSY];
-    if path.ends_with("/predict") || path.starts_with("/predictions/") || dialects::is_kserve(path) {
+    let is_predict = path.ends_with("/predict") || path.starts_with("/predictions/") || dialects::is_kserve(path);
+    if is_predict || dialects::is_openai(path) || dialects::is_tei(path) {
         return PREDICT;
     }
     match path {
         "/v1/models/{name}/jobs" => return CREATE_JOB,
         "/v1/models/{name}/warmup" => return WARMUP,
-        "/v1/jobs" => return &[("400", "Malformed.")],
+        "/v1/jobs" | "/v1/cleanup" => return BARE,
+        "/v2/repository/index" => return INDEX,
         "/v1/models" if *method == Method::POST => return ORDER,
         "/v1/models/{name}/versions" => return ORDER,
         _ if path.starts_with("/v1/downloads/") => return DOWNLOAD,
@@ -361,7 +399,7 @@ fn errors_of(path: &str, method: &Method) -> Errors {
     if path.ends_with("/infer") {
         return V2_INFER;
     }
-    if path.starts_with("/v1") && (path.ends_with("/load") || path.ends_with("/unload")) {
+    if path.starts_with("/v1") && ["/load", "/unload", "/rollback", "/optimize"].iter().any(|end| path.ends_with(end)) {
         return LIFECYCLE;
     }
     if path.contains("{name}") { MODEL } else { &[] }

@@ -228,7 +228,8 @@ pub(super) fn model_ready() {}
         (V2InferRequest = "application/json"),
         (Vec<u8> = "application/octet-stream"),
     )),
-    responses((status = 200, description = "The outputs.", body = V2InferResponse,
+    responses((status = 200, description = "The outputs; where binary data was asked for, it follows the JSON part.",
+        content((V2InferResponse = "application/json"), (Vec<u8> = "application/octet-stream")),
         headers(("X-Ortus-Cache" = String, description = "`hit` or `miss` where the model keeps answers.")))))]
 pub(super) fn model_infer() {}
 

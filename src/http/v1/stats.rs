@@ -68,7 +68,7 @@ pub(in crate::http) struct BatchSizes {
     #[schema(example = 3.0)]
     mean: Option<f64>,
     /// Runs by their rows; above 128 by the next power of two.
-    #[schema(example = json!({"1": 20, "5": 20}))]
+    #[schema(value_type = BTreeMap<String, u64>, example = json!({"1": 20, "5": 20}))]
     histogram: BTreeMap<u64, u64>,
 }
 
