@@ -25,7 +25,7 @@ LIBRARY := library
 GPU_ENV := source lib-cuda/env.sh
 endif
 
-.PHONY: reliability browser screenshots deploy-check rolling exporter exporter-test fuzz help run test check gpu-run gpu-check gpu-models clients models fixtures zero-shot-fixtures bench bench-models optimize-table soak clean library gpu-library fmt-check lint docs openapi-check deny
+.PHONY: reliability browser screenshots deploy-check rolling crash overload schema-check sbom exporter exporter-test fuzz help run test check gpu-run gpu-check gpu-models clients models fixtures zero-shot-fixtures bench bench-models optimize-table soak clean library gpu-library fmt-check lint docs openapi-check deny
 
 help:  ## List these commands
 	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## */\1\t/' | column -t -s $$'\t'
@@ -65,6 +65,15 @@ openapi-check: $(LIBRARY)
 deny:
 	@$(CARGO) deny --version >/dev/null 2>&1 || { echo "cargo-deny is not installed: cargo install --locked cargo-deny"; exit 1; }
 	$(CARGO) deny --all-features check bans licenses sources
+
+CYCLONEDX_VERSION := 0.5.9
+CYCLONEDX := $(TARGET)/tools/bin/cargo-cyclonedx
+
+$(CYCLONEDX):
+	$(CARGO) install --quiet --locked --root $(TARGET)/tools cargo-cyclonedx@$(CYCLONEDX_VERSION)
+
+sbom: $(CYCLONEDX)  ## List all that the program is made of, in target/ortus.cdx.json
+	$(PYTHON) tools/sbom.py $(CYCLONEDX) $(TARGET)/ortus.cdx.json
 
 gpu-run: gpu-library  ## Like run, on an NVIDIA GPU (driver for CUDA 13 needed)
 	$(CARGO) build --release --locked
@@ -120,6 +129,23 @@ rolling: $(LIBRARY)  ## Restart two servers behind nginx in turn, under load (ne
 	$(CARGO) build --locked
 	$(PYTHON) tests/rolling/rolling.py $(abspath $(TARGET))/debug/ortus
 
+# CRASH holds options of tests/crash/crash.py, as in: make crash CRASH="--rounds 50 --seed 7"
+crash: $(LIBRARY)  ## Kill a server again and again while it works; nothing that it promised may be lost
+	$(CARGO) build --locked
+	$(PYTHON) tests/crash/crash.py $(abspath $(TARGET))/debug/ortus $(CRASH)
+
+SCHEMA := tests/schema/.venv
+
+$(SCHEMA)/.installed: tests/schema/requirements.txt
+	$(PYTHON) -m venv $(SCHEMA)
+	$(SCHEMA)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
+# SCHEMA_CHECK holds options of tests/schema/check.py, as in: make schema-check SCHEMA_CHECK="--seconds 600 --seed 7"
+schema-check: $(LIBRARY) $(SCHEMA)/.installed  ## Hold every answer of a server to its own /openapi.json, with made-up requests
+	$(CARGO) build --locked
+	$(SCHEMA)/bin/python tests/schema/check.py $(abspath $(TARGET))/debug/ortus $(SCHEMA_CHECK)
+
 # Elsewhere as in: make screenshots SCREENSHOTS=/tmp/pictures
 screenshots: $(LIBRARY) $(BROWSER)/.installed  ## Take the pictures of docs/screenshots again
 	$(CARGO) build --locked
@@ -154,9 +180,14 @@ bench: $(LIBRARY) bench-models  ## Run the benchmarks
 	$(CARGO) bench --locked
 
 # SOAK holds options of tools/soak.py, as in: make soak SOAK="--minutes 1 --cycles 5"
-soak: $(LIBRARY) bench-models  ## Load a release build for ten minutes, rightly and wrongly; nothing may be lost or kept
+soak: $(LIBRARY) bench-models  ## Load a release build for twenty minutes, rightly and wrongly; nothing may be lost or kept
 	$(CARGO) build --release --locked
 	$(PYTHON) tools/soak.py $(TARGET)/release/ortus $(TARGET)/bench-models $(SOAK)
+
+# On an idle machine. OVERLOAD holds options of benches/overload.py, as in: make overload OVERLOAD="--run-ms 10"
+overload: $(LIBRARY)  ## Offer a release build up to ten times what it can do; it must go on doing what it can
+	$(CARGO) build --release --locked
+	$(PYTHON) benches/overload.py $(abspath $(TARGET))/release/ortus $(OVERLOAD)
 
 # Each target for so many seconds, as in: make fuzz FUZZ="600 image"
 fuzz:  ## Give everything that reads foreign bytes made-up ones
@@ -183,4 +214,4 @@ bench-models: $(VENV)/.installed
 
 clean:  ## Remove what was built and installed here
 	$(CARGO) clean
-	rm -rf lib lib-cuda $(VENV) $(EXPORTER) $(BROWSER) $(DEPLOY)
+	rm -rf lib lib-cuda $(VENV) $(EXPORTER) $(BROWSER) $(DEPLOY) $(SCHEMA)
