@@ -227,6 +227,11 @@ impl Answer {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 
+    /// TorchServe's explanations, which this server does not give.
+    pub fn says_it_is_not_there(&self, path: &str) -> bool {
+        self.status == 501 && path.starts_with("/explanations/")
+    }
+
     /// The form of an error of this path, and nothing of the inside.
     #[track_caller]
     pub fn assert_error(&self, path: &str, store: &Path) {

@@ -170,7 +170,7 @@ fn depth_is_bounded_on_every_route_that_takes_a_body() {
                 continue;
             }
             assert!(
-                [400, 404, 409, 413, 415, 422].contains(&answer.status),
+                [400, 404, 409, 413, 415, 422].contains(&answer.status) || answer.says_it_is_not_there(&path),
                 "{path}: {} {:.300}",
                 answer.status,
                 answer.text

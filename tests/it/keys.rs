@@ -107,11 +107,11 @@ fn role_of(method: &Method, path: &str) -> &'static str {
         return "none";
     }
     let is_job = path.starts_with("/v1/jobs/");
-    let asks = *method == Method::POST
-        && (ASKS.iter().any(|end| path.ends_with(end))
-            || path.ends_with(":predict")
-            || path.starts_with("/predictions/")
-            || path.starts_with("/explanations/"));
+    let asks = path.starts_with("/predictions/")
+        || *method == Method::POST
+            && (ASKS.iter().any(|end| path.ends_with(end))
+                || path.ends_with(":predict")
+                || path.starts_with("/explanations/"));
     if *method == Method::GET || is_job || asks { "infer" } else { "admin" }
 }
 

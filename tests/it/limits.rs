@@ -125,6 +125,7 @@ const WITHOUT: &[(&str, &str)] = &[
     ("server.max_connections", "more wait to be accepted: there is nothing yet to answer them by"),
     ("server.shutdown_grace_ms", "bounds the drain"),
     ("limits.header_read_timeout_ms", "the connection is closed: there is no request yet"),
+    ("limits.max_inflight_bytes", "never less than one body may have: requests together exceed it, see `overload`"),
     ("limits.drain_delay_ms", "lengthens the drain"),
     ("limits.jobs_at_once", "other jobs wait"),
     ("limits.max_http2_streams", "clients are told by the protocol, and wait"),

@@ -218,11 +218,11 @@ fn what_cannot_be_predicted_says_so_in_their_words() {
     check_error(&post("/predictions/.hidden", b"x"), 404, "ModelNotFoundException", "there is no such model");
     check_error(&post("/predictions/mlp", b"\x89PNG"), 400, "BadRequestException", "not valid JSON");
     check_error(&post("/predictions/mlp", b""), 400, "BadRequestException", "not valid JSON");
-    check_error(&post("/predictions/mlp", b"[[1, 2]]"), 422, "BadRequestException", "inputs.x");
+    check_error(&post("/predictions/mlp", b"[[1, 2]]"), 422, "BadRequestException", "input 'x'");
     check_error(&post("/predictions/mlp", &[b' '; 10_001]), 413, "BadRequestException", "10000");
     check_error(&post("/predictions/embedder", b"\xff\xfe"), 400, "BadRequestException", "not UTF-8");
     check_error(&post("/explanations/mlp", b"x"), 501, "NotImplementedException", "Captum");
-    check_error(&call(&server, Method::GET, "/predictions/mlp"), 405, "MethodNotAllowedException", "POST");
+    check_error(&call(&server, Method::GET, "/predictions/mlp"), 405, "MethodNotAllowedException", "other methods");
     check_error(&call(&server, Method::GET, "/predictions/mlp/1/2"), 404, "ResourceNotFoundException", "no such path");
     let (content_type, body) = form("image", b"x");
     let wrong = send(&server, Method::POST, "/predictions/mlp", &[("content-type", &content_type)], body);
@@ -236,7 +236,7 @@ fn what_cannot_be_predicted_says_so_in_their_words() {
     }
     // Counted as the predictions that they are.
     let metrics = server.get("/metrics").text().unwrap();
-    let counted = "ortus_requests_total{model=\"mlp\",version=\"1\",protocol=\"v1\",code=\"422\"} 1";
+    let counted = "ortus_requests_total{model=\"mlp\",version=\"1\",protocol=\"v1\",code=\"422\"} 2";
     assert!(metrics.contains(counted), "{metrics}");
     server.assert_well();
 }

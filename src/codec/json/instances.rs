@@ -8,7 +8,7 @@ use super::document::read_object;
 use super::predict::{ITEM_KEYS, InputsSeed, Strings};
 use super::{Context, JsonLimits, PredictInput, Target, parse_all};
 use crate::codec::{CodecError, clip};
-use crate::engine::Parameters;
+use crate::pipelines::Parameters;
 use bytes::Bytes;
 use serde::de::{DeserializeSeed, Deserializer, MapAccess, Visitor};
 use std::fmt;

@@ -119,7 +119,7 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
         dialect_errors::OpenAiError,
         dialect_errors::TeiError
     )),
-    modifiers(&Versioned, &ErrorAnswers, &Keys),
+    modifiers(&AlsoByPut, &Versioned, &ErrorAnswers, &Keys),
 )]
 struct ApiDoc;
 
@@ -169,6 +169,20 @@ pub(super) async fn yaml(State(state): State<HttpState>) -> Result<Response, Api
 /// The browsable page `/docs/`: its files are in the program, and it asks no other server.
 pub(super) fn docs() -> axum::Router<HttpState> {
     SwaggerUi::new("/docs").config(Config::new(["/openapi.json"]).validator_url("none")).into()
+}
+
+/// TorchServe's clients predict by PUT as by POST.
+struct AlsoByPut;
+
+impl Modify for AlsoByPut {
+    fn modify(&self, document: &mut openapi::OpenApi) {
+        let Some(item) = document.paths.paths.get_mut("/predictions/{name}") else { return };
+        let mut operation = item.post.clone();
+        if let Some(id) = operation.as_mut().and_then(|operation| operation.operation_id.as_mut()) {
+            id.push_str("ByPut");
+        }
+        item.put = operation;
+    }
 }
 
 /// Routes that also exist for one version of the model.
