@@ -345,6 +345,7 @@ fn errors_of(path: &str, method: &Method) -> Errors {
     const DOWNLOAD: Errors = &[NO_DOWNLOAD, INTERNAL];
     const ORDER: Errors = &[
         ("400", "Malformed."),
+        ("404", "There is no such model, of which it would be a further version."),
         ("408", "The body did not arrive in time."),
         ("409", "The model is there already, or something of its name is on its way."),
         ("413", "The body or the model is larger than a limit."),
@@ -394,6 +395,20 @@ fn errors_of(path: &str, method: &Method) -> Errors {
         BUSY,
     ];
     const MODEL: Errors = &[("400", "Malformed."), NOT_FOUND, INTERNAL, BUSY];
+    /// What TorchServe's clients change.
+    const CHANGE: Errors = &[
+        ("400", "Malformed, or the address is not allowed: `message` says why."),
+        NOT_FOUND,
+        ("408", "The body did not arrive in time."),
+        ("409", "The name is taken, or the model's state does not allow it."),
+        ("413", "The body or the model is larger than a limit."),
+        ("415", "The content encoding is not served."),
+        ("422", "It cannot be done with this model, or there is none at the source: `message` says why."),
+        INTERNAL,
+        BUSY,
+        ("504", "The files did not arrive in time."),
+        ("507", "The disk or the memory has no room for it."),
+    ];
     let is_predict = path.ends_with("/predict") || path.starts_with("/predictions/") || dialects::is_kserve(path);
     if is_predict || dialects::is_openai(path) || dialects::is_tei(path) {
         return PREDICT;
@@ -401,6 +416,9 @@ fn errors_of(path: &str, method: &Method) -> Errors {
     match path {
         "/v1/models/{name}/jobs" => return CREATE_JOB,
         "/v1/models/{name}/warmup" => return WARMUP,
+        "/v1/models/{name}/profile" if *method == Method::POST => return WARMUP,
+        "/models" if *method == Method::GET => return BARE,
+        _ if path.starts_with("/models") && *method != Method::GET => return CHANGE,
         "/v1/jobs" | "/v1/cleanup" => return BARE,
         "/v2/repository/index" => return INDEX,
         "/v1/models" if *method == Method::POST => return ORDER,
