@@ -29,28 +29,26 @@ RUN python3 /tools/install_onnxruntime.py --cuda --dir /lib-onnxruntime \
     # One folder for the loader path, wherever each wheel puts its libraries.
     && mkdir /lib-onnxruntime/cuda \
     && find /lib-onnxruntime/python/nvidia -name '*.so*' -exec mv -t /lib-onnxruntime/cuda {} + \
+    # Of cuDNN; the last stage has glibc and libstdc++ only.
+    && cp -L /lib/*-linux-gnu/libz.so.1 /lib-onnxruntime/cuda/ \
     && rm -rf /lib-onnxruntime/python /lib-onnxruntime/env.sh
 
-FROM debian:bookworm-slim AS runtime
-# libstdc++ is what ONNX Runtime links; the certificates are for downloads from model hubs.
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends ca-certificates libstdc++6 \
-    && rm -rf /var/lib/apt/lists/* \
-    && groupadd --gid 10001 ortus \
-    && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /models --shell /usr/sbin/nologin ortus
+# No shell, no package manager: glibc, libstdc++, which ONNX Runtime links, and the certificates for downloads from model hubs.
+FROM gcr.io/distroless/cc-debian12 AS runtime
 COPY --from=build /usr/local/bin/ortus /usr/local/bin/ortus
 COPY --chown=10001:10001 models /models
-ENV ORT_DYLIB_PATH=/opt/onnxruntime/libonnxruntime.so.1
+# For every command, such as `docker exec … ortus key create --role admin`.
+ENV PATH=/usr/local/bin \
+    ORT_DYLIB_PATH=/opt/onnxruntime/libonnxruntime.so.1 \
+    ORTUS_STORE__MODELS_DIR=/models
 USER 10001:10001
 WORKDIR /models
 VOLUME ["/models"]
 EXPOSE 8080 8081
-# The image has no HTTP client; bash opens the connection itself.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 \
-    CMD ["/bin/bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/8080 && printf 'GET /livez HTTP/1.1\\r\\nHost: localhost\\r\\nConnection: close\\r\\n\\r\\n' >&3 && read -r -t 4 status <&3 && [[ $status == *' 200 '* ]]"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 CMD ["/usr/local/bin/ortus", "health"]
 # Inside the container every address is public; who may reach it is decided by the port that is published.
 ENTRYPOINT ["/usr/local/bin/ortus"]
-CMD ["serve", "--models", "/models", "--listen", "0.0.0.0:8080", "--grpc", "0.0.0.0:8081", "--insecure"]
+CMD ["serve", "--listen", "0.0.0.0:8080", "--grpc", "0.0.0.0:8081", "--insecure"]
 
 FROM runtime AS cuda
 COPY --from=library-cuda /lib-onnxruntime /opt/onnxruntime

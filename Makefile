@@ -25,7 +25,7 @@ LIBRARY := library
 GPU_ENV := source lib-cuda/env.sh
 endif
 
-.PHONY: reliability browser screenshots deploy-check rolling crash overload schema-check sbom exporter exporter-test fuzz help run test check gpu-run gpu-check gpu-models clients models fixtures zero-shot-fixtures bench bench-models optimize-table soak clean library gpu-library fmt-check lint docs openapi-check deny
+.PHONY: reliability image-check browser screenshots deploy-check rolling crash overload schema-check sbom exporter exporter-test fuzz help run test check gpu-run gpu-check gpu-models clients models fixtures zero-shot-fixtures bench bench-models optimize-table soak clean library gpu-library fmt-check lint docs openapi-check deny
 
 help:  ## List these commands
 	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):.*## */\1\t/' | column -t -s $$'\t'
@@ -134,6 +134,11 @@ crash: $(LIBRARY)  ## Kill a server again and again while it works; nothing that
 	$(CARGO) build --locked
 	$(PYTHON) tests/crash/crash.py $(abspath $(TARGET))/debug/ortus $(CRASH)
 
+# IMAGE holds options of tests/image/image.py, as in: make image-check IMAGE=--whole
+image-check: $(LIBRARY)  ## Build the image and hold a container of it to few rights and to serving (needs podman or docker)
+	$(CARGO) build --locked
+	$(PYTHON) tests/image/image.py $(abspath $(TARGET))/debug/ortus lib $(IMAGE)
+
 SCHEMA := tests/schema/.venv
 
 $(SCHEMA)/.installed: tests/schema/requirements.txt
@@ -198,7 +203,9 @@ optimize-table: $(LIBRARY) bench-models  ## Measure what optimising brings, as a
 	$(CARGO) build --release --locked
 	$(PYTHON) tools/optimize_table.py $(TARGET)/release/ortus $(TARGET)/bench-models $(OPTIMIZE_TABLE)
 
-# The dashboard's part needs Chromium: RELIABILITY="--without tests/browser/dashboard.py" leaves it out, and says so in the table.
+CONTAINERS := $(shell command -v podman || command -v docker)
+
+# The container's part needs podman or docker; without them the table says so. The dashboard's part needs Chromium: RELIABILITY="--without tests/browser/dashboard.py" leaves it out, and says so in the table.
 reliability: $(LIBRARY) $(if $(RELIABILITY),,$(BROWSER)/.installed)  ## Run the tests and write docs/RELIABILITY.md, what they show
 	cd tools && $(PYTHON) test_reliability.py
 	@mkdir -p $(TARGET)/reliability
@@ -207,7 +214,11 @@ reliability: $(LIBRARY) $(if $(RELIABILITY),,$(BROWSER)/.installed)  ## Run the 
 ifeq ($(RELIABILITY),)
 	ORTUS=$(abspath $(TARGET))/debug/ortus $(BROWSER)/bin/python tests/browser/dashboard.py > $(TARGET)/reliability/browser.log || true
 endif
-	$(PYTHON) tools/reliability.py $(if $(RELIABILITY),$(RELIABILITY),$(TARGET)/reliability/browser.log) $(TARGET)/reliability/tests.log
+ifneq ($(CONTAINERS),)
+	$(PYTHON) tests/image/image.py $(abspath $(TARGET))/debug/ortus lib > $(TARGET)/reliability/image.log || true
+endif
+	$(PYTHON) tools/reliability.py $(if $(RELIABILITY),$(RELIABILITY),$(TARGET)/reliability/browser.log) \
+		$(if $(CONTAINERS),$(TARGET)/reliability/image.log,--without tests/image/image.py) $(TARGET)/reliability/tests.log
 
 bench-models: $(VENV)/.installed
 	$(VENV)/bin/python tools/make_bench_models.py $(TARGET)/bench-models

@@ -4,7 +4,7 @@
 - The chart, rendered by Helm's own library, is with its defaults what deploy/kubernetes has.
 - Each pod is locked down, and its end leaves the time that the settings take.
 - Each pod's and the image's arguments and variables start a server, as another user over a store that it cannot write, and
-  every port, probe, metric and name is asked of it. So is the image's health check.
+  every port, probe, metric and name is asked of it.
 - In the end mistakes are made up, and each must be found.
 
 Talks to servers that it starts on loopback, and to nothing else. Needs requirements.txt, and ORT_DYLIB_PATH as the server does.
@@ -401,7 +401,7 @@ def kserve_problems(objects, ortus):
 
 
 def image_problems(text, ortus):
-    """Of the Dockerfile: it is not built here."""
+    """Of the Dockerfile as text; tests/image builds it."""
     for source in re.findall(r"^COPY (?!--from)(?:--\S+ )*(\S+) ", text, re.MULTILINE):
         if not (ROOT / source).exists():
             yield f"Dockerfile: there is no {source}"
@@ -413,27 +413,20 @@ def image_problems(text, ortus):
         yield f"Dockerfile: its user is not {UID}"
     command = json.loads(re.search(r"^CMD (\[.*\])", text, re.MULTILINE)[1])
     health = json.loads(re.search(r"HEALTHCHECK [^[]*CMD (\[.*\])", text)[1])
+    variables = dict(re.findall(r"\b(ORTUS_\w+)=(\S+)", text))
     exposed = [int(port) for port in re.search(r"^EXPOSE (.+)$", text, re.MULTILINE)[1].split()]
+    if health != ["/usr/local/bin/ortus", "health"] or exposed[0] != 8080:
+        yield "Dockerfile: the health check does not ask the server where it listens"
     if not ortus:
         return
     try:
-        with server(ortus, command, {}) as ((port, grpc), listens_on, _, _):
-            if listens_on != exposed or f"/{exposed[0]} " not in health[-1]:
-                yield f"Dockerfile: the server listens on {listens_on}; EXPOSE or HEALTHCHECK names another port"
+        with server(ortus, command, variables) as ((_, grpc), listens_on, _, _):
+            if listens_on != exposed:
+                yield f"Dockerfile: the server listens on {listens_on}; EXPOSE names other ports"
             if not speaks_http2(grpc):
                 yield "Dockerfile: the port of gRPC speaks no HTTP/2"
-            # bash reads the text as Docker's JSON gives it.
-            answered = subprocess.run([*health[:-1], health[-1].replace(f"/{exposed[0]} ", f"/{port} ")], timeout=30)
-            if answered.returncode != 0:
-                yield "Dockerfile: the health check fails on a server that is well"
     except NotStarted as error:
         yield f"Dockerfile: the server does not start: {error}"
-        return
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        call = [*health[:-1], health[-1].replace(f"/{exposed[0]} ", f"/{unused.getsockname()[1]} ")]
-        if subprocess.run(call, stderr=subprocess.DEVNULL, timeout=30).returncode == 0:
-            yield "Dockerfile: the health check is content where there is no server"
 
 
 def all_sets():

@@ -33,6 +33,9 @@ pub(super) enum Command {
     /// Remove a model, or one version of it, from the store
     #[command(after_help = "Examples: ortus rm resnet50\n          ortus rm resnet50 --model-version 2")]
     Rm(RmArgs),
+    /// Ask a running server whether it is alive; the exit code is 0 if so
+    #[command(after_help = "Examples: ortus health\n          ortus health http://127.0.0.1:9000 --ready")]
+    Health(HealthArgs),
     /// List the models of the store
     #[command(after_help = "Example: ortus list --models ./models")]
     List(ListArgs),
@@ -178,6 +181,19 @@ pub(super) struct RmArgs {
     pub(super) model_version: Option<u64>,
     #[command(flatten)]
     pub(super) store: StoreArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct HealthArgs {
+    /// Where the server listens; the certificate of this machine's own address is not checked
+    #[arg(default_value = "http://127.0.0.1:8080")]
+    pub(super) url: String,
+    /// Ask whether it is ready for requests
+    #[arg(long)]
+    pub(super) ready: bool,
+    /// How long it may take to answer
+    #[arg(long, value_name = "MS", default_value_t = 4000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
+    pub(super) timeout_ms: u64,
 }
 
 #[derive(Debug, Args)]

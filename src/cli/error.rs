@@ -45,6 +45,9 @@ pub(super) enum CliError {
     Json(serde_json::Error),
     #[error("{0}")]
     Predict(String),
+    /// What a server said of itself, or that it said nothing.
+    #[error("{0}")]
+    Health(String),
     /// Why a model cannot be measured as asked.
     #[error("{0}")]
     Bench(&'static str),

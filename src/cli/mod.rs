@@ -8,6 +8,7 @@ mod args;
 mod bench;
 mod configuration;
 mod error;
+mod health;
 mod inspect;
 mod key;
 mod list;

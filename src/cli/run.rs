@@ -2,7 +2,7 @@
 
 use super::args::{Cli, Command, ConfigCommand};
 use super::error::{CliError, one_line};
-use super::{bench, configuration, inspect, key, list, optimize, predict, pull, remove, serve};
+use super::{bench, configuration, health, inspect, key, list, optimize, predict, pull, remove, serve};
 use crate::http;
 use crate::telemetry::printable;
 use clap::Parser;
@@ -38,6 +38,7 @@ fn dispatch(command: Command) -> Result<String, CliError> {
         Command::Serve(args) => serve::serve(args).map(|()| String::new()),
         Command::Pull(args) => pull::pull(args),
         Command::Rm(args) => remove::remove(args),
+        Command::Health(args) => health::health(&args),
         Command::List(args) => list::list(args),
         Command::Inspect(args) => inspect::inspect(args),
         Command::Predict(args) => predict::predict(args),

@@ -1,7 +1,9 @@
 //! The commands that need no server, run as a user would.
 
-use crate::server::{command, fixture, root, store_of};
+use crate::server::{Server, command, fixture, root, store_of};
 use serde_json::Value;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::process::Output;
 
 fn run(arguments: &[&str]) -> Output {
@@ -98,6 +100,36 @@ fn a_missing_library_is_one_clear_error() {
 }
 
 #[test]
+fn health_is_the_exit_code() {
+    let mut server = Server::with(&["mlp"]);
+    let url = server.url("/");
+    assert_eq!(stdout(&run(&["health", &url])), "alive\n");
+    assert_eq!(stdout(&run(&["health", &url, "--ready"])), "ready\n");
+    server.kill();
+    assert_fails(&run(&["health", &url]), "does not answer: ");
+    assert_fails(&run(&["health", "127.0.0.1"]), "no address such as http://127.0.0.1:8080");
+}
+
+#[test]
+fn a_server_that_is_not_well_or_says_nothing_fails_its_health_check() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let answers = std::thread::spawn(move || {
+        let (mut connection, _) = listener.accept().unwrap();
+        let count = connection.read(&mut [0; 4096]).unwrap();
+        connection.write_all(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n").unwrap();
+        (count, listener)
+    });
+    assert_fails(
+        &run(&["health", &url, "--ready"]),
+        "/readyz answers 503 Service Unavailable: the server is not ready",
+    );
+    let (count, _silent) = answers.join().unwrap();
+    assert!(count > 0);
+    assert_fails(&run(&["health", &url, "--timeout-ms", "200"]), "/livez does not answer");
+}
+
+#[test]
 fn openapi_is_the_file_in_the_repository() {
     let text = stdout(&run(&["openapi"]));
     assert_eq!(
@@ -109,7 +141,8 @@ fn openapi_is_the_file_in_the_repository() {
 
 #[test]
 fn every_command_has_help_with_an_example() {
-    for command_name in ["serve", "pull", "rm", "list", "inspect", "predict", "bench", "optimize", "openapi", "config"]
+    for command_name in
+        ["serve", "pull", "rm", "health", "list", "inspect", "predict", "bench", "optimize", "key", "openapi", "config"]
     {
         let text = stdout(&run(&[command_name, "--help"]));
         assert!(text.contains("ortus"), "{text}");

@@ -113,6 +113,13 @@ impl Secure {
     }
 }
 
+#[test]
+fn the_health_check_of_a_container_asks_over_tls() {
+    let secure = Secure::start(&["mlp"], &[]);
+    let asked = command().args(["health", &secure.url(""), "--ready"]).output().unwrap();
+    assert!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
+}
+
 /// The certificate that the connection of this answer began with.
 fn shown(response: &Response) -> Vec<u8> {
     response.extensions().get::<TlsInfo>().unwrap().peer_certificate().unwrap().to_vec()
