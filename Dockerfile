@@ -37,10 +37,11 @@ RUN python3 /tools/install_onnxruntime.py --cuda --dir /lib-onnxruntime \
 FROM gcr.io/distroless/cc-debian12 AS runtime
 COPY --from=build /usr/local/bin/ortus /usr/local/bin/ortus
 COPY --chown=10001:10001 models /models
-# For every command, such as `docker exec … ortus key create --role admin`.
+# For every command, such as `docker exec … ortus key create --role admin`; what `ortus pull` adds so is found and served.
 ENV PATH=/usr/local/bin \
     ORT_DYLIB_PATH=/opt/onnxruntime/libonnxruntime.so.1 \
-    ORTUS_STORE__MODELS_DIR=/models
+    ORTUS_STORE__MODELS_DIR=/models \
+    ORTUS_STORE__POLL_INTERVAL_MS=5000
 USER 10001:10001
 WORKDIR /models
 VOLUME ["/models"]

@@ -69,6 +69,7 @@ def main():
             serves(container)
             key = first_key(container)
             uploads(container, key)
+            pulls(container, key)
             stops(container)
         with step("what was uploaded is there after a restart"), Container(engine) as container:
             digit_is_read(container, "uploaded", key)
@@ -316,6 +317,15 @@ def uploads(container, key):
     while b'"ready"' not in container.ask("GET", "/v1/models/uploaded", key=key)[1] and time.monotonic() < deadline:
         time.sleep(0.1)
     digit_is_read(container, "uploaded", key)
+
+
+def pulls(container, key):
+    done = container.inside("ortus", "pull", "/models/digits/1/model.onnx", "--name", "pulled")
+    finding(done.returncode == 0, f"a model is pulled inside: {done.stdout.strip()} {done.stderr.strip()[:200]}")
+    deadline = time.monotonic() + START_SECONDS
+    while b'"ready"' not in (said := container.ask("GET", "/v1/models/pulled", key=key)[1]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    finding(b'"ready"' in said, "the server finds it")
 
 
 def stops(container):

@@ -4,7 +4,7 @@ use crate::server::{Server, command, fixture, root, store_of};
 use serde_json::Value;
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 fn run(arguments: &[&str]) -> Output {
     command().args(arguments).output().unwrap()
@@ -114,18 +114,13 @@ fn health_is_the_exit_code() {
 fn a_server_that_is_not_well_or_says_nothing_fails_its_health_check() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let answers = std::thread::spawn(move || {
-        let (mut connection, _) = listener.accept().unwrap();
-        let count = connection.read(&mut [0; 4096]).unwrap();
-        connection.write_all(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n").unwrap();
-        (count, listener)
-    });
-    assert_fails(
-        &run(&["health", &url, "--ready"]),
-        "/readyz answers 503 Service Unavailable: the server is not ready",
-    );
-    let (count, _silent) = answers.join().unwrap();
-    assert!(count > 0);
+    let asking = command().args(["health", &url, "--ready"]).stderr(Stdio::piped()).spawn().unwrap();
+    let (mut connection, _) = listener.accept().unwrap();
+    assert!(connection.read(&mut [0; 4096]).unwrap() > 0);
+    connection.write_all(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n").unwrap();
+    let answered = asking.wait_with_output().unwrap();
+    assert_fails(&answered, "/readyz answers 503 Service Unavailable: the server is not ready");
+    // The connection is taken by the system, and nobody says anything.
     assert_fails(&run(&["health", &url, "--timeout-ms", "200"]), "/livez does not answer");
 }
 
