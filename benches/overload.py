@@ -13,6 +13,9 @@ from the time that its request was due. The first quarter of each measurement fi
 * the p99 of what was admitted: no more than the queue's length at the rate that was reached, and a fifth;
 * resident memory: no more than a body and a connection for each request in flight above that of an idle server.
 
+What other programs take of the processor meanwhile is missing in the goodput, so it is measured, too: a measurement beside which they
+took more than a twentieth of the machine is made again, and counts the third time.
+
 Everything is on loopback and ends by itself. Standard library only. Each finding is a line that begins with `ok` or `FAILED`;
 exits with 1 where one failed. `make overload` runs it, which needs an idle machine.
 """
@@ -42,6 +45,9 @@ GOODPUT_MIN = 0.9
 LATENCY_SLACK = 1.2
 # What the server may hold for each request in flight besides its body: what its connection reads ahead and its task.
 CONNECTION_BYTES = 160 << 10
+# What others may take of the machine's processors.
+OTHERS_MAX = 0.05
+TRIES = 3
 # As long as by default.
 QUEUE = 256
 MODEL_TOML = f"[batch]\ninstances = 1\nmax_queue = {QUEUE}\n"
@@ -63,7 +69,7 @@ def main():
         peak = max((closed(server, request, clients, arguments.seconds / 2), clients) for clients in (1, 4, 16, 64))
         print(f"the peak: {peak[0]:.1f} a second, with {peak[1]} clients; bodies of {len(request)} bytes")
         for times in arguments.times:
-            check(Offered(server, request, peak[0] * times, arguments.seconds), times, peak[0], len(request))
+            check(offered(server, request, peak[0] * times, arguments.seconds), times, peak[0], len(request))
     sys.exit(1 if failed else 0)
 
 
@@ -227,13 +233,39 @@ class Clients:
         return answer.at - begun
 
 
+def offered(server, request, rate, seconds):
+    for left in reversed(range(TRIES)):
+        measured = Offered(server, request, rate, seconds)
+        if measured.others_cpu <= OTHERS_MAX or not left:
+            return measured
+        print(f"       others took {measured.others_cpu:.0%} of the machine: goodput was {measured.goodput:.1f} a second; measured again", flush=True)
+
+
+class Busy:
+    """Seconds of processor time: of the whole machine, of the server, and of this program."""
+
+    def __init__(self, server):
+        tick = os.sysconf("SC_CLK_TCK")
+        # user nice system idle iowait irq softirq steal; what a hypervisor takes is missing to us, too.
+        machine = [int(ticks) for ticks in pathlib.Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        own = pathlib.Path(f"/proc/{server.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        self.at, self.this = time.perf_counter(), time.process_time()
+        self.machine = (sum(machine) - machine[3] - machine[4]) / tick
+        self.server = (int(own[11]) + int(own[12])) / tick
+
+    def of_others_since(self, before):
+        """The share of all processors that other programs took."""
+        others = (self.machine - before.machine) - (self.server - before.server) - (self.this - before.this)
+        return max(0.0, others) / (self.at - before.at) / os.cpu_count()
+
+
 class Offered:
     """What became of requests that were offered at a rate."""
 
     def __init__(self, server, request, rate, seconds):
         self.rate, self.unsent, self.resident = rate, 0, server.resident()
         self.idle_resident = self.resident
-        cpu, begun = time.process_time(), time.perf_counter()
+        busy, begun = Busy(server), time.perf_counter()
         counted_from, end, sent, answers, looked = begun + seconds / 4, begun + seconds, 0, [], begun
         self.flight = 0
         with Clients(server.port, 8) as clients:
@@ -245,7 +277,9 @@ class Offered:
                 self.flight = max(self.flight, clients.waiting)
                 if now - looked > 0.25:
                     looked, self.resident = now, max(self.resident, server.resident())
-            self.cpu = (time.process_time() - cpu) / (time.perf_counter() - begun)
+            after = Busy(server)
+            self.cpu = (after.this - busy.this) / (after.at - busy.at)
+            self.others_cpu = after.of_others_since(busy)
             answers += clients.drain()
             self.missing = clients.waiting + clients.broken
         inside = [answer for answer in answers if counted_from <= answer.at < end]
@@ -265,7 +299,7 @@ def check(offered, times, peak, body_bytes):
     share = len(offered.refused) / max(1, len(offered.refused) + len(offered.admitted))
     print(
         f"{name}: refused {share:.0%}, in {percentile_ms(offered.refused, 50):.2f} ms (p50), {percentile_ms(offered.refused, 99):.2f} ms (p99);"
-        f" at most {offered.flight} in flight; this program took {offered.cpu:.2f} cores"
+        f" at most {offered.flight} in flight; this program took {offered.cpu:.2f} cores, others {offered.others_cpu:.0%} of the machine"
     )
     # What is offered at the peak itself is admitted as it comes.
     goodput_min = GOODPUT_MIN * min(1, times)
