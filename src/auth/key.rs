@@ -49,6 +49,12 @@ impl KeyId {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// The same as a number.
+    pub fn number(&self) -> u64 {
+        // Ten digits fit: see `parse`.
+        u64::from_str_radix(&self.0, 16).unwrap_or_default()
+    }
 }
 
 impl fmt::Debug for KeyId {

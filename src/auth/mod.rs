@@ -17,4 +17,5 @@ pub use audit::{AuditEntry, AuditLog, Audited, Who};
 pub use file::{KeyFile, KeyFileError};
 pub use gate::{Caller, Denied, Gate};
 pub use key::{KeyId, KeyRecord, NewKey, Role, Terms};
+pub use limiter::network_of;
 pub use settings::AuthSettings;

@@ -3,6 +3,7 @@
 
 use super::inline::Inline;
 use super::instance::{self, Shared};
+use super::offenders::{Offenders, Sender};
 use super::plan::{Joining, Measure, Plan};
 use super::policy::Limits;
 use super::pressure::{Memory, Pressure};
@@ -65,6 +66,8 @@ pub struct Request {
     pub queue_timeout: Option<Duration>,
     /// Counts the rows that are answered.
     pub progress: Option<Progress>,
+    /// `None`: nobody from outside.
+    pub sender: Option<Sender>,
 }
 
 /// What the runs gave and how long their stages took.
@@ -119,7 +122,9 @@ impl Handle {
         };
         let inline = inline.bounded(limits.max_rows);
         let memory = Arc::new(Memory::new(reserve));
-        let queue = Queue::new(settings.max_queue, limits, settings.waiting, memory.clone(), stats.clone());
+        let offenders = Arc::new(Offenders::default());
+        let known = (memory.clone(), offenders.clone());
+        let queue = Queue::new(settings.max_queue, limits, settings.waiting, known, stats.clone());
         let (watch, stopped) = Watch::new();
         let count = sessions.len();
         let instances = Arc::new(Instances {
@@ -129,7 +134,7 @@ impl Handle {
             given_up: AtomicUsize::new(0),
             ended: CancellationToken::new(),
         });
-        let shared = Arc::new(Shared { model, queue, plan, stats, watch, inline, memory });
+        let shared = Arc::new(Shared { model, queue, plan, stats, watch, inline, memory, offenders });
         // Made first, so that an error below closes the queue and ends the threads already started.
         let owner = Owner {
             shared: shared.clone(),
@@ -185,7 +190,7 @@ impl Handle {
             return answered;
         }
         let shared = &*self.0.shared;
-        let Request { parts, outputs, deadline, priority, queue_timeout, progress } = request;
+        let Request { parts, outputs, deadline, priority, queue_timeout, progress, sender } = request;
         let outputs: Arc<[usize]> = outputs.into();
         let queued_at = Instant::now();
         let level = shared.queue.waiting().level(priority);
@@ -213,6 +218,7 @@ impl Handle {
                 outputs: outputs.clone(),
                 measure,
                 priority: level,
+                sender,
                 queued_at,
                 deadline,
                 wait_limit,

@@ -232,6 +232,7 @@ impl Drop for Gathering<'_> {
             None => seat.session.lock().unwrap_or_else(PoisonError::into_inner),
         };
         let now = Instant::now();
+        let apart = shared.offenders.apart(now);
         let mut batch: Vec<Pending> = Vec::with_capacity(gathered.len());
         let mut rows = 0;
         for pending in gathered {
@@ -242,6 +243,7 @@ impl Drop for Gathering<'_> {
             let joins = batch.first().is_none_or(|first| {
                 first.measure.shape.is_some()
                     && first.measure.shape == pending.measure.shape
+                    && apart.only(first.sender) == apart.only(pending.sender)
                     && shared.inline.fits(rows + pending.measure.rows)
             });
             if !joins {

@@ -6,6 +6,7 @@
 
 use super::batch::{self, Extent};
 use super::inline::Inline;
+use super::offenders::{Fared, Offenders, Sender, WINDOW, culprits};
 use super::plan::{Joining, Plan};
 use super::pressure::Memory;
 use super::queue::{Pending, Queue};
@@ -31,6 +32,7 @@ pub(super) struct Shared {
     pub(super) watch: Watch,
     pub(super) inline: Inline,
     pub(super) memory: Arc<Memory>,
+    pub(super) offenders: Arc<Offenders>,
 }
 
 /// The thread's work: runs until the queue is closed and empty, or until another instance has taken its place.
@@ -59,6 +61,7 @@ fn answer_batch(
     fill: usize,
 ) -> Fit {
     let started = Instant::now();
+    let mut is_spoiled = false;
     if requests.len() > 1 {
         match run_together(session, shared, slot, &requests, started, fill) {
             Together::Answers(shares, inference) => {
@@ -80,12 +83,42 @@ fn answer_batch(
                 return halved(shared, rows, halves);
             }
             // One by one: only the culprit gets the error.
+            Together::Spoiled => is_spoiled = true,
             Together::Failed => {}
         }
     }
-    let fits = requests.into_iter().map(|request| run_alone(session, shared, slot, request, fill));
+    let (mut fit, mut fared) = (Fit::Whole, Vec::new());
     // All of them are run, whatever comes of the first.
-    fits.fold(Fit::Whole, Fit::and)
+    for request in requests {
+        let sender = request.sender;
+        let (own, how) = run_alone(session, shared, slot, request, fill);
+        fit = fit.and(own);
+        if is_spoiled {
+            fared.push((sender, how));
+        }
+    }
+    blame(shared, &culprits(&fared));
+    fit
+}
+
+/// Counts who spoiled a run of others; who does so again and again shares none with them for a while.
+fn blame(shared: &Shared, culprits: &[Sender]) {
+    let now = Instant::now();
+    for sender in culprits {
+        if !shared.offenders.offended(*sender, now) {
+            continue;
+        }
+        shared.stats.record_set_apart();
+        if let Some(left_out) = shared.offenders.line(now) {
+            tracing::warn!(
+                model = shared.model,
+                %sender,
+                left_out,
+                "{sender} sends inputs again and again that spoil runs of others; for {} s its requests share runs with its own alone",
+                WINDOW.as_secs(),
+            );
+        }
+    }
 }
 
 /// How a device's memory sufficed for what it was given.
@@ -130,6 +163,8 @@ enum Together {
     Stopped,
     /// The device has no memory for all of them at once.
     TooLarge,
+    /// The graph refused what one of them brought.
+    Spoiled,
     Failed,
 }
 
@@ -157,7 +192,11 @@ fn run_together(
         Err(BatchError::Runtime(RuntimeError::OutOfMemory(_))) => return Together::TooLarge,
         Err(error) => {
             tracing::debug!(model = shared.model, requests = requests.len(), %error, "a batch failed; its requests run alone");
-            return Together::Failed;
+            if !matches!(error, BatchError::Runtime(RuntimeError::Run(_))) {
+                return Together::Failed;
+            }
+            shared.stats.record_spoiled();
+            return Together::Spoiled;
         }
     };
     // The copies are not needed while the outputs are cut.
@@ -197,29 +236,30 @@ fn chosen(share: &[Value], outputs: &[(usize, Value)], wanted: &[usize]) -> Vec<
         .collect()
 }
 
+/// Answers one request by a run of its own; gives how the device's memory sufficed, and how the request fared.
 fn run_alone(
     session: &mut dyn Session,
     shared: &Shared,
     slot: Option<&Arc<Slot>>,
     request: Pending,
     fill: usize,
-) -> Fit {
+) -> (Fit, Fared) {
     // It may have left, or its time may have passed, while its mates ran.
     let started = Instant::now();
     if request.is_abandoned() || request.deadline <= started {
         answer(request, started, Duration::ZERO, Err(BatchError::Expired));
-        return Fit::Whole;
+        return (Fit::Whole, Fared::Unknown);
     }
     let extent = extent(&request);
     if fill > extent.rows && !shared.queue.has_stopped_joining() {
         match run_filled(session, shared, slot, &request, fill) {
             Ok((outputs, inference)) => {
                 answer(request, started, inference, Ok(outputs));
-                return Fit::Whole;
+                return (Fit::Whole, Fared::Well);
             }
             Err(BatchError::TimedOut) => {
                 answer(request, started, started.elapsed(), Err(BatchError::TimedOut));
-                return Fit::Whole;
+                return (Fit::Whole, Fared::Unknown);
             }
             // As it is, it may fit, or gets an error of its own.
             Err(_) => {}
@@ -247,8 +287,17 @@ fn run_alone(
         }
     }
     drop(stacked);
+    let how = fared(&outcome);
     answer(request, started, inference, outcome);
-    fit
+    (fit, how)
+}
+
+fn fared(outcome: &Result<Vec<Value>, BatchError>) -> Fared {
+    match outcome {
+        Ok(_) => Fared::Well,
+        Err(BatchError::Runtime(RuntimeError::Run(_))) => Fared::Badly,
+        Err(_) => Fared::Unknown,
+    }
 }
 
 /// Runs one request filled up to `fill` rows; gives its own rows and how long the run took.

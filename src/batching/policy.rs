@@ -3,8 +3,10 @@
 //! Invariants: the most urgent and oldest request is always in the batch, so none is passed over for ever; with no wait
 //! allowed something is always taken; a batch holds only requests of one shape and, where they are padded, of about one
 //! length; it keeps within its bounds unless its first request alone exceeds them; a request whose rows are not worth copying
-//! runs alone, at once. Knows no clock, lock, tensor or thread.
+//! runs alone, at once; who is kept apart shares a run with its own
+//! requests alone, and nobody waits for those. Knows no clock, lock, tensor or thread.
 
+use super::offenders::Sender;
 use std::time::Duration;
 
 /// What counts of a waiting request. Requests are given in the order in which they are to be served.
@@ -16,6 +18,8 @@ pub(super) struct Candidate<'a> {
     /// Tokens of its longest row where rows are padded to one length, else 0.
     pub(super) length: usize,
     pub(super) bytes: usize,
+    /// Whom it shares runs with alone; `None`: with all that are not kept apart.
+    pub(super) apart: Option<Sender>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -83,6 +87,7 @@ pub(super) fn decide<'a>(
             break;
         }
         if candidate.shape != Some(shape)
+            || candidate.apart != first.apart
             || bucket(candidate.length) != first_bucket
             || !limits.is_worth_joining(&candidate)
         {
@@ -100,7 +105,7 @@ pub(super) fn decide<'a>(
             places.push(place);
         }
     }
-    if rows < limits.preferred_rows.min(limits.max_rows) && waited < limits.timeout {
+    if rows < limits.preferred_rows.min(limits.max_rows) && waited < limits.timeout && first.apart.is_none() {
         return Decision::Wait(limits.timeout - waited);
     }
     Decision::Take(places)
@@ -121,7 +126,7 @@ mod tests {
     };
 
     fn one(shape: &'static [usize], rows: usize, length: usize) -> Candidate<'static> {
-        Candidate { shape: Some(shape), rows, length, bytes: 10 }
+        Candidate { shape: Some(shape), rows, length, bytes: 10, apart: None }
     }
 
     #[track_caller]
@@ -176,6 +181,16 @@ mod tests {
     }
 
     #[test]
+    fn who_is_kept_apart_shares_runs_with_its_own_requests_and_waits_for_nobody() {
+        let limits = Limits { timeout: Duration::from_millis(10), ..LIMITS };
+        let take = |places: &[usize]| Decision::Take(places.to_vec());
+        let of = |sender: u64| Candidate { apart: (sender > 0).then_some(Sender::Key(sender)), ..one(&[1], 1, 0) };
+        check(&[of(1), of(0), of(1), of(2)], limits, 0, take(&[0, 2]));
+        check(&[of(0), of(1), of(2)], limits, 0, Decision::Wait(Duration::from_millis(10)));
+        check(&[of(0), of(1), of(0), of(2), of(0), of(0)], limits, 0, take(&[0, 2, 4, 5]));
+    }
+
+    #[test]
     fn heavy_rows_run_alone_at_once_and_hold_up_nobody() {
         let a = &[1usize][..];
         let limits = Limits { max_row_bytes: 100, timeout: Duration::from_millis(10), ..LIMITS };
@@ -189,9 +204,9 @@ mod tests {
     }
 
     prop_compose! {
-        fn any_candidate()(shape in 0usize..4, rows in 1usize..7, length in 0usize..60, bytes in 0usize..600)
-            -> (Option<Vec<usize>>, usize, usize, usize) {
-            ((shape > 0).then(|| vec![shape]), rows, if shape == 1 { 0 } else { length + 1 }, bytes)
+        fn any_candidate()(sender in 0u64..6, shape in 0usize..4, rows in 1usize..7, length in 0usize..60, bytes in 0usize..600)
+            -> (u64, Option<Vec<usize>>, usize, usize, usize) {
+            (sender, (shape > 0).then(|| vec![shape]), rows, if shape == 1 { 0 } else { length + 1 }, bytes)
         }
     }
 
@@ -200,13 +215,16 @@ mod tests {
         fn batches_keep_their_rules(
             list in proptest::collection::vec(any_candidate(), 1..40),
             max_rows in 1usize..9, preferred_rows in 1usize..12, max_tokens in 1usize..300,
-            max_row_bytes in 0usize..600, timeout in 0u64..3, waited in 0u64..4,
+            max_row_bytes in 0usize..600, timeout in 0u64..3, waited in 0u64..4, apart in 0u64..4,
         ) {
             let timeout = Duration::from_millis(timeout);
             let limits = Limits { max_rows, preferred_rows, max_tokens, max_bytes: 1000, max_row_bytes, timeout };
             let mut left: Vec<_> = list
                 .iter()
-                .map(|(shape, rows, length, bytes)| Candidate { shape: shape.as_deref(), rows: *rows, length: *length, bytes: *bytes })
+                .map(|(sender, shape, rows, length, bytes)| Candidate {
+                    shape: shape.as_deref(), rows: *rows, length: *length, bytes: *bytes,
+                    apart: Some(Sender::Key(*sender)).filter(|_| *sender < apart),
+                })
                 .collect();
             let mut waited = Duration::from_millis(waited);
             // Emptied to the end: nobody is passed over for ever.
@@ -215,7 +233,7 @@ mod tests {
                     Decision::Nothing => prop_assert!(false, "something waits"),
                     Decision::Wait(time) => {
                         prop_assert!(waited < timeout && time == timeout - waited);
-                        prop_assert!(first.shape.is_some() && first.rows < max_rows.min(preferred_rows));
+                        prop_assert!(first.shape.is_some() && first.apart.is_none() && first.rows < max_rows.min(preferred_rows));
                         waited = timeout;
                     }
                     Decision::Take(places) => {
@@ -224,6 +242,7 @@ mod tests {
                         let taken: Vec<_> = places.iter().map(|place| left[*place]).collect();
                         if taken.len() > 1 {
                             prop_assert!(taken.iter().all(|one| one.shape.is_some() && one.shape == first.shape));
+                            prop_assert!(taken.iter().all(|one| one.apart == first.apart));
                             prop_assert!(taken.iter().all(|one| bucket(one.length) == bucket(first.length)));
                             let rows: usize = taken.iter().map(|one| one.rows).sum();
                             let longest = taken.iter().map(|one| one.length).max().unwrap();

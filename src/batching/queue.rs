@@ -5,6 +5,7 @@
 //! have waited too long last; closed once and for ever; what was queued before closing is still handed out; abandoned and
 //! expired requests are never handed out.
 
+use super::offenders::{Offenders, Sender};
 use super::plan::Measure;
 use super::policy::{self, Candidate, Decision, Limits};
 use super::pressure::Memory;
@@ -29,6 +30,7 @@ pub(super) struct Pending {
     pub(super) outputs: Arc<[usize]>,
     pub(super) measure: Measure,
     pub(super) priority: u8,
+    pub(super) sender: Option<Sender>,
     pub(super) queued_at: Instant,
     pub(super) deadline: Instant,
     pub(super) wait_limit: Option<WaitLimit>,
@@ -80,6 +82,7 @@ pub(super) struct Queue {
     alone: AtomicBool,
     /// What the device has memory for.
     memory: Arc<Memory>,
+    offenders: Arc<Offenders>,
     stats: Arc<ModelStats>,
 }
 
@@ -93,11 +96,12 @@ impl Queue {
         bound: usize,
         limits: Limits,
         waiting: WaitingSettings,
-        memory: Arc<Memory>,
+        (memory, offenders): (Arc<Memory>, Arc<Offenders>),
         stats: Arc<ModelStats>,
     ) -> Queue {
         let state = Mutex::new(State { waiting: VecDeque::new(), closed: false });
-        Queue { state, filled: Condvar::new(), bound, limits, waiting, alone: AtomicBool::new(false), memory, stats }
+        let alone = AtomicBool::new(false);
+        Queue { state, filled: Condvar::new(), bound, limits, waiting, alone, memory, offenders, stats }
     }
 
     /// How requests wait here.
@@ -167,12 +171,14 @@ impl Queue {
             self.drop_dead(&mut state, now);
             delay(&mut state, now);
             let alone = self.has_stopped_joining();
+            let apart = self.offenders.apart(now);
             let candidates = || {
                 state.waiting.iter().take(LOOK_AT).map(|pending| Candidate {
                     shape: pending.measure.shape.as_deref().filter(|_| !alone),
                     rows: pending.measure.rows,
                     length: pending.measure.length,
                     bytes: pending.measure.bytes,
+                    apart: apart.only(pending.sender),
                 })
             };
             let waited = state.waiting.front().map(|first| now - first.queued_at).unwrap_or_default();
@@ -333,8 +339,8 @@ mod tests {
     }
 
     fn queue_with(bound: usize, limits: Limits, waiting: WaitingSettings) -> Queue {
-        let memory = Arc::new(Memory::new(None));
-        Queue::new(bound, limits, waiting, memory, Stats::new(Duration::from_secs(60)).model("m", 1))
+        let known = (Arc::new(Memory::new(None)), Arc::default());
+        Queue::new(bound, limits, waiting, known, Stats::new(Duration::from_secs(60)).model("m", 1))
     }
 
     /// A request known by its number of bytes.
@@ -346,6 +352,7 @@ mod tests {
             outputs: [].into(),
             measure: Measure { shape: Some([1].into()), rows: 1, length: 0, bytes: id },
             priority,
+            sender: None,
             queued_at: now,
             deadline: now + Duration::from_secs(60),
             wait_limit: None,

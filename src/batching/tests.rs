@@ -78,7 +78,15 @@ fn soon() -> Instant {
 }
 
 fn empty(deadline: Instant) -> Request {
-    Request { parts: vec![vec![]], outputs: vec![], deadline, priority: 0, queue_timeout: None, progress: None }
+    Request {
+        parts: vec![vec![]],
+        outputs: vec![],
+        deadline,
+        priority: 0,
+        queue_timeout: None,
+        progress: None,
+        sender: None,
+    }
 }
 
 fn numbers(rows: usize, from: i64) -> Tensor {
@@ -88,7 +96,15 @@ fn numbers(rows: usize, from: i64) -> Tensor {
 
 fn of(parts: Vec<Tensor>) -> Request {
     let parts = parts.into_iter().map(|tensor| vec![(0, tensor.into())]).collect();
-    Request { parts, outputs: vec![0], deadline: soon(), priority: 0, queue_timeout: None, progress: None }
+    Request {
+        parts,
+        outputs: vec![0],
+        deadline: soon(),
+        priority: 0,
+        queue_timeout: None,
+        progress: None,
+        sender: None,
+    }
 }
 
 #[tokio::test]
@@ -302,6 +318,57 @@ async fn only_the_culprit_gets_the_error() {
         .collect();
     assert_eq!(told, ["[10]", "20", "[30]", "the model's run ended abnormally", "[50]"]);
     assert_eq!(house.counts.panics(), 2, "the run of all, and the culprit's own");
+}
+
+/// F08.
+#[tokio::test]
+async fn who_spoils_three_runs_of_others_spoils_no_more_of_them() {
+    let largest = Arc::new(AtomicUsize::new(0));
+    let seen = largest.clone();
+    let (bad, mate) = (Sender::Key(1), Sender::Key(2));
+    let settings = BatchSettings { timeout: Duration::from_secs(10), batch_size: Some(3), ..BatchSettings::default() };
+    let house = start(settings, rows_plan(), move |inputs, _, _| {
+        let numbers = given(inputs);
+        seen.store(numbers.len(), Ordering::SeqCst);
+        if numbers.contains(&20) { Err(RuntimeError::Run("20".into())) } else { Ok(vec![inputs[0].1.clone()]) }
+    });
+    let by = |sender, from| Request { sender: Some(sender), ..of(vec![numbers(1, from)]) };
+    let totals = || {
+        let totals = house.counts.totals().remove(0);
+        (totals.spoiled, totals.set_apart)
+    };
+    for wave in 1..=3 {
+        let runs = [by(mate, 10), by(bad, 20), by(bad, 30)].map(|request| house.handle.run(request));
+        let answers = futures_util::future::join_all(runs).await;
+        assert_eq!(answers.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true], "{wave}");
+        // Counted after the last answer.
+        while totals() != (wave, u64::from(wave == 3)) {
+            tokio::task::yield_now().await;
+        }
+    }
+    // Alone and at once: the wait for two mates would be ten seconds.
+    assert!(house.handle.run(by(bad, 20)).await.is_err());
+    assert_eq!(largest.load(Ordering::SeqCst), 1);
+    let runs = [by(mate, 10), by(bad, 20), by(mate, 30), by(mate, 40)].map(|request| house.handle.run(request));
+    let answers = futures_util::future::join_all(runs).await;
+    assert_eq!(answers.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false, true, true]);
+    assert_eq!(totals(), (3, 1));
+}
+
+/// F08.
+#[tokio::test]
+async fn a_model_that_refuses_everybody_sets_nobody_apart() {
+    let settings = BatchSettings { timeout: Duration::from_secs(10), batch_size: Some(2), ..BatchSettings::default() };
+    let house = start(settings, rows_plan(), |_, _, _| Err(RuntimeError::Run("no".into())));
+    let by = |sender| Request { sender: Some(Sender::Key(sender)), ..of(vec![numbers(1, 1)]) };
+    for _ in 0..5 {
+        let (one, other) = tokio::join!(house.handle.run(by(1)), house.handle.run(by(2)));
+        assert!(one.is_err() && other.is_err());
+    }
+    house.handle.close();
+    house.handle.ended().cancelled().await;
+    let totals = house.counts.totals().remove(0);
+    assert_eq!((totals.spoiled, totals.set_apart), (5, 0));
 }
 
 #[tokio::test]

@@ -41,7 +41,7 @@ impl InferenceEngine {
     ) -> Result<PartsResponse, EngineError> {
         let Chain { parts, carried } = chain;
         let started = std::time::Instant::now();
-        let RunOptions { deadline, priority, progress, queue_timeout } = options;
+        let RunOptions { deadline, priority, progress, queue_timeout, sender } = options;
         if let Some(progress) = &progress {
             progress.add_total(parts.len() as u64);
         }
@@ -61,6 +61,7 @@ impl InferenceEngine {
                 priority,
                 progress: None,
                 queue_timeout,
+                sender,
             };
             // Where the first is refused the request has failed.
             let completed = match has_begun.swap(true, Ordering::Relaxed) {

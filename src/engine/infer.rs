@@ -51,12 +51,12 @@ impl InferenceEngine {
         wanted: Vec<usize>,
         options: RunOptions,
     ) -> Result<PartsResponse, EngineError> {
-        let RunOptions { deadline, priority, queue_timeout, progress } = options;
+        let RunOptions { deadline, priority, queue_timeout, progress, sender } = options;
         let single = parts.len() == 1;
         let names: Vec<&String> =
             wanted.iter().filter_map(|&index| model.outputs.get(index)).map(|spec| &spec.name).collect();
         parts.iter().for_each(|part| model.caches.recorder.record(part));
-        let request = Request { parts, outputs: wanted.clone(), deadline, priority, queue_timeout, progress };
+        let request = Request { parts, outputs: wanted.clone(), deadline, priority, queue_timeout, progress, sender };
         let started = Instant::now();
         let completed = model.handle.run(request).await.map_err(|PartError { part, error }| match error {
             BatchError::Runtime(RuntimeError::Run(problem)) if !single => {

@@ -25,7 +25,7 @@ pub use error::{EngineError, ErrorKind, FieldError, FieldKind};
 pub use request::{CacheOutcome, InferRequest, InferResponse, PredictRequest, PredictResponse, RunOptions, Timing};
 pub use warmup::{Warmed, WarmupRequest};
 
-pub use crate::batching::{Joining, Levels, WaitingPolicy, WaitingSettings};
+pub use crate::batching::{Joining, Levels, Sender, WaitingPolicy, WaitingSettings};
 
 pub use crate::cache::{CachesUsage, Usage as CacheUsage};
 pub use crate::models::{

@@ -1,5 +1,6 @@
 //! What doors give to the engine and get back.
 
+use crate::batching::Sender;
 use crate::pipelines::{Item, Parameters, Prediction};
 use crate::tasks::Progress;
 use crate::tensor::Value;
@@ -42,12 +43,14 @@ pub struct RunOptions {
     pub queue_timeout: Option<Duration>,
     /// Counts the rows that are answered.
     pub progress: Option<Progress>,
+    /// `None`: nobody from outside.
+    pub sender: Option<Sender>,
 }
 
 impl RunOptions {
-    /// A request of usual urgency that nobody watches.
+    /// A request of usual urgency that nobody watches, from nobody outside.
     pub fn until(deadline: Instant) -> RunOptions {
-        RunOptions { deadline, priority: 0, queue_timeout: None, progress: None }
+        RunOptions { deadline, priority: 0, queue_timeout: None, progress: None, sender: None }
     }
 
     /// `priority` as clients give it: 1 is the most urgent, 0 or nothing the default, what lies beyond the least urgent.

@@ -99,6 +99,7 @@ impl InferenceEngine {
                 priority: 0,
                 queue_timeout: None,
                 progress: None,
+                sender: None,
             };
             model.handle.run(request).await.map_err(|failed| match failed.error {
                 BatchError::Runtime(RuntimeError::Run(problem)) => {

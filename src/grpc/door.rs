@@ -12,7 +12,8 @@ use super::pb;
 use super::pb::grpc_inference_service_server::GrpcInferenceServiceServer;
 use super::service::InferenceService;
 use super::visit::{Known, MessageLimit, Visit, timeout_of};
-use crate::auth::{AuditEntry, Audited, Caller, Denied, Role, Who};
+use crate::auth::{AuditEntry, Audited, Caller, Denied, Role, Who, network_of};
+use crate::engine::Sender;
 use crate::entrance::{REQUEST_ID, Service, presented_key, request_id};
 use crate::protocol::{Tally, rejected};
 use crate::telemetry::Stats;
@@ -179,6 +180,7 @@ impl Inner {
             arrival: arrived.arrival,
             deadline,
             tally: arrived.tally,
+            sender: Sender::of(caller.as_ref().map(|caller| caller.id.number()), arrived.from.map(network_of)),
             message,
             headers: if call.kind == Kind::Predictions { request.headers().clone() } else { HeaderMap::new() },
             about: OnceLock::new(),

@@ -9,7 +9,7 @@ use super::pb::model_repository_parameter::ParameterChoice;
 use super::pb::{self, ModelRepositoryParameter};
 use super::stream::{Answers, answers};
 use super::visit::Visit;
-use crate::engine::{CacheOutcome, InferRequest, LoadOverrides, ModelName, Version};
+use crate::engine::{CacheOutcome, InferRequest, LoadOverrides, ModelName, RunOptions, Sender, Version};
 use crate::protocol::{
     EXTENSIONS, ParameterError, RequestBounds, SERVER_NAME, SERVER_VERSION, Tally, check_overrides, index, is_ready,
     metadata, options_of, statistics,
@@ -75,7 +75,7 @@ impl GrpcInferenceService for InferenceService {
     ) -> Result<Response<pb::ModelInferResponse>, Status> {
         let visit = Visit::of(&request)?;
         let bounds = visit.bounds(visit.0.arrival, self.0.settings.request_timeout);
-        let (response, cache) = infer(&self.0, &visit.0.tally, bounds, request.into_inner()).await?;
+        let (response, cache) = infer(&self.0, &visit.0.tally, visit.0.sender, bounds, request.into_inner()).await?;
         let mut response = Response::new(response);
         if let Some(outcome) = cache {
             let word = match outcome {
@@ -172,6 +172,7 @@ impl GrpcInferenceService for InferenceService {
 pub(super) async fn infer(
     state: &GrpcState,
     tally: &Tally,
+    sender: Option<Sender>,
     bounds: RequestBounds,
     request: pb::ModelInferRequest,
 ) -> Result<(pb::ModelInferResponse, Option<CacheOutcome>), GrpcError> {
@@ -186,6 +187,7 @@ pub(super) async fn infer(
     let Read { id, parameters, inputs, outputs: wanted } =
         parsed.map_err(|error| GrpcError::internal(format!("reading a message: {error}")))??;
     let options = options_of(&parameters, bounds, &model.settings.batch.waiting)?;
+    let options = RunOptions { sender, ..options };
     let outputs = wanted.iter().map(|wanted| wanted.name.clone()).collect();
 
     let response = state.engine.infer(&model, InferRequest { inputs, outputs, options }).await?;

@@ -51,7 +51,7 @@ async fn answer(state: &GrpcState, visit: &Visit, request: ModelInferRequest) ->
     let facts = RequestFacts { method: "POST", route: ROUTE, request_id, started: arrival.into_std() };
     let mut trace = RequestTrace::begin(&visit.0.headers, facts);
     let bounds = visit.bounds(arrival, state.settings.request_timeout);
-    let work = trace.follow(AssertUnwindSafe(infer(state, &tally, bounds, request)).catch_unwind());
+    let work = trace.follow(AssertUnwindSafe(infer(state, &tally, visit.0.sender, bounds, request)).catch_unwind());
     let result = work.await.unwrap_or_else(|_| {
         stats.record_panic();
         Err(GrpcError::internal("a panic on a stream"))

@@ -1,7 +1,7 @@
 //! What is known of a call before it is made: in the extensions of its request, where the service finds it.
 
 use super::error::GrpcError;
-use crate::engine::ModelName;
+use crate::engine::{ModelName, Sender};
 use crate::protocol::{RequestBounds, Tally};
 use http::HeaderMap;
 use std::sync::{Arc, OnceLock};
@@ -20,6 +20,7 @@ pub(super) struct Known {
     /// When its client waits no longer, where it says so.
     pub(super) deadline: Option<Instant>,
     pub(super) tally: Tally,
+    pub(super) sender: Option<Sender>,
     pub(super) message: MessageLimit,
     /// The call's own, for the traces of a stream's requests.
     pub(super) headers: HeaderMap,

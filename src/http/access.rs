@@ -5,7 +5,8 @@
 
 use super::HttpState;
 use super::error::{ApiError, retry_after};
-use crate::auth::{Caller, Denied, Gate, Role};
+use crate::auth::{Caller, Denied, Gate, Role, network_of};
+use crate::engine::Sender;
 use crate::entrance::{KeyHeaderError, presented_key};
 use axum::Router;
 use axum::extract::Request;
@@ -152,6 +153,11 @@ pub(super) fn enter(
         return Err(Refused { error, why: Why::RoleTooLow(caller) });
     }
     Ok(Some(caller))
+}
+
+/// Who sent a request, for those that it shares a run with.
+pub(super) fn sender(caller: Option<&Caller>, from: Option<IpAddr>) -> Option<Sender> {
+    Sender::of(caller.map(|caller| caller.id.number()), from.map(network_of))
 }
 
 /// The dashboard's session.

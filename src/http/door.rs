@@ -65,16 +65,16 @@ impl Door {
         let direct = if around.has_cors() { None } else { direct(&request) };
         match direct {
             Some(Direct::Predict(name)) => {
-                let handler = |request, Visit { arrival, tally, .. }| async move {
+                let handler = |request, visit: Visit| async move {
                     let path = ModelPath { name, version: None };
-                    predict::respond(state, path, arrival, tally, request).await.into_response()
+                    predict::respond(state, path, visit, request).await.into_response()
                 };
                 around.direct("/v1/models/{name}/predict", from, request, handler).await
             }
             Some(Direct::Infer(name)) => {
-                let handler = |request, Visit { arrival, tally, .. }| async move {
+                let handler = |request, visit: Visit| async move {
                     let path = ModelPath { name, version: None };
-                    infer::respond(state, path, arrival, tally, request).await.into_response()
+                    infer::respond(state, path, visit, request).await.into_response()
                 };
                 around.direct("/v2/models/{name}/infer", from, request, handler).await
             }

@@ -5,11 +5,12 @@
 
 use super::HttpSettings;
 use super::error::ApiError;
-use super::middleware::Arrival;
 pub(super) use super::middleware::RequestId;
+use super::middleware::{Arrival, Visit};
 use crate::downloads::DownloadError;
-use crate::engine::{ModelName, Version};
+use crate::engine::{ModelName, Sender, Version};
 use crate::jobs::JobError;
+use crate::protocol::Tally;
 use axum::extract::{FromRequestParts, Query, RawPathParams};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
@@ -128,6 +129,19 @@ impl<S: Send + Sync> FromRequestParts<S> for Arrival {
 
     async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Arrival, Infallible> {
         Ok(parts.extensions.get::<Arrival>().copied().unwrap_or_else(|| Arrival(Instant::now())))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Visit {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Visit, Infallible> {
+        Ok(Visit {
+            arrival: Arrival::from_request_parts(parts, state).await?,
+            id: RequestId::from_request_parts(parts, state).await?,
+            tally: Tally::from_request_parts(parts, state).await?,
+            sender: parts.extensions.get::<Sender>().copied(),
+        })
     }
 }
 

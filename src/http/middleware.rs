@@ -12,7 +12,7 @@ use super::outcome;
 use super::tally;
 use super::{HttpSettings, HttpState};
 use crate::auth::{AuditEntry, Audited, Caller, Denied, Gate, Role, Who};
-use crate::engine::InferenceEngine;
+use crate::engine::{InferenceEngine, Sender};
 use crate::entrance::{API_KEY, REQUEST_ID, request_id};
 use crate::protocol::{self, Tally};
 use crate::telemetry::Stats;
@@ -58,6 +58,8 @@ pub(super) struct Visit {
     pub(super) arrival: Arrival,
     pub(super) id: RequestId,
     pub(super) tally: Tally,
+    /// Known once it was let in.
+    pub(super) sender: Option<Sender>,
 }
 
 /// The routes with everything around them, in one order.
@@ -213,6 +215,7 @@ impl Around {
                 Ok(held) => held,
                 Err(error) => return error.into_response(),
             };
+            let visit = Visit { sender: access::sender(caller.as_ref(), from), ..visit };
             limit.reworded(handler(bounded(request, limit, held.as_ref()), visit).await)
         })
         .await
@@ -291,7 +294,7 @@ async fn admit(State(around): State<Arc<Around>>, request: Request, next: Next) 
 impl Visit {
     /// The request with this in its extensions, where handlers of the route table find it.
     fn inserted(self, mut request: Request) -> Request {
-        let Visit { arrival, id, tally } = self;
+        let Visit { arrival, id, tally, .. } = self;
         let extensions = request.extensions_mut();
         extensions.insert(arrival);
         extensions.insert(id);
@@ -343,7 +346,7 @@ async fn observed<F: Future<Output = Response>>(
     // A copy: a shared one would keep what the connection read (see `predict::respond`).
     let path: Box<str> = request.uri().path().into();
     let tally = Tally::begin(tally::protocol_of(line.route.as_str()), stats, line.started.into_std());
-    let visit = Visit { arrival: Arrival(line.started), id: RequestId(id.clone()), tally: tally.clone() };
+    let visit = Visit { arrival: Arrival(line.started), id: RequestId(id.clone()), tally: tally.clone(), sender: None };
     let closes = request.version() < Version::HTTP_2;
     let response = match head_problem(around, &request) {
         Some(error) => error.into_response(),
@@ -415,6 +418,9 @@ async fn admitted(around: &Around, mut request: Request, next: Next) -> Response
         let who = caller.as_ref().map_or(Who::Anybody, Who::Known);
         Audited::begin(around.gate.audit(), entrance.entry(who, &request))
     });
+    if let Some(sender) = access::sender(caller.as_ref(), from) {
+        request.extensions_mut().insert(sender);
+    }
     if let Some(caller) = caller {
         request.extensions_mut().insert(caller);
     }

@@ -232,6 +232,7 @@ async fn run(model: &LoadedModel) -> bool {
         priority: 0,
         queue_timeout: None,
         progress: None,
+        sender: None,
     };
     model.handle.run(request).await.is_ok()
 }

@@ -40,6 +40,14 @@ const DEVICE_FAILURES: Family = counter(
     "ortus_device_failures",
     "Runs that a device had no memory for or failed on; they were made smaller or elsewhere, or refused with 503.",
 );
+const SPOILED: Family = counter(
+    "ortus_batches_spoiled",
+    "Runs shared by several requests that failed on the input of one, and were made again one by one.",
+);
+const SET_APART: Family = counter(
+    "ortus_senders_set_apart",
+    "Senders whose inputs spoiled runs of others again and again, and that shared none with them for a minute.",
+);
 const REJECTED: Family =
     counter("ortus_rejected", "Requests turned away for a reason other than what they ask, by reason.");
 const PANICS: Family = counter("ortus_panics", "Panics that were caught: faults of the server.");
@@ -121,6 +129,10 @@ pub fn write_stats(stats: &Stats, out: &mut Exposition) {
     models.iter().for_each(|model| samples.put(&[("model", &model.name)], model.evictions));
     let mut samples = out.family(&DEVICE_FAILURES);
     models.iter().for_each(|model| samples.put(&[("model", &model.name)], model.device_failures));
+    let mut samples = out.family(&SPOILED);
+    models.iter().for_each(|model| samples.put(&[("model", &model.name)], model.spoiled));
+    let mut samples = out.family(&SET_APART);
+    models.iter().for_each(|model| samples.put(&[("model", &model.name)], model.set_apart));
     let mut samples = out.family(&REJECTED);
     stats.rejected().for_each(|(reason, count)| samples.put(&[("reason", reason.name())], count));
     out.family(&PANICS).put(&[], stats.panics());

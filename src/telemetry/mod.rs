@@ -3,6 +3,7 @@
 mod events;
 mod exposition;
 pub mod gpu;
+mod line_rate;
 mod logging;
 pub mod metrics;
 mod printable;
@@ -13,6 +14,7 @@ pub mod trace;
 
 pub use events::{Event, EventLevel, recent_events};
 pub use exposition::{Exposition, ExpositionFormat, Family, Labels, Samples};
+pub use line_rate::LineRate;
 pub use logging::{LogError, LogFormat, LogSettings, log_level, set_log_level, start_logging};
 pub use printable::printable;
 pub use process::resident_bytes;

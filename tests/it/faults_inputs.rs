@@ -1,7 +1,9 @@
 //! Attacks by what a request or a model file says: tensors, JSON, texts, pictures, graphs.
 
 use crate::attack::{Answer, Attacked, ask, good, operations};
-use crate::server::{copy_folder, root, store_of};
+use crate::grpc::make_key;
+use crate::server::{Server, command, copy_folder, root, store_of};
+use crate::stats::Metrics;
 use reqwest::Method;
 use serde_json::{Value, json};
 use std::io::Write;
@@ -43,6 +45,56 @@ fn a_bad_item_spoils_no_run_of_others() {
         });
     }
     server.assert_unharmed(32);
+}
+
+/// F08.
+#[test]
+fn who_spoils_runs_of_others_again_and_again_shares_none_with_them() {
+    let store = store_of(&["fails"]);
+    let (bad, mate) = (make_key(store.path(), "infer", &[]), make_key(store.path(), "infer", &[]));
+    let log = tempfile::NamedTempFile::new().unwrap();
+    let mut command = command();
+    command.stderr(log.reopen().unwrap());
+    let settings = [("ORTUS_BATCH__TIMEOUT_MS", "20"), ("ORTUS_BATCH__INSTANCES", "1")];
+    let server = Server::launch_by(command, store, &settings);
+    server.wait_ready();
+    let predict = |key: &str, index: i64| {
+        let request = server.post("/v1/models/fails/predict").bearer_auth(key);
+        request.json(&json!({"inputs": {"index": [index]}})).send().unwrap().status().as_u16()
+    };
+    let infer = |key: &str, index: i64| {
+        let body = json!({"inputs": [{"name": "index", "shape": [1], "datatype": "INT64", "data": [index]}]});
+        server.post("/v2/models/fails/infer").bearer_auth(key).json(&body).send().unwrap().status().as_u16()
+    };
+    let wave = |count: usize| {
+        let (bad, mate, predict, infer) = (&bad, &mate, &predict, &infer);
+        std::thread::scope(|scope| {
+            let spoils = scope.spawn(move || if count % 2 == 0 { predict(bad, 9) } else { infer(bad, 9) });
+            let mates = [0, 1, 2, 3].map(|index| scope.spawn(move || predict(mate, index)));
+            assert!(matches!(spoils.join().unwrap(), 400 | 422));
+            assert!(mates.into_iter().all(|mate| mate.join().unwrap() == 200));
+        });
+    };
+    let counts = || {
+        let metrics = Metrics::by(&server, &mate);
+        let of = |name| metrics.sum(name, &[("model", "fails")]);
+        (of("ortus_batches_spoiled_total"), of("ortus_senders_set_apart_total"))
+    };
+    let mut waves = 0;
+    while counts().1 == 0 {
+        wave(waves);
+        waves += 1;
+        assert!(waves < 500, "{:?}", counts());
+    }
+    for count in 0..20 {
+        wave(count);
+    }
+    // What it sends is answered as before, and nobody shares a run with it.
+    assert_eq!((predict(&bad, 2), infer(&bad, 2)), (200, 200));
+    assert_eq!(counts(), (3, 1), "{waves} waves");
+    let text = std::fs::read_to_string(log.path()).unwrap();
+    let id = bad.split('_').nth(1).unwrap();
+    assert_eq!(text.matches(&format!("key {id} sends inputs again and again")).count(), 1, "{text}");
 }
 
 /// F18, F19, F20, F21.

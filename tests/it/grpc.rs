@@ -538,7 +538,7 @@ fn messages_are_bounded_and_compressed_ones_are_read() {
 }
 
 /// Runs `ortus key create` on the store.
-fn make_key(store: &Path, role: &str, more: &[&str]) -> String {
+pub fn make_key(store: &Path, role: &str, more: &[&str]) -> String {
     let arguments = [&["key", "create", "--role", role][..], more].concat();
     let output = command().args(arguments).arg("--models").arg(store).output().unwrap();
     assert!(output.status.success(), "{output:?}");
@@ -554,6 +554,30 @@ fn with_key<T>(message: T, key: &str) -> Request<T> {
 fn audit(server: &Server) -> Vec<Value> {
     let text = std::fs::read_to_string(server.store.path().join(".ortus/audit.log")).unwrap_or_default();
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// F08.
+#[test]
+fn a_call_that_spoils_runs_of_others_is_known_by_its_key() {
+    let store = store_of(&["fails"]);
+    let (bad, mate) = (make_key(store.path(), "infer", &[]), make_key(store.path(), "infer", &[]));
+    let server = Server::on(store, &[("ORTUS_BATCH__TIMEOUT_MS", "20"), ("ORTUS_BATCH__INSTANCES", "1")]);
+    let grpc = Grpc::to(&server);
+    let index = |index: i64| asks_raw("fails", input("index", "INT64", &[1]), index.to_le_bytes().to_vec());
+    let wave = async || {
+        let call = async |key: &str, value| grpc.client().model_infer(with_key(index(value), key)).await.is_ok();
+        let answers = tokio::join!(call(&bad, 9), call(&mate, 1), call(&mate, 2), call(&mate, 3));
+        assert_eq!(answers, (false, true, true, true));
+    };
+    let set_apart = || Metrics::by(&server, &mate).sum("ortus_senders_set_apart_total", &[("model", "fails")]);
+    let mut waves = 0;
+    while set_apart() == 0 {
+        grpc.runtime.block_on(wave());
+        waves += 1;
+        assert!(waves < 500);
+    }
+    (0..10).for_each(|_| grpc.runtime.block_on(wave()));
+    assert_eq!(Metrics::by(&server, &mate).sum("ortus_batches_spoiled_total", &[("model", "fails")]), 3);
 }
 
 #[test]

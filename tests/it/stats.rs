@@ -23,6 +23,13 @@ impl Metrics {
         Metrics::parse(&response.text().unwrap())
     }
 
+    /// The same of a server that asks for a key.
+    pub fn by(server: &Server, key: &str) -> Metrics {
+        let response = server.client.get(server.url("/metrics")).bearer_auth(key).send().unwrap();
+        assert_eq!(response.status(), 200);
+        Metrics::parse(&response.text().unwrap())
+    }
+
     /// How many series there are.
     pub fn series(&self) -> usize {
         self.samples.len()

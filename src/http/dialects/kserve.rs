@@ -4,8 +4,7 @@ use super::torchserve::predict::{Client, respond};
 use crate::http::HttpState;
 use crate::http::error::ApiError;
 use crate::http::extract::ModelPath;
-use crate::http::middleware::Arrival;
-use crate::protocol::Tally;
+use crate::http::middleware::Visit;
 use axum::extract::{Request, State};
 use axum::http::Uri;
 use axum::response::Response;
@@ -64,11 +63,10 @@ pub(in crate::http) struct PredictionsBody {
 pub(in crate::http) async fn predict(
     State(state): State<HttpState>,
     path: ModelPath,
-    arrival: Arrival,
-    tally: Tally,
+    visit: Visit,
     request: Request,
 ) -> Result<Response, ApiError> {
-    respond(&state, (path.name, path.version), Client::KserveV1, arrival, tally, request).await
+    respond(&state, (path.name, path.version), Client::KserveV1, visit, request).await
 }
 
 #[cfg(test)]

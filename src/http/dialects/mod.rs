@@ -11,7 +11,7 @@ pub(super) mod torchserve;
 
 use super::error::ApiError;
 use super::extract::{content_type, deadline};
-use super::middleware::Arrival;
+use super::middleware::Visit;
 use super::{HttpState, body};
 use crate::engine::{
     Item, LoadedModel, ModelName, ModelState, Parameters, PredictRequest, PredictResponse, Prediction, RunOptions,
@@ -173,11 +173,12 @@ async fn only(state: &HttpState, tally: &Tally, task: &'static str) -> Result<Ar
 async fn predict(
     state: &HttpState,
     model: &Arc<LoadedModel>,
-    arrival: Arrival,
+    visit: &Visit,
     items: Vec<Item>,
     parameters: Parameters,
 ) -> Result<PredictResponse, ApiError> {
-    let options = RunOptions::until(deadline(arrival, None, &state.settings)?);
+    let deadline = deadline(visit.arrival, None, &state.settings)?;
+    let options = RunOptions { sender: visit.sender, ..RunOptions::until(deadline) };
     Ok(state.engine.predict(model, PredictRequest { items, parameters, options }).await?)
 }
 

@@ -4,8 +4,7 @@ use super::{EMBEDS, Texts, TextsBody, answered, named, predict, read_json, vecto
 use crate::engine::Parameters;
 use crate::http::HttpState;
 use crate::http::error::ApiError;
-use crate::http::middleware::Arrival;
-use crate::protocol::Tally;
+use crate::http::middleware::Visit;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use base64::Engine as _;
@@ -76,17 +75,16 @@ pub(in crate::http) struct UsageBody {
     responses((status = 200, description = "The vectors.", body = EmbeddingsAnswer)))]
 pub(in crate::http) async fn embeddings(
     State(state): State<HttpState>,
-    arrival: Arrival,
-    tally: Tally,
+    visit: Visit,
     request: Request,
 ) -> Result<Response, ApiError> {
     let (head, body) = request.into_parts();
     let EmbeddingsRequest { input, model, encoding_format, dimensions } =
         read_json(&state, &head.headers, body).await?;
     let items = input.into_items("input", state.settings.limits.max_items)?;
-    let model = named(&state, &tally, &model, EMBEDS).await?;
+    let model = named(&state, &visit.tally, &model, EMBEDS).await?;
     let parameters = Parameters::from_iter([("normalize".to_owned(), true.into())]);
-    let response = predict(&state, &model, arrival, items, parameters).await?;
+    let response = predict(&state, &model, &visit, items, parameters).await?;
     let (vectors, tokens) = (vectors(response.predictions, dimensions)?, response.tokens);
     let numbers = vectors.iter().map(Vec::len).sum();
     let data = move |(index, values): (usize, Vec<f32>)| DataBody {

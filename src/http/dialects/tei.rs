@@ -9,7 +9,7 @@ use crate::engine::{Item, LoadedModel, Parameters, Prediction, TokenEmbeddings};
 use crate::http::HttpState;
 use crate::http::error::ApiError;
 use crate::http::extract::ApiQuery;
-use crate::http::middleware::Arrival;
+use crate::http::middleware::Visit;
 use crate::protocol::Tally;
 use axum::Json;
 use axum::extract::{Request, State};
@@ -55,17 +55,16 @@ impl EmbedRequest {
 pub(in crate::http) async fn embed(
     State(state): State<HttpState>,
     ApiQuery(query): ApiQuery<ModelQuery>,
-    arrival: Arrival,
-    tally: Tally,
+    visit: Visit,
     request: Request,
 ) -> Result<Response, ApiError> {
     let (head, body) = request.into_parts();
     let asked: EmbedRequest = read_json(&state, &head.headers, body).await?;
     let mut parameters = asked.parameters();
     parameters.insert("normalize".to_owned(), asked.normalize.unwrap_or(true).into());
-    let model = find(&state, &tally, &query, EMBEDS).await?;
+    let model = find(&state, &visit.tally, &query, EMBEDS).await?;
     let items = asked.inputs.into_items("inputs", state.settings.limits.max_items)?;
-    let response = predict(&state, &model, arrival, items, parameters).await?;
+    let response = predict(&state, &model, &visit, items, parameters).await?;
     let vectors = vectors(response.predictions, asked.dimensions)?;
     answered(&state, vectors.iter().map(Vec::len).sum(), move || vectors).await
 }
@@ -79,16 +78,15 @@ pub(in crate::http) async fn embed(
 pub(in crate::http) async fn embed_all(
     State(state): State<HttpState>,
     ApiQuery(query): ApiQuery<ModelQuery>,
-    arrival: Arrival,
-    tally: Tally,
+    visit: Visit,
     request: Request,
 ) -> Result<Response, ApiError> {
     let (head, body) = request.into_parts();
     let asked: EmbedRequest = read_json(&state, &head.headers, body).await?;
     let parameters = asked.parameters();
-    let model = find(&state, &tally, &query, EMBEDS).await?;
+    let model = find(&state, &visit.tally, &query, EMBEDS).await?;
     let items = asked.inputs.into_items("inputs", state.settings.limits.max_items)?;
-    let response = predict(&state, &model, arrival, items, parameters).await?;
+    let response = predict(&state, &model, &visit, items, parameters).await?;
     let tokens = response.predictions.into_iter().map(|prediction| match prediction {
         Prediction::TokenEmbeddings(tokens) => Ok(tokens),
         _ => Err(ApiError::field("model", "the model gives one vector for each text; use /embed")),
@@ -135,13 +133,12 @@ pub(in crate::http) struct RankBody {
 pub(in crate::http) async fn rerank(
     State(state): State<HttpState>,
     ApiQuery(query): ApiQuery<ModelQuery>,
-    arrival: Arrival,
-    tally: Tally,
+    visit: Visit,
     request: Request,
 ) -> Result<Json<Vec<RankBody>>, ApiError> {
     let (head, body) = request.into_parts();
     let asked: RerankRequest = read_json(&state, &head.headers, body).await?;
-    let model = find(&state, &tally, &query, RANKS).await?;
+    let model = find(&state, &visit.tally, &query, RANKS).await?;
     if model.pipeline.as_ref().is_some_and(|pipeline| pipeline.labels().len() > 1) {
         return Err(ApiError::field("model", "a reranker has one label, this model has several; use /predict"));
     }
@@ -153,7 +150,7 @@ pub(in crate::http) async fn rerank(
         ("function_to_apply".to_owned(), function.into()),
         ("truncation".to_owned(), asked.truncate.into()),
     ]);
-    let response = predict(&state, &model, arrival, items, parameters).await?;
+    let response = predict(&state, &model, &visit, items, parameters).await?;
     let mut ranks = Vec::with_capacity(asked.texts.len());
     for (index, (prediction, text)) in response.predictions.into_iter().zip(asked.texts).enumerate() {
         let score = match &prediction {

@@ -4,7 +4,7 @@
 
 use super::optimize;
 use super::parse::BodyKind;
-use super::predict::{self, Ask};
+use super::predict::{self, Ask, AskedBy};
 use crate::engine::{ModelName, Version};
 use crate::http::HttpState;
 use crate::http::error::{ApiError, render};
@@ -71,7 +71,7 @@ async fn run(state: &HttpState, work: Work) -> Result<(Output, Bytes), ApiError>
         Some(millis) => Ok(deadline.min(Instant::now() + Duration::from_millis(millis).min(state.jobs.timeout()))),
         None => Ok(deadline),
     };
-    let answered = predict::answer(state, &model, ask, kind, body, due, Some(progress)).await?;
+    let answered = predict::answer(state, &model, ask, kind, body, due, AskedBy::Job(progress)).await?;
     let output = Output {
         media_type: answered.format.media_type().to_owned(),
         version: model.version.to_string(),

@@ -6,14 +6,13 @@ use super::encode::{self, Answer, Format};
 use super::parse::{self, BodyKind, Call, Input, Limits};
 use crate::engine::{
     CacheOutcome, EngineError, ErrorKind, InferRequest, InferenceEngine, LoadedModel, ModelName, Parameters,
-    PredictRequest, RunOptions, Timing, Version,
+    PredictRequest, RunOptions, Sender, Timing, Version,
 };
 use crate::http::error::ApiError;
 use crate::http::extract::{ApiQuery, ModelPath, deadline, invalid_query, query_bool};
-use crate::http::middleware::Arrival;
+use crate::http::middleware::Visit;
 use crate::http::outcome::with_outcome;
 use crate::http::{HttpSettings, HttpState, body};
-use crate::protocol::Tally;
 use crate::tasks::Progress;
 use crate::tensor::Value;
 use axum::extract::{Request, State};
@@ -321,19 +320,17 @@ pub(in crate::http) struct ScoredLabel {
 pub(in crate::http) async fn predict(
     State(state): State<HttpState>,
     path: ModelPath,
-    arrival: Arrival,
-    tally: Tally,
+    visit: Visit,
     request: Request,
 ) -> Result<Response, ApiError> {
-    respond(&state, path, arrival, tally, request).await
+    respond(&state, path, visit, request).await
 }
 
 /// The handler itself, for who has what it needs at hand.
 pub(in crate::http) async fn respond(
     state: &HttpState,
     path: ModelPath,
-    arrival: Arrival,
-    tally: Tally,
+    visit: Visit,
     request: Request,
 ) -> Result<Response, ApiError> {
     let ApiQuery(query) = ApiQuery::of(request.uri())?;
@@ -341,12 +338,12 @@ pub(in crate::http) async fn respond(
     let (head, body) = request.into_parts();
     // The body is read before the model is looked for: a refusal in the middle of an upload reaches few clients.
     let body = body::read(body, &state.settings, 0).await?;
-    let model = tally.model(&state.engine, &path.name, ask.version()).await?;
+    let model = visit.tally.model(&state.engine, &path.name, ask.version()).await?;
     let kind = BodyKind::of(&head.headers, &model)?;
     // The head lies in what its connection read; once it is gone, the next request is read to the same place.
     drop(head);
-    let due = |timeout_ms| deadline(arrival, timeout_ms, &state.settings);
-    let answered = answer(state, &model, ask, kind, body, due, None).await?;
+    let due = |timeout_ms| deadline(visit.arrival, timeout_ms, &state.settings);
+    let answered = answer(state, &model, ask, kind, body, due, AskedBy::Client(visit.sender)).await?;
     let response = encode::response(answered.format, answered.bytes, &answered.timing);
     Ok(with_outcome(response, answered.cache))
 }
@@ -408,8 +405,14 @@ impl Ask {
     }
 }
 
-/// What is left to do once the model is known. `due` gives the deadline from the request's own `timeout_ms`; `progress`
-/// is told of the items.
+/// Who waits for a prediction.
+pub(super) enum AskedBy {
+    Client(Option<Sender>),
+    /// Nobody, but whoever watches this.
+    Job(Progress),
+}
+
+/// What is left to do once the model is known. `due` gives the deadline from the request's own `timeout_ms`.
 pub(super) async fn answer(
     state: &HttpState,
     model: &Arc<LoadedModel>,
@@ -417,7 +420,7 @@ pub(super) async fn answer(
     kind: BodyKind,
     body: Bytes,
     due: impl FnOnce(Option<u64>) -> Result<Instant, ApiError>,
-    progress: Option<Progress>,
+    by: AskedBy,
 ) -> Result<Answered, ApiError> {
     let Ask { query, format } = ask;
     format.check(model, &query.outputs)?;
@@ -426,10 +429,15 @@ pub(super) async fn answer(
     let deadline = due(call.timeout_ms)?;
     let id = call.id.take();
 
-    let options = RunOptions { progress, ..RunOptions::until(deadline) };
-    // A job that somebody may watch waits behind those whose client waits for the answer.
-    let priority = call.priority.map(u64::from).or(options.progress.is_some().then_some(u64::MAX));
-    let options = options.with_priority(priority);
+    let priority = call.priority.map(u64::from);
+    let options = match by {
+        AskedBy::Client(sender) => RunOptions { sender, ..RunOptions::until(deadline) }.with_priority(priority),
+        // It waits behind those whose client waits for the answer.
+        AskedBy::Job(progress) => {
+            RunOptions { progress: Some(progress), sender: Some(Sender::Jobs), ..RunOptions::until(deadline) }
+                .with_priority(priority.or(Some(u64::MAX)))
+        }
+    };
     let wants = Wants { raw: query.raw || format.is_binary(), outputs: query.outputs };
     let (answer, timing, cache) = run(&state.engine, model, call, wants, options).await?;
 
@@ -686,10 +694,10 @@ mod tests {
         let headers = request.body(axum::body::Body::empty()).unwrap().into_parts().0.headers;
         let body = Bytes::copy_from_slice(body);
         let ask = Ask { query: self::query(query).unwrap(), format: Format::negotiate(&headers).unwrap() };
-        let due = |timeout_ms| deadline(Arrival(Instant::now()), timeout_ms, &state.settings);
+        let due = |timeout_ms| deadline(crate::http::middleware::Arrival(Instant::now()), timeout_ms, &state.settings);
         let result = async {
             let kind = BodyKind::of(&headers, model)?;
-            answer(&state, model, ask, kind, body, due, None).await
+            answer(&state, model, ask, kind, body, due, AskedBy::Client(None)).await
         };
         let result = result.await;
         let response = match result {

@@ -4,12 +4,12 @@ use super::error::V2Error;
 use super::frames::Frames;
 use crate::codec::json::{JsonLimits, V2Answer, V2Body, V2Request, encode_v2_response, parse_v2};
 use crate::codec::wire::byte_size;
-use crate::engine::{InferRequest, LoadedModel};
+use crate::engine::{InferRequest, LoadedModel, RunOptions};
 use crate::http::extract::ModelPath;
-use crate::http::middleware::Arrival;
+use crate::http::middleware::Visit;
 use crate::http::outcome::with_outcome;
 use crate::http::{HttpState, body};
-use crate::protocol::{RequestBounds, Tally, options_of};
+use crate::protocol::{RequestBounds, options_of};
 use crate::tensor::{DType, Value};
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -25,19 +25,17 @@ const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-conten
 pub(super) async fn infer(
     State(state): State<HttpState>,
     path: ModelPath,
-    arrival: Arrival,
-    tally: Tally,
+    visit: Visit,
     request: Request,
 ) -> Result<Response, V2Error> {
-    respond(&state, path, arrival, tally, request).await
+    respond(&state, path, visit, request).await
 }
 
 /// The handler itself, for who has what it needs at hand.
 pub(in crate::http) async fn respond(
     state: &HttpState,
     path: ModelPath,
-    arrival: Arrival,
-    tally: Tally,
+    visit: Visit,
     request: Request,
 ) -> Result<Response, V2Error> {
     let json_length = json_length(request.headers(), state.settings.max_body_bytes);
@@ -46,7 +44,7 @@ pub(in crate::http) async fn respond(
     let align_at = json_length.as_ref().map_or(0, |length| length.unwrap_or(0));
     let body = body::read(request.into_body(), &state.settings, align_at).await?;
     let json_length = json_length?;
-    let model = tally.model(&state.engine, &path.name, path.version).await?;
+    let model = visit.tally.model(&state.engine, &path.name, path.version).await?;
 
     let limits = JsonLimits::from(&state.settings.limits);
     let parsed_for = model.clone();
@@ -56,8 +54,9 @@ pub(in crate::http) async fn respond(
     let parse = move || parse_v2(&body, json_length, &parsed_for.inputs, &limits);
     let mut request = state.compute(text_size, parse).await??;
     let waiting = &model.settings.batch.waiting;
-    let bounds = RequestBounds { arrival: arrival.0, timeout: state.settings.request_timeout };
+    let bounds = RequestBounds { arrival: visit.arrival.0, timeout: state.settings.request_timeout };
     let options = options_of(&request.parameters, bounds, waiting)?;
+    let options = RunOptions { sender: visit.sender, ..options };
     let inputs = std::mem::take(&mut request.inputs).into_iter().map(|input| (input.name, input.value)).collect();
     let outputs = request.outputs.iter().map(|output| output.name.clone()).collect();
 

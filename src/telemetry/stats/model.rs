@@ -256,6 +256,16 @@ impl ModelStats {
         self.shared.device_failures.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// A run that several requests shared failed on the input of one, and was made again one by one.
+    pub fn record_spoiled(&self) {
+        self.shared.spoiled.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A sender was set apart, since its inputs spoiled runs of others again and again.
+    pub fn record_set_apart(&self) {
+        self.shared.set_apart.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// So many requests more, or fewer, wait for an instance.
     pub fn queue_changed(&self, by: isize) {
         self.shared.queued.fetch_add(by as i64, Ordering::Relaxed);

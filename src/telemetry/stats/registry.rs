@@ -97,6 +97,8 @@ pub(super) struct Shared {
     pub(super) loads: [AtomicU64; 2],
     pub(super) evictions: AtomicU64,
     pub(super) device_failures: AtomicU64,
+    pub(super) spoiled: AtomicU64,
+    pub(super) set_apart: AtomicU64,
     /// Those of all models.
     pub(super) panics: Arc<AtomicU64>,
 }
@@ -113,6 +115,8 @@ impl Shared {
             loads: Default::default(),
             evictions: AtomicU64::new(0),
             device_failures: AtomicU64::new(0),
+            spoiled: AtomicU64::new(0),
+            set_apart: AtomicU64::new(0),
             panics,
         }
     }
@@ -147,6 +151,10 @@ pub struct ModelTotals {
     pub evictions: u64,
     /// Runs that a device had no memory for, or failed on.
     pub device_failures: u64,
+    /// Shared runs that failed on the input of one request.
+    pub spoiled: u64,
+    /// How often a sender was set apart for that.
+    pub set_apart: u64,
 }
 
 impl Default for Stats {
@@ -299,5 +307,7 @@ fn totals(name: String, shared: &Shared) -> ModelTotals {
         loads_done: read(done),
         evictions: read(&shared.evictions),
         device_failures: read(&shared.device_failures),
+        spoiled: read(&shared.spoiled),
+        set_apart: read(&shared.set_apart),
     }
 }

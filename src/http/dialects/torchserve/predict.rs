@@ -6,10 +6,9 @@ use super::body::{self as asked, AnswerForm, Asked};
 use crate::engine::{InferRequest, LoadedModel, ModelName, PredictRequest, RunOptions, Version};
 use crate::http::error::ApiError;
 use crate::http::extract::deadline;
-use crate::http::middleware::Arrival;
+use crate::http::middleware::Visit;
 use crate::http::v1::parse::{Input, Limits};
 use crate::http::{HttpState, body};
-use crate::protocol::Tally;
 use crate::tasks::INLINE_BYTES;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, StatusCode, header};
@@ -42,12 +41,11 @@ pub(in crate::http::dialects) enum Client {
 pub(in crate::http) async fn predictions(
     State(state): State<HttpState>,
     path: TorchservePath,
-    arrival: Arrival,
-    tally: Tally,
+    visit: Visit,
     request: Request,
 ) -> Result<Response, ApiError> {
     let (name, version) = path.one()?;
-    respond(&state, (name, version), Client::Torchserve, arrival, tally, request).await
+    respond(&state, (name, version), Client::Torchserve, visit, request).await
 }
 
 /// Says that there are no explanations.
@@ -64,18 +62,18 @@ pub(in crate::http::dialects) async fn respond(
     state: &HttpState,
     (name, version): (ModelName, Option<Version>),
     client: Client,
-    arrival: Arrival,
-    tally: Tally,
+    visit: Visit,
     request: Request,
 ) -> Result<Response, ApiError> {
     let (head, body) = request.into_parts();
     // The body is read before the model is looked for: a refusal in the middle of an upload reaches few clients.
     let bytes = body::read(body, &state.settings, 0).await?;
-    let model = tally.model(&state.engine, &name, version).await?;
+    let model = visit.tally.model(&state.engine, &name, version).await?;
     let content_type = head.headers.get(header::CONTENT_TYPE).cloned();
     let Asked { input, parameters, form } = read(state, &model, client, content_type, bytes).await?;
     let form = if client == Client::KserveV1 { AnswerForm::Envelope } else { form };
-    let options = RunOptions::until(deadline(arrival, None, &state.settings)?);
+    let deadline = deadline(visit.arrival, None, &state.settings)?;
+    let options = RunOptions { sender: visit.sender, ..RunOptions::until(deadline) };
     let answer = match input {
         Input::Tensors(inputs) => {
             let response = state.engine.infer(&model, InferRequest { inputs, outputs: Vec::new(), options }).await?;
