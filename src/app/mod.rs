@@ -15,7 +15,7 @@ use crate::optimize::Optimizer;
 use crate::pipelines::Pool;
 use crate::runtime::onnx::{LibraryError, OnnxRuntime, set_up_allocator};
 use crate::tasks::{Tasks, cores};
-use crate::telemetry::Stats;
+use crate::telemetry::{Stats, tell_left_out};
 use crate::telemetry::trace::{TraceError, start_tracing};
 use crate::tls::{Certificate, TlsError};
 use std::io::Write;
@@ -23,6 +23,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::MissedTickBehavior;
 
 /// Why the server could not start.
 #[derive(Debug, thiserror::Error)]
@@ -207,6 +208,7 @@ async fn run(mut config: Config) -> Result<Stop, AppError> {
     let auth = Gate::open(&config.auth, &config.store.models_dir, tasks.clone())?;
     let scheme = if certificate.is_some() { "https" } else { "http" };
     tasks.spawn("reload", reload_at_hangup(hangup, auth.clone(), certificate.clone(), tasks.clone()));
+    tasks.spawn("refusals in the log", tell_refusals(tasks.clone()));
     let services = rooms.services(auth.clone(), jobs, certificate.clone());
     let server = Server::bind(config.http.clone(), services, tasks.clone())
         .map_err(|source| AppError::Listen { address, source })?;
@@ -264,6 +266,7 @@ async fn run(mut config: Config) -> Result<Stop, AppError> {
             Ok(false) | Err(_) => tracing::warn!("stopped with work left after shutdown_grace_ms"),
         },
     }
+    tell_left_out(true);
     failed.map_or(Ok(Stop::Drained), |error| Err(error.into()))
 }
 
@@ -289,6 +292,19 @@ async fn reload_at_hangup(mut hangup: Signal, auth: Gate, certificate: Option<Ce
             Some(Ok(false)) => tracing::info!("SIGHUP: the certificate was read again and is the same"),
             Some(Err(error)) => tracing::error!(%error, "SIGHUP: the certificate stays as it was: {error}"),
             None => tracing::info!("SIGHUP: no certificate is configured, so there is none to read again"),
+        }
+    }
+}
+
+/// Says once a second how many refusals have no line of their own in the log, until the process stops.
+async fn tell_refusals(tasks: Tasks) {
+    let mut seconds = tokio::time::interval(Duration::from_secs(1));
+    seconds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            () = tasks.stopping().cancelled() => return,
+            _ = seconds.tick() => tell_left_out(false),
         }
     }
 }

@@ -1073,6 +1073,17 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         section: "telemetry",
+        name: "refusal_lines_per_second",
+        doc: "Lines of the log on requests refused for one reason; of more, a line a second says how many there were; 0 = all.",
+        kind: Kind::Integer {
+            min: 0,
+            max: 1_000_000,
+            get: |config| u64::from(config.log.refusal_lines_per_second),
+            set: |config, value| config.log.refusal_lines_per_second = u32::try_from(value).unwrap_or(u32::MAX),
+        },
+    },
+    Key {
+        section: "telemetry",
         name: "otlp_endpoint",
         doc: "Where spans of requests go: the gRPC port of an OpenTelemetry collector, such as http://localhost:4317; empty = \
               nowhere. OTEL_EXPORTER_OTLP_HEADERS has headers for it.",

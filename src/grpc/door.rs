@@ -15,7 +15,7 @@ use super::visit::{Known, MessageLimit, Visit, timeout_of};
 use crate::auth::{AuditEntry, Audited, Caller, Denied, Role, Who, network_of};
 use crate::engine::Sender;
 use crate::entrance::{REQUEST_ID, Service, presented_key, request_id};
-use crate::protocol::{Tally, rejected};
+use crate::protocol::{Tally, rejected, writes_line};
 use crate::telemetry::Stats;
 use crate::telemetry::stats::Protocol;
 use crate::telemetry::trace::{RequestFacts, RequestTrace};
@@ -26,6 +26,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header
 use http_body::{Frame, SizeHint};
 use hyper::body::Incoming;
 use std::any::Any;
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
@@ -101,7 +102,8 @@ impl Service for Door {
         let facts = RequestFacts { method: "POST", route: path, request_id: &request_id, started: arrival.into_std() };
         let trace = RequestTrace::begin(request.headers(), facts);
         let is_probe = call.is_some_and(Call::is_probe);
-        let mut line = Line { path, is_probe, request_id: request_id.clone(), arrival, trace, outcome: None };
+        let mut line =
+            Line { path, is_probe, request_id: request_id.clone(), arrival, trace, outcome: None, word: None };
         let tally = Tally::begin(call.and_then(Call::protocol), stats, arrival.into_std());
         let arrived = Arrived { request_id: request_id.clone(), arrival, from, tally: tally.clone() };
         let work = self.0.answer(call, request, arrived);
@@ -351,12 +353,15 @@ struct Line {
     trace: RequestTrace,
     /// The code, and what it is over HTTP.
     outcome: Option<(Code, u16)>,
+    /// Why it was refused, or failed.
+    word: Option<Cow<'static, str>>,
 }
 
 impl Line {
-    fn ended(&mut self, code: Code, http: u16, word: Option<&str>, cache: Option<&str>) {
-        self.trace.end(http, word, cache);
+    fn ended(&mut self, code: Code, http: u16, word: Option<&Cow<'static, str>>, cache: Option<&str>) {
+        self.trace.end(http, word.map(|word| &**word), cache);
         self.outcome = Some((code, http));
+        self.word = word.cloned();
     }
 }
 
@@ -367,10 +372,11 @@ impl Drop for Line {
         let trace_id = self.trace.id();
         self.trace.end(status, Some("client_closed"), None);
         let (route, request_id) = (self.path, &*self.request_id);
+        let word = self.word.as_deref();
         if self.is_probe {
-            tracing::debug!(route, status, duration_ms, request_id, trace_id, "gRPC {route} {code:?}");
-        } else {
-            tracing::info!(route, status, duration_ms, request_id, trace_id, "gRPC {route} {code:?}");
+            tracing::debug!(route, status, duration_ms, code = word, request_id, trace_id, "gRPC {route} {code:?}");
+        } else if writes_line(status, self.word.as_ref()) {
+            tracing::info!(route, status, duration_ms, code = word, request_id, trace_id, "gRPC {route} {code:?}");
         }
     }
 }

@@ -509,7 +509,8 @@ fn bounded(request: Request, limit: BodyLimit, held: Option<&Arc<Held>>) -> Requ
     })
 }
 
-/// One line of the access log, written when dropped: also for a client that did not wait for its answer.
+/// One line of the access log, written when dropped: also for a client that did not wait for its answer. Of refusals that come by
+/// the hundred only some are.
 struct AccessLine {
     method: Method,
     route: Route,
@@ -542,7 +543,7 @@ impl Drop for AccessLine {
                 trace_id,
                 "{method} {route} {status}"
             );
-        } else {
+        } else if protocol::writes_line(status, self.code.as_ref()) {
             tracing::info!(
                 method,
                 route,

@@ -13,7 +13,7 @@ pub use describe::{ModelMetadata, TensorMetadata, is_ready, metadata};
 pub use parameters::{ParameterError, RequestBounds, options_of};
 pub use repository::{IndexEntry, check_overrides, index};
 pub use statistics::{BatchStatistics, InferenceStatistics, MemoryUsage, ModelStatistics, Times, statistics};
-pub use tally::{Tally, rejected};
+pub use tally::{Tally, rejected, writes_line};
 
 /// What the server calls itself.
 pub const SERVER_NAME: &str = "ortus";

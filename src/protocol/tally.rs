@@ -1,4 +1,4 @@
-//! How one request that is meant for a model ended, counted once.
+//! How one request that is meant for a model ended, counted once; and whether its line is in the log.
 //!
 //! A door begins a tally with the request's head and ends it with the answer; dropped with the request's future it counts a client
 //! that went away. The handler says which model was reached. Takes no label from a request.
@@ -6,7 +6,7 @@
 use crate::engine::{EngineError, InferenceEngine, LoadedModel, ModelName, Version};
 use crate::telemetry::stats::{Protocol, Rejected};
 use crate::telemetry::trace;
-use crate::telemetry::{ModelStats, RequestGuard, Stats};
+use crate::telemetry::{ModelStats, RequestGuard, Stats, writes_refusal};
 use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -80,6 +80,14 @@ pub fn rejected(code: &str) -> Option<Rejected> {
         "bad_transfer_encoding" => Some(Rejected::Malformed),
         _ => None,
     }
+}
+
+/// Whether the line of a request that ended so is written to the log. Of refusals that come by the hundred it is not; a fault of ours
+/// always is.
+pub fn writes_line(status: u16, code: Option<&Cow<'static, str>>) -> bool {
+    let Some(code) = code else { return true };
+    let is_overload = || matches!(rejected(code), Some(Rejected::QueueFull | Rejected::Overloaded));
+    !((400..500).contains(&status) || is_overload()) || writes_refusal(code)
 }
 
 #[cfg(test)]

@@ -15,8 +15,10 @@ use tracing_subscriber::layer::Context;
 
 /// Bytes of a text.
 const TEXT_MAX: usize = 2000;
-/// The line of each request is written here.
-const ACCESS_LOG: &str = "ortus::http::middleware";
+/// Lines on refused requests that were not written one by one.
+pub(super) const REFUSALS: &str = "ortus::refusals";
+/// The lines of requests are written here.
+const ACCESS_LOG: [&str; 3] = ["ortus::http::middleware", "ortus::grpc::door", REFUSALS];
 
 /// One thing that happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,7 +88,8 @@ pub(super) struct Remember;
 impl Remember {
     /// Whether records of this origin are kept.
     pub(super) fn takes(metadata: &Metadata<'_>) -> bool {
-        *metadata.level() <= Level::INFO && metadata.target().starts_with("ortus::") && metadata.target() != ACCESS_LOG
+        let target = metadata.target();
+        *metadata.level() <= Level::INFO && target.starts_with("ortus::") && !ACCESS_LOG.contains(&target)
     }
 }
 

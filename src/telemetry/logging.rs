@@ -5,6 +5,7 @@
 
 use super::events::{Remember, keep_events};
 use super::printable::{Printable, is_unsafe};
+use super::refusals::limit_refusals;
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal};
 use std::sync::{Mutex, PoisonError};
@@ -34,6 +35,8 @@ pub struct LogSettings {
     pub level: String,
     /// Records that are kept for those who look without a log at hand; 1 at least.
     pub max_events: usize,
+    /// Lines of a second on requests that are refused for one reason; 0 = all.
+    pub refusal_lines_per_second: u32,
 }
 
 #[derive(Debug, PartialEq, thiserror::Error)]
@@ -46,7 +49,12 @@ pub enum LogError {
 
 impl Default for LogSettings {
     fn default() -> LogSettings {
-        LogSettings { format: LogFormat::Text, level: "info".to_owned(), max_events: 1000 }
+        LogSettings {
+            format: LogFormat::Text,
+            level: "info".to_owned(),
+            max_events: 1000,
+            refusal_lines_per_second: 20,
+        }
     }
 }
 
@@ -84,6 +92,7 @@ pub fn start_logging(settings: &LogSettings) -> Result<(), LogError> {
     tracing::subscriber::set_global_default(subscriber).map_err(|_| LogError::Started)?;
     *LEVEL.lock().unwrap_or_else(PoisonError::into_inner) = Some(level);
     keep_events(settings.max_events);
+    limit_refusals(settings.refusal_lines_per_second);
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 //! Attacks through browsers, proxies, names and the log; the form of every refusal.
 
 use crate::attack::{Attacked, ask, exchange, good, operations};
-use crate::server::{Server, command, copy_folder, fixture, root, store_of};
+use crate::server::{Server, command, copy_folder, fixture, root, store_of, wait_until};
 use crate::stats::Metrics;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -329,8 +329,8 @@ fn hostile_names_and_headers_forge_no_line_and_make_no_series() {
 
 /// F53.
 #[test]
-fn bad_bodies_are_short_lines_of_the_log_and_nothing_of_them_is_in_it() {
-    let mut server = Attacked::with(&[], &[]);
+fn bad_bodies_are_few_short_lines_of_the_log_and_nothing_of_them_is_in_it() {
+    let mut server = Attacked::with(&[], &[("ORTUS_TELEMETRY__REFUSAL_LINES_PER_SECOND", "5")]);
     let before = server.log_bytes();
     let body = format!("{{\"inputs\": \"{}", "secret-of-a-client ".repeat(5500));
     for index in 0..400 {
@@ -338,10 +338,20 @@ fn bad_bodies_are_short_lines_of_the_log_and_nothing_of_them_is_in_it() {
         let (status, answer) = server.post_text(path, "application/json", body.clone().into_bytes());
         assert!(status == 400 && answer.to_string().len() < 2048, "{status} {answer:.300}");
     }
+    // What was left out of the last second is told when it is over.
+    let of_code = |lines: Vec<Value>| -> Vec<Value> {
+        lines.into_iter().filter(|line| line["code"] == "malformed_body").collect()
+    };
+    let told = |lines: &[Value]| -> u64 { lines.iter().map(|line| line["suppressed"].as_u64().unwrap_or(1)).sum() };
+    wait_until(|| told(&of_code(server.log())) >= 400);
     let written = server.log_bytes() - before;
     assert!(written < 400 * 2048, "{written} bytes");
     let lines = server.log();
-    assert!(lines.iter().filter(|line| line["code"] == "malformed_body").count() >= 400);
+    let refusals = of_code(lines.clone());
+    assert_eq!(told(&refusals), 400);
+    assert!(refusals.len() < 400 && refusals.iter().any(|line| line["suppressed"].is_u64()), "{}", refusals.len());
+    let metrics = Metrics::of(&server);
+    assert_eq!(metrics.sum("ortus_requests_total", &[("code", "400")]), 400);
     assert!(lines.iter().all(|line| !line.to_string().contains("secret-of")));
     server.assert_unharmed(32);
 }
