@@ -155,6 +155,13 @@ pub(super) fn enter(
     Ok(Some(caller))
 }
 
+/// Whether pages are for looking only to whoever is at `from`: nothing asks for a key, and they would change something from another
+/// machine. Programs may, as whoever starts a server so has said that they are to be trusted; a browser is led more easily.
+pub(super) fn pages_only_look(asks_for_keys: bool, from: Option<IpAddr>) -> bool {
+    let is_local = from.is_some_and(|from| from.to_canonical().is_loopback());
+    !asks_for_keys && !is_local
+}
+
 /// Who sent a request, for those that it shares a run with.
 pub(super) fn sender(caller: Option<&Caller>, from: Option<IpAddr>) -> Option<Sender> {
     Sender::of(caller.map(|caller| caller.id.number()), from.map(network_of))
@@ -219,6 +226,20 @@ mod tests {
         for none in [&b"ortus_sessions=a"[..], b"x=ortus_session=a", b""] {
             assert_eq!(session_of(&headers(&[("cookie", none)])), None);
         }
+    }
+
+    #[test]
+    fn pages_change_things_without_a_key_from_the_same_machine_only() {
+        let address = |text: &str| Some(text.parse().unwrap());
+        for near in ["127.0.0.1", "127.8.9.1", "::1", "::ffff:127.0.0.1"] {
+            assert!(!pages_only_look(false, address(near)), "{near}");
+        }
+        for far in ["192.0.2.7", "2001:db8::1", "::ffff:192.0.2.7", "0.0.0.0"] {
+            assert!(pages_only_look(false, address(far)), "{far}");
+            // Nobody without a key comes further than the sign-in page then.
+            assert!(!pages_only_look(true, address(far)), "{far}");
+        }
+        assert!(pages_only_look(false, None), "whoever that may be");
     }
 
     #[test]

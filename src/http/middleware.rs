@@ -171,12 +171,11 @@ impl Around {
         entered
     }
 
-    /// Why somebody may only look: nothing asks for a key, and a page's form would change something from another machine. Programs
-    /// may, as whoever starts a server so has said that they are to be trusted; a browser is led more easily.
+    /// Why a page's form is refused before anybody asks who sends it: see [`access::pages_only_look`].
     fn looks_only(&self, needs: Option<Needs>, method: &Method, entrance: &Entrance<'_>) -> Option<Refused> {
-        let is_local = entrance.from.is_some_and(|from| from.to_canonical().is_loopback());
         let changes = needs.is_some_and(|needs| needs.is_audited) && !method.is_safe();
-        if is_local || !changes || self.gate.is_on() || !entrance.route.starts_with("/ui/") {
+        let is_form = changes && entrance.route.starts_with("/ui/");
+        if !is_form || !access::pages_only_look(self.gate.is_on(), entrance.from) {
             return None;
         }
         let detail = "without a key the dashboard changes nothing from another machine: make one with \
