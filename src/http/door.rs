@@ -45,7 +45,8 @@ impl Door {
     pub(super) fn new(state: HttpState, listen: IpAddr) -> Door {
         let (routes, dashboard) = router::routes(&state);
         let (routes, needs) = routes.into_parts();
-        let around = Arc::new(Around::new(&state, listen, needs));
+        let methods = router::methods(&routes.clone().with_state(state.clone()), &needs);
+        let around = Arc::new(Around::new(&state, listen, (needs, methods)));
         let router = middleware::wrap(routes, around.clone()).with_state(state.clone());
         Door(Arc::new(Inner { state, around, router, dashboard }))
     }

@@ -259,10 +259,8 @@ impl IntoResponse for ApiError {
 pub(super) fn problem_of_status(status: StatusCode, headers: &HeaderMap) -> Problem {
     let (code, detail): (&'static str, String) = match status {
         StatusCode::METHOD_NOT_ALLOWED => {
-            let allowed = headers
-                .get(header::ALLOW)
-                .and_then(|value| value.to_str().ok())
-                .unwrap_or("the methods of the Allow header");
+            let allowed = headers.get(header::ALLOW).and_then(|value| value.to_str().ok());
+            let allowed = allowed.map_or("the methods of the header Allow".to_owned(), |list| list.replace(',', ", "));
             ("method_not_allowed", format!("this path takes {allowed} only"))
         }
         StatusCode::UNSUPPORTED_MEDIA_TYPE if headers.contains_key(header::ACCEPT_ENCODING) => (

@@ -30,6 +30,7 @@ use http_body::Body as _;
 use http_body_util::Limited;
 use std::any::Any;
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::future::Future;
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
@@ -91,6 +92,8 @@ pub(super) struct Around {
     bodies: InFlightBytes,
     gate: Gate,
     needs: NeedsTable,
+    /// What the routes take, by their templates.
+    methods: HashMap<&'static str, HeaderValue>,
     /// For the pages that refuse somebody.
     engine: InferenceEngine,
 }
@@ -103,8 +106,12 @@ const FORM_BYTES: usize = 1 << 20;
 const UPLOADS: [&str; 2] = ["/v1/models/{name}/versions", "/ui/models/{name}/upload"];
 
 impl Around {
-    /// `listen` is the address that clients may name in `Host`, `needs` has all routes.
-    pub(super) fn new(state: &HttpState, listen: IpAddr, needs: NeedsTable) -> Around {
+    /// `listen` is the address that clients may name in `Host`, `needs` has all routes and `methods` what they take.
+    pub(super) fn new(
+        state: &HttpState,
+        listen: IpAddr,
+        (needs, methods): (NeedsTable, HashMap<&'static str, HeaderValue>),
+    ) -> Around {
         let settings = &state.settings;
         Around {
             stats: state.engine.stats().clone(),
@@ -120,6 +127,7 @@ impl Around {
             bodies: InFlightBytes::new(settings),
             gate: state.auth.clone(),
             needs,
+            methods,
             engine: state.engine.clone(),
         }
     }
@@ -134,6 +142,17 @@ impl Around {
                 None => Err(ApiError::internal(format!("the route {} has no role", route.as_str()))),
             },
         }
+    }
+
+    /// A refusal of a method with the header that names the right ones: the route table adds it only outside of this, and the
+    /// answer's text names them, too.
+    fn with_methods(&self, mut response: Response, route: &Route) -> Response {
+        if response.status() == StatusCode::METHOD_NOT_ALLOWED
+            && let Some(methods) = self.methods.get(route.as_str())
+        {
+            response.headers_mut().entry(header::ALLOW).or_insert_with(|| methods.clone());
+        }
+        response
     }
 
     /// Bytes that the body of a request may have on the wire. Handlers that read one into memory have a bound of their own.
@@ -357,6 +376,7 @@ async fn observed<F: Future<Output = Response>>(
             })
         }
     };
+    let response = around.with_methods(response, &line.route);
     let (mut response, code) = write_problem(response, &path, &id);
     add_security_headers(&mut response, path.starts_with("/docs"));
     if let Some(reason) = code.as_deref().and_then(protocol::rejected) {

@@ -1,14 +1,18 @@
 //! The route table: each route with the role that it needs. What happens around every route is in `middleware`.
 
-use super::access::Routes;
+use super::access::{NeedsTable, Routes};
 use super::dashboard::Dashboard;
 use super::dialects::torchserve;
 use super::error::ApiError;
 use super::{HttpState, dialects, health, metrics, openapi, v1, v2};
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
-use axum::http::StatusCode;
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, Request};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::routing::{MethodRouter, delete, get, post, put};
+use futures_util::FutureExt;
+use std::collections::HashMap;
+use tower::ServiceExt;
 
 /// All routes, and the pages among them.
 pub(super) fn routes(state: &HttpState) -> (Routes, Dashboard) {
@@ -16,6 +20,19 @@ pub(super) fn routes(state: &HttpState) -> (Routes, Dashboard) {
     // `body::read` bounds bodies; axum's own limit would refuse what the settings allow.
     let around = |routes: Router<HttpState>| routes.fallback(not_found).layer(DefaultBodyLimit::disable());
     (described().merge(dashboard.routes()).around(around), dashboard)
+}
+
+/// The methods that each of the routes takes, by its template: as the table itself names them to who asks for one that nobody has.
+pub(super) fn methods(routes: &Router, needs: &NeedsTable) -> HashMap<&'static str, HeaderValue> {
+    let allowed = |route: &str| {
+        let parts = route.split('/').map(|part| if part.starts_with('{') { "x" } else { part });
+        let path = parts.collect::<Vec<_>>().join("/");
+        let request = Request::builder().method(Method::TRACE).uri(path).body(Body::empty()).ok()?;
+        // No handler is called, so there is nothing to wait for.
+        let Ok(answer) = routes.clone().oneshot(request).now_or_never()?;
+        answer.headers().get(header::ALLOW).cloned()
+    };
+    needs.keys().filter_map(|route| Some((*route, allowed(route)?))).collect()
 }
 
 /// The routes that the OpenAPI document describes.

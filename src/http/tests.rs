@@ -10,6 +10,7 @@ use crate::optimize::Optimizer;
 use crate::tasks::Tasks;
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
+use axum::response::Response;
 use http_body_util::BodyExt;
 use serde_json::Value;
 use std::net::SocketAddr;
@@ -49,7 +50,7 @@ fn door(settings: HttpSettings) -> Door {
 fn wrapped(routes: Routes) -> axum::Router {
     let (routes, needs) = routes.into_parts();
     let state = state(settings(), Tasks::new());
-    let around = Arc::new(Around::new(&state, [127, 0, 0, 1].into(), needs));
+    let around = Arc::new(Around::new(&state, [127, 0, 0, 1].into(), (needs, Default::default())));
     super::middleware::wrap(routes, around).with_state(state)
 }
 
@@ -81,7 +82,10 @@ async fn send_to(settings: HttpSettings, method: &str, path: &str, headers: &[(&
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    let response = door(settings).call(request.body(body).unwrap(), None).await;
+    answer_of(door(settings).call(request.body(body).unwrap(), None).await).await
+}
+
+async fn answer_of(response: Response) -> Answer {
     let (parts, body) = response.into_parts();
     Answer {
         status: parts.status.as_u16(),
@@ -193,6 +197,30 @@ async fn every_public_route_is_documented_with_its_methods() {
 async fn a_wrong_method_is_answered_with_the_right_ones() {
     let answer = send("PUT", "/v1/models", &[], Body::empty()).await;
     assert_eq!((answer.status, answer.header("allow")), (405, "GET,HEAD,POST"));
+    assert_eq!(answer.json()["detail"], "this path takes GET, HEAD, POST only");
+}
+
+/// F49.
+#[tokio::test]
+async fn a_wrong_method_is_told_the_right_ones_in_words_on_every_route() {
+    // With and without CORS, which has layers of its own.
+    for cors_origins in [settings().cors_origins, Vec::new()] {
+        let settings = HttpSettings { cors_origins, ..settings() };
+        let (_, needs) = super::router::routes(&state(settings.clone(), Tasks::new())).0.into_parts();
+        assert!(needs.len() > 60, "{}", needs.len());
+        let door = door(settings);
+        for path in needs.keys() {
+            let target = path.replace("{*rest}", "x").replace(['{', '}'], "");
+            let request = Request::builder().method("PROPFIND").uri(target).header("host", "localhost");
+            let request = request.body(Body::empty()).unwrap();
+            let answer = answer_of(door.call(request, Some([127, 0, 0, 1].into())).await).await;
+            let allow = answer.header("allow").to_owned();
+            assert!(answer.status == 405 && !allow.is_empty(), "{path}: {}", answer.status);
+            let text = String::from_utf8_lossy(&answer.body).into_owned();
+            let words = format!("this path takes {} only", allow.replace(',', ", "));
+            assert!(text.contains(&words), "{path}: {text}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -222,7 +222,7 @@ fn what_cannot_be_predicted_says_so_in_their_words() {
     check_error(&post("/predictions/mlp", &[b' '; 10_001]), 413, "BadRequestException", "10000");
     check_error(&post("/predictions/embedder", b"\xff\xfe"), 400, "BadRequestException", "not UTF-8");
     check_error(&post("/explanations/mlp", b"x"), 501, "NotImplementedException", "Captum");
-    check_error(&call(&server, Method::GET, "/predictions/mlp"), 405, "MethodNotAllowedException", "Allow");
+    check_error(&call(&server, Method::GET, "/predictions/mlp"), 405, "MethodNotAllowedException", "POST");
     check_error(&call(&server, Method::GET, "/predictions/mlp/1/2"), 404, "ResourceNotFoundException", "no such path");
     let (content_type, body) = form("image", b"x");
     let wrong = send(&server, Method::POST, "/predictions/mlp", &[("content-type", &content_type)], body);
