@@ -1,5 +1,5 @@
 """Holds the queries of alerts.yml and grafana.json to a server's /metrics: every series they name has to be there with the labels
-they use. `python3 check.py URL`; series of GPUs may be missing where there is none."""
+they use. `python3 check.py URL`; series of GPUs and of TLS may be missing where there is none."""
 
 import json
 import pathlib
@@ -37,7 +37,7 @@ def problems(url):
     for where, query in queries():
         for name, matchers in re.findall(r"(ortus_[a-z0-9_]+)(?:\{([^}]*)\})?", query):
             if name not in series:
-                if not name.startswith("ortus_gpu_"):
+                if not name.startswith(("ortus_gpu_", "ortus_tls_")):
                     yield f"{where}: {name} is no series of /metrics"
                 continue
             for label in re.findall(r"([a-z_]+)=~?\"", matchers):

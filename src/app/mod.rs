@@ -15,8 +15,8 @@ use crate::optimize::Optimizer;
 use crate::pipelines::Pool;
 use crate::runtime::onnx::{LibraryError, OnnxRuntime, set_up_allocator};
 use crate::tasks::{Tasks, cores};
-use crate::telemetry::{Stats, tell_left_out};
 use crate::telemetry::trace::{TraceError, start_tracing};
+use crate::telemetry::{Stats, tell_left_out};
 use crate::tls::{Certificate, TlsError};
 use std::io::Write;
 use std::net::SocketAddr;
@@ -208,6 +208,9 @@ async fn run(mut config: Config) -> Result<Stop, AppError> {
     let auth = Gate::open(&config.auth, &config.store.models_dir, tasks.clone())?;
     let scheme = if certificate.is_some() { "https" } else { "http" };
     tasks.spawn("reload", reload_at_hangup(hangup, auth.clone(), certificate.clone(), tasks.clone()));
+    if let Some(certificate) = certificate.clone() {
+        tasks.spawn("the certificate's end", watch_certificate(certificate, tasks.clone()));
+    }
     tasks.spawn("refusals in the log", tell_refusals(tasks.clone()));
     let services = rooms.services(auth.clone(), jobs, certificate.clone());
     let server = Server::bind(config.http.clone(), services, tasks.clone())
@@ -278,20 +281,35 @@ async fn reload_at_hangup(mut hangup: Signal, auth: Gate, certificate: Option<Ce
             () = tasks.stopping().cancelled() => return,
             signal = hangup.recv() => if signal.is_none() { return },
         }
-        let (auth, certificate) = (auth.clone(), certificate.clone());
-        let reading =
-            tasks.spawn_blocking(move || (auth.reload(), certificate.map(|certificate| certificate.reload())));
+        let (auth, held) = (auth.clone(), certificate.clone());
+        let read = held.clone();
+        let reading = tasks.spawn_blocking(move || (auth.reload(), read.map(|certificate| certificate.reload())));
         let Ok((keys, certificate)) = reading.await else { return };
         match keys {
             Ok(Some(keys)) => tracing::info!(keys, "SIGHUP: the keys were read again: {keys} are in force"),
             Ok(None) => tracing::info!("SIGHUP: the keys file has not changed"),
             Err(error) => tracing::error!(%error, "SIGHUP: the keys stay as they were: {error}"),
         }
+        if let (Some(held), Some(Ok(_))) = (&held, &certificate) {
+            held.warn_of_expiry();
+        }
         match certificate {
             Some(Ok(true)) => tracing::info!("SIGHUP: the certificate was read again and serves new connections"),
             Some(Ok(false)) => tracing::info!("SIGHUP: the certificate was read again and is the same"),
             Some(Err(error)) => tracing::error!(%error, "SIGHUP: the certificate stays as it was: {error}"),
             None => tracing::info!("SIGHUP: no certificate is configured, so there is none to read again"),
+        }
+    }
+}
+
+/// Warns at the start and once a day of a certificate that ends soon, until the process stops.
+async fn watch_certificate(certificate: Certificate, tasks: Tasks) {
+    let mut days = tokio::time::interval(Duration::from_secs(24 * 60 * 60));
+    loop {
+        tokio::select! {
+            biased;
+            () = tasks.stopping().cancelled() => return,
+            _ = days.tick() => certificate.warn_of_expiry(),
         }
     }
 }

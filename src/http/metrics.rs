@@ -10,6 +10,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Response};
 use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The first is what those get who do not say, or ask for neither.
 const OFFERS: [(&str, ExpositionFormat); 2] =
@@ -27,8 +28,9 @@ pub(super) async fn serve(State(state): State<HttpState>, headers: HeaderMap) ->
     let index = negotiate(&headers, &media_types).unwrap_or(0);
     let format = OFFERS.get(index).map_or(ExpositionFormat::Text, |(_, format)| *format);
     let (engine, downloaded) = (state.engine.clone(), state.downloads.received());
+    let certificate_end = state.tls.as_ref().and_then(|certificate| certificate.ends_at());
     // Many models make a long text.
-    let text = state.tasks.spawn_blocking(move || write(&engine, downloaded, format)).await;
+    let text = state.tasks.spawn_blocking(move || write(&engine, downloaded, certificate_end, format)).await;
     let text = text.map_err(|error| ApiError::internal(format!("writing the metrics: {error}")))?;
     Ok(([(header::CONTENT_TYPE, format.content_type())], text).into_response())
 }
@@ -101,7 +103,12 @@ fn gpus(out: &mut Exposition) {
     }
 }
 
-fn write(engine: &InferenceEngine, downloaded: u64, format: ExpositionFormat) -> String {
+fn write(
+    engine: &InferenceEngine,
+    downloaded: u64,
+    certificate_end: Option<SystemTime>,
+    format: ExpositionFormat,
+) -> String {
     let mut out = Exposition::new(format);
     metrics::write_stats(engine.stats(), &mut out);
     let mut samples = out.family(&metrics::MODEL_STATE);
@@ -126,6 +133,9 @@ fn write(engine: &InferenceEngine, downloaded: u64, format: ExpositionFormat) ->
         samples.put(&[("model", model.as_str()), ("cache", cache.name())], *bytes);
     }
     out.family(&metrics::DOWNLOAD_BYTES).put(&[], downloaded);
+    if let Some(end) = certificate_end.and_then(|end| end.duration_since(UNIX_EPOCH).ok()) {
+        out.family(&metrics::CERTIFICATE_EXPIRY).put(&[], end.as_secs());
+    }
     if let Some(bytes) = resident_bytes() {
         out.family(&metrics::RESIDENT_MEMORY).put(&[], bytes);
     }

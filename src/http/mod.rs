@@ -67,6 +67,8 @@ pub struct HttpState {
     pub optimizer: Optimizer,
     pub settings: Arc<HttpSettings>,
     pub tasks: Tasks,
+    /// `None`: without TLS.
+    pub tls: Option<Certificate>,
     streams: streams::Streams,
 }
 

@@ -33,7 +33,7 @@ impl Server {
         let listener = Listener::bind(settings.listen, Speaks::Http1And2, limits, tls.as_ref(), tasks.clone())?;
         let settings = Arc::new(settings);
         let streams = Streams::new(settings.limits.max_event_streams);
-        let state = HttpState { auth, engine, jobs, downloads, optimizer, settings, tasks, streams };
+        let state = HttpState { auth, engine, jobs, downloads, optimizer, settings, tasks, tls, streams };
         let door = Door::new(state.clone(), listener.local_addr().ip());
         Ok(Server { listener, door, state })
     }

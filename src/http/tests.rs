@@ -39,7 +39,7 @@ fn state(settings: HttpSettings, tasks: Tasks) -> HttpState {
         Optimizer::new(engine.clone(), downloads.clone(), std::path::Path::new("/nonexistent"), tasks.clone());
     let auth = crate::auth::Gate::none(tasks.clone());
     let streams = super::streams::Streams::new(settings.limits.max_event_streams);
-    HttpState { auth, engine, jobs, downloads, optimizer, settings: Arc::new(settings), tasks, streams }
+    HttpState { auth, engine, jobs, downloads, optimizer, settings: Arc::new(settings), tasks, tls: None, streams }
 }
 
 fn door(settings: HttpSettings) -> Door {

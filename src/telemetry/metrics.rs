@@ -79,6 +79,11 @@ pub const GPU_UTILIZATION: Family =
 pub const CACHE_BYTES: Family = gauge("ortus_cache_bytes", "Memory of the caches that are switched on.");
 /// Of all downloads.
 pub const DOWNLOAD_BYTES: Family = counter("ortus_download_bytes", "Bytes of models that came over the network.");
+/// No labels. Absent where there is no TLS.
+pub const CERTIFICATE_EXPIRY: Family = gauge(
+    "ortus_tls_certificate_expiry_timestamp_seconds",
+    "When the TLS certificate in force ends, in seconds since 1970.",
+);
 /// No labels.
 pub const RESIDENT_MEMORY: Family =
     gauge("ortus_process_resident_memory_bytes", "Memory of the process that is in RAM.");

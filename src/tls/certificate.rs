@@ -3,7 +3,9 @@
 //! Invariant: a pair that cannot be used changes nothing; the one before stays in force. Connections that are open keep what
 //! they began with.
 
+use super::expiry::{Expiry, end_of};
 use super::settings::TlsSettings;
+use crate::telemetry::{now_ms, rfc3339_of};
 use rustls::crypto::ring;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -14,6 +16,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::server::TlsStream;
 
@@ -71,6 +74,27 @@ impl Certificate {
         let is_other = current.cert != read.cert;
         *current = read;
         Ok(is_other)
+    }
+
+    /// When the certificate in force ends; `None` where it does not say so in a form that can be read.
+    pub fn ends_at(&self) -> Option<SystemTime> {
+        let current = self.0.current.read().unwrap_or_else(PoisonError::into_inner).clone();
+        UNIX_EPOCH.checked_add(current.cert.first().and_then(end_of)?)
+    }
+
+    /// How near that is.
+    pub fn expiry(&self) -> Option<Expiry> {
+        let end = self.ends_at()?.duration_since(UNIX_EPOCH).ok()?;
+        Some(Expiry::of(end, Duration::from_millis(now_ms())))
+    }
+
+    /// Writes a line where the certificate ends soon, or has ended. It is shown all the same: clients say what they make of it.
+    pub fn warn_of_expiry(&self) {
+        let warning = self.expiry().and_then(|expiry| expiry.warning());
+        if let Some((warning, end)) = warning.zip(self.ends_at()) {
+            let end = rfc3339_of(end);
+            tracing::warn!(end, "{warning}; put the next one in the place of server.tls_cert and send SIGHUP");
+        }
     }
 
     /// Accepts connections with this certificate; `protocols` are those of the application, by their ALPN names, best first.

@@ -4,9 +4,11 @@
 //! above TLS. Certificates of clients are not asked for.
 
 mod certificate;
+mod expiry;
 mod settings;
 
 pub use certificate::{Acceptor, Certificate, TlsError};
+pub use expiry::Expiry;
 pub use settings::TlsSettings;
 
 pub use tokio_rustls::server::TlsStream;

@@ -11,6 +11,7 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::path::Path;
 use std::process::Stdio;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// An authority of one test.
 struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -30,9 +31,16 @@ impl Authority {
     }
 
     fn pair(&self) -> Pair {
+        self.pair_until(Duration::from_secs(4_000_000_000))
+    }
+
+    /// One that ends so long after 1970.
+    fn pair_until(&self, end: Duration) -> Pair {
         let key = KeyPair::generate().unwrap();
         let names = ["localhost", "127.0.0.1"].map(str::to_owned).to_vec();
-        let cert = CertificateParams::new(names).unwrap().signed_by(&key, &self.0).unwrap();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.not_after = rcgen::date_time_ymd(1970, 1, 1) + end;
+        let cert = params.signed_by(&key, &self.0).unwrap();
         Pair { cert: cert.pem(), key: key.serialize_pem(), der: cert.der().to_vec() }
     }
 
@@ -67,8 +75,13 @@ impl Secure {
     }
 
     fn on(store: tempfile::TempDir, environment: &[(&str, &str)]) -> Secure {
-        let (authority, files) = (Authority::new(), tempfile::tempdir().unwrap());
+        let authority = Authority::new();
         let pair = authority.pair();
+        Secure::showing(authority, pair, store, environment)
+    }
+
+    fn showing(authority: Authority, pair: Pair, store: tempfile::TempDir, environment: &[(&str, &str)]) -> Secure {
+        let files = tempfile::tempdir().unwrap();
         pair.write(files.path());
         let mut command = command();
         command
@@ -157,6 +170,44 @@ fn a_reload_shows_the_next_certificate_and_keeps_open_connections() {
     assert_eq!(shown(&secure.get(&secure.client(), "/livez")), next.der);
     assert_eq!(shown(&secure.get(&kept, "/livez")), secure.pair.der, "the connection was kept");
     secure.reload("the certificate was read again and is the same");
+}
+
+#[test]
+fn a_certificate_that_ends_soon_is_told_of_at_the_start_and_at_each_reload() {
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    // Half a day more, so that a slow machine sees the same number of days.
+    let (soon, over, far) = (now + DAY * 9 + DAY / 2, now - DAY * 3 - DAY / 2, now + DAY * 90);
+    let authority = Authority::new();
+    let pair = authority.pair_until(soon);
+    let secure = Secure::showing(authority, pair, store_of(&[]), &[]);
+    // Who sees what an expired certificate covers does not look at it.
+    let careless = Client::builder().timeout(PATIENCE).tls_danger_accept_invalid_certs(true).pool_max_idle_per_host(0);
+    let careless = careless.build().unwrap();
+    let told = || {
+        let metrics = secure.get(&careless, "/metrics").text().unwrap();
+        let line = metrics.lines().find(|line| line.starts_with("ortus_tls_certificate_expiry_timestamp_seconds "));
+        line.unwrap().rsplit(' ').next().unwrap().parse::<u64>().unwrap()
+    };
+    let page = || secure.get(&careless, "/ui/system").text().unwrap();
+    wait_until(|| secure.log().contains("the certificate expires in 9 days; put the next one"));
+    assert_eq!(told(), soon.as_secs());
+    assert!(page().contains("▲ expires in 9 d"), "{}", page());
+
+    secure.authority.pair_until(over).write(secure.files.path());
+    secure.reload("the certificate has expired, 3 days ago: clients refuse it; put the next one");
+    assert_eq!(told(), over.as_secs());
+    assert!(page().contains("✕ expired 3 d"));
+    assert!(secure.client().get(secure.url("/livez")).send().is_err(), "clients refuse it");
+
+    secure.authority.pair_until(far).write(secure.files.path());
+    let warned = secure.log().matches("put the next one").count();
+    secure.reload("the certificate was read again and serves new connections");
+    assert_eq!((told(), secure.log().matches("put the next one").count()), (far.as_secs(), warned));
+    assert!(page().contains("expires in 8"));
+    secure.assert_well();
+    let plain = Server::with(&[]);
+    assert!(!plain.get("/metrics").text().unwrap().contains("ortus_tls_"));
 }
 
 #[test]

@@ -8,7 +8,8 @@ use super::live::Parts;
 use super::overview::{Full, memory};
 use super::traffic::resident;
 use super::values::{integer, list, text, text_or_dash};
-use crate::telemetry::{LogSettings, log_level};
+use crate::telemetry::{LogSettings, log_level, rfc3339_of};
+use crate::tls::Expiry;
 use askama::Template;
 use axum::response::{IntoResponse, Response};
 use serde_json::Value;
@@ -62,7 +63,7 @@ pub(super) async fn build(visitor: &Visitor) -> Result<System, Refusal> {
         .filter(|(key, value)| !known.contains(&key.as_str()) && !value.is_null());
     let loaded: Vec<&Value> = list(&models, "/models").iter().filter(|model| is_loaded(model)).collect();
     let instances: u64 = loaded.iter().map(|model| integer(model, "/config/batch/instances")).sum();
-    let facts = vec![
+    let mut facts = vec![
         ("Ortus", text_or_dash(&system, "/version")),
         ("Runtime", text_or_dash(&system, "/runtime")),
         ("System", format!("{} {}", text_or_dash(&system, "/os"), text_or_dash(&system, "/arch"))),
@@ -72,6 +73,9 @@ pub(super) async fn build(visitor: &Visitor) -> Result<System, Refusal> {
         ("Up for", format::age(dashboard.started.elapsed())),
         ("Listens on", dashboard.state.settings.listen.to_string()),
     ];
+    if let Some((end, expiry)) = dashboard.state.tls.as_ref().and_then(|tls| tls.ends_at().zip(tls.expiry())) {
+        facts.push(("TLS certificate", certificate(&rfc3339_of(end), &expiry)));
+    }
     Ok(System {
         frame: visitor.frame("System", "/ui/system", "/ui/system").live(),
         facts,
@@ -101,6 +105,16 @@ impl System {
             ("gpus", self.as_gpus().render()),
         ];
         blocks.into_iter().filter_map(|(name, html)| Some((name, html.ok()?))).collect()
+    }
+}
+
+/// How long the certificate holds, and until when.
+fn certificate(end: &str, expiry: &Expiry) -> String {
+    let moment = format::moment(end);
+    match expiry {
+        Expiry::Over(since) => format!("✕ expired {} ago, {moment} UTC", format::age(*since)),
+        Expiry::Soon(left) => format!("▲ expires in {}, {moment} UTC", format::age(*left)),
+        Expiry::Far(left) => format!("expires in {}, {moment} UTC", format::age(*left)),
     }
 }
 

@@ -689,7 +689,7 @@ mod tests {
         let settings = Arc::new(HttpSettings::default());
         let auth = crate::auth::Gate::none(tasks.clone());
         let streams = crate::http::streams::Streams::new(1);
-        let state = HttpState { auth, engine, jobs, downloads, optimizer, settings, tasks, streams };
+        let state = HttpState { auth, engine, jobs, downloads, optimizer, settings, tasks, tls: None, streams };
         let request = Request::builder().header("content-type", media_type).header("accept", accept);
         let headers = request.body(axum::body::Body::empty()).unwrap().into_parts().0.headers;
         let body = Bytes::copy_from_slice(body);
