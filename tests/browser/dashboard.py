@@ -288,6 +288,42 @@ def actions(page, server):
     look(page, "the job of an optimisation", axe_script())
 
 
+def events_as_they_happen(browser, server):
+    """The list of events grows by itself, filtered, and not under somebody who stands in it."""
+    api, page = Connection(server.url), watched(context_of(browser))
+    page.goto(server.url + "/ui/events?text=ready&model=mlp")
+    page.locator(".age:text-is('live')").wait_for(state="attached")
+    rows, grown = page.locator("table.log tbody tr"), "(rows) => document.querySelectorAll('table.log tbody tr').length > rows"
+
+    def happen():
+        for action in ("unload", "load"):
+            status, _, _ = api.request("POST", f"/v1/models/mlp/{action}", "", {})
+            check(status == 200, f"events: mlp is told to {action} ({status})")
+
+    before = rows.count()
+    happen()
+    page.wait_for_function(grown, arg=before)
+    texts = rows.all_inner_texts()
+    check(all("mlp" in text and "ready" in text for text in texts), f"events: what happens comes by itself, filtered as the address says {texts[:3]}")
+    rows.first.locator("a").focus()
+    page.evaluate("""() => {
+        window.kept = document.activeElement;
+        window.brought = 0;
+        const count = (event) => { if (event.target.getAttribute("sse-swap") === "events") window.brought += 1; };
+        document.body.addEventListener("htmx:sseBeforeMessage", count);
+    }""")
+    before = rows.count()
+    happen()
+    page.wait_for_function("() => window.brought > 0")
+    stays = page.evaluate("() => window.kept.isConnected && document.activeElement === window.kept")
+    check(stays and rows.count() == before, "events: who stands in the list with the keyboard keeps it")
+    page.evaluate("() => window.kept.blur()")
+    happen()
+    page.wait_for_function(grown, arg=before)
+    look(page, "events, live", axe_script())
+    page.context.close()
+
+
 def hostile_texts(browser, server, loaded, hub):
     """Names, labels and errors that would be markup, turn the line around, or have no place to break."""
     api, page = Connection(server.url), watched(context_of(browser))
@@ -459,6 +495,8 @@ def main():
                 without_scripts(browser, server)
             with step("keyboard"):
                 keyboard_only(page, server, hub)
+            with step("events"):
+                events_as_they_happen(browser, server)
             quiet(page, "the pages on the way")
             page.context.close()
             with step("looks"):

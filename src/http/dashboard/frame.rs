@@ -115,7 +115,7 @@ impl Frame {
     /// The parts of the page at `here` come live.
     pub(super) fn live(mut self) -> Frame {
         let range = self.range.map_or_else(String::new, |range| format!("&minutes={}", range.minutes()));
-        self.live = Some(format!("/ui/live?of={}{range}", self.here));
+        self.live = Some(format!("/ui/live?of={}{range}", query_value(&self.here)));
         self
     }
 
@@ -248,6 +248,12 @@ pub(super) fn back_to(path: &str) -> String {
     let good = path == "/" || path.starts_with("/ui/");
     let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '\\' | '<' | '>' | '"');
     if good && path.len() <= 512 && path.chars().all(plain) { path.to_owned() } else { "/".to_owned() }
+}
+
+/// As a value of a query: what is not plain is written as `%XX`.
+pub(super) fn query_value(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte);
+    text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
 //! The changing parts of the pages: one stream for each tab, written once a second for all who look at the same page.
 
+use super::events::EventQuery;
 use super::frame::Visitor;
 use super::history::Range;
-use super::{download, job, jobs, model, models, overview, system};
+use super::{download, events, job, jobs, model, models, overview, system};
 use crate::engine::ModelName;
 use axum::extract::Query;
 use axum::http::StatusCode;
@@ -44,6 +45,7 @@ enum Live {
     Jobs,
     Job(Uuid),
     Download(Uuid),
+    Events(EventQuery),
     System,
 }
 
@@ -55,6 +57,9 @@ impl Live {
             "/ui/jobs" => Live::Jobs,
             "/ui/system" => Live::System,
             other => {
+                if let Some(query) = EventQuery::of(other) {
+                    return Some(Live::Events(query));
+                }
                 let (kind, which) = other.strip_prefix("/ui/")?.split_once('/')?;
                 match kind {
                     "models" => Live::Model(ModelName::parse(which).ok()?),
@@ -74,6 +79,11 @@ impl Live {
             Live::Jobs => Some(jobs::build(visitor).await.ok()?.parts()),
             Live::Job(id) => Some(job::build(visitor, *id).await.ok()?.parts()),
             Live::Download(id) => Some(download::build(visitor, *id).await.ok()?.parts()),
+            Live::Events(query) => {
+                let events = events::build(visitor, query.clone());
+                // Thousands are kept where the settings say so.
+                visitor.dashboard.state.tasks.spawn_blocking(move || events.parts()).await.ok()
+            }
             Live::System => Some(system::build(visitor).await.ok()?.parts()),
         }
     }
@@ -163,6 +173,7 @@ mod tests {
     #[test]
     fn a_page_is_known_by_its_address() {
         assert_eq!(Live::of("/"), Some(Live::Overview));
+        assert_eq!(Live::of("/ui/events?model=a"), EventQuery::of("/ui/events?model=a").map(Live::Events));
         assert_eq!(Live::of("/ui/models/a.b"), ModelName::parse("a.b").ok().map(Live::Model));
         let id = Uuid::from_u128(7);
         assert_eq!(Live::of(&format!("/ui/jobs/{id}")), Some(Live::Job(id)));

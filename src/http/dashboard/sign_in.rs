@@ -3,7 +3,7 @@
 //! The key comes in a form and goes no further: the browser gets a token of a session, in a cookie that no script reads and no
 //! other site sends.
 
-use super::frame::{Frame, Notice, Refused, Visitor, back_to, page, theme_of};
+use super::frame::{Frame, Notice, Refused, Visitor, back_to, page, query_value, theme_of};
 use crate::auth::Who;
 use crate::auth::{Denied, Gate};
 use crate::engine::InferenceEngine;
@@ -146,12 +146,6 @@ pub(in crate::http) fn refused(engine: &InferenceEngine, request: &Request, erro
         response.headers_mut().insert(name.clone(), value.clone());
     }
     Some(response)
-}
-
-/// As a value of a query: what is not plain is written as `%XX`.
-fn query_value(text: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte);
-    text.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
 #[cfg(test)]
