@@ -122,9 +122,9 @@ pub fn open_loopback(config: &Config) -> Result<Loopback, AppError> {
         let rooms = open_rooms(config).await?;
         // Nothing is read or written before a first job, and nobody sends one.
         let jobs = Jobs::new(config.jobs.clone(), &config.store.models_dir, rooms.tasks.clone());
-        let server =
-            Server::bind(settings, rooms.services(Gate::none(rooms.tasks.clone()), jobs, None), rooms.tasks.clone())
-                .map_err(|source| AppError::Listen { address: SocketAddr::from(([127, 0, 0, 1], 0)), source })?;
+        let services = rooms.services(Gate::none(rooms.tasks.clone()), jobs, &settings, None);
+        let server = Server::bind(settings, services, rooms.tasks.clone())
+            .map_err(|source| AppError::Listen { address: SocketAddr::from(([127, 0, 0, 1], 0)), source })?;
         let address = server.local_addr();
         rooms.tasks.spawn("serve", server.serve());
         Ok::<_, AppError>((rooms, address))
@@ -178,9 +178,10 @@ impl Rooms {
         Ok(Rooms { models, engine, downloads, optimizer, tasks })
     }
 
-    fn services(&self, auth: Gate, jobs: Jobs, tls: Option<Certificate>) -> Services {
+    fn services(&self, auth: Gate, jobs: Jobs, http: &HttpSettings, tls: Option<Certificate>) -> Services {
         let (engine, downloads, optimizer) = (self.engine.clone(), self.downloads.clone(), self.optimizer.clone());
-        Services { auth, engine, jobs, downloads, optimizer, tls }
+        let bodies = http.in_flight_bytes();
+        Services { auth, engine, jobs, downloads, optimizer, bodies, tls }
     }
 }
 
@@ -212,10 +213,10 @@ async fn run(mut config: Config) -> Result<Stop, AppError> {
         tasks.spawn("the certificate's end", watch_certificate(certificate, tasks.clone()));
     }
     tasks.spawn("refusals in the log", tell_refusals(tasks.clone()));
-    let services = rooms.services(auth.clone(), jobs, certificate.clone());
-    let server = Server::bind(config.http.clone(), services, tasks.clone())
+    let services = rooms.services(auth.clone(), jobs, &config.http, certificate.clone());
+    let server = Server::bind(config.http.clone(), services.clone(), tasks.clone())
         .map_err(|source| AppError::Listen { address, source })?;
-    let grpc = bind_grpc(&config.http, config.grpc_listen, &auth, certificate.as_ref(), &rooms)?;
+    let grpc = bind_grpc(&config.http, config.grpc_listen, services, tasks.clone())?;
     announce(&format!("listening on {scheme}://{}", server.local_addr()));
     if let Some(grpc) = &grpc {
         announce(&format!("gRPC on {}", grpc.local_addr()));
@@ -350,9 +351,8 @@ fn shown(config: &Config) -> Arc<[ShownSetting]> {
 fn bind_grpc(
     http: &HttpSettings,
     listen: Option<SocketAddr>,
-    auth: &Gate,
-    certificate: Option<&Certificate>,
-    rooms: &Rooms,
+    services: Services,
+    tasks: Tasks,
 ) -> Result<Option<grpc::Server>, AppError> {
     let Some(listen) = listen else { return Ok(None) };
     let settings = GrpcSettings {
@@ -363,7 +363,9 @@ fn bind_grpc(
         values: (&http.limits).into(),
         connections: http.connection_limits(),
     };
-    grpc::Server::bind(settings, certificate, auth.clone(), rooms.engine.clone(), rooms.tasks.clone())
+    let Services { auth, engine, bodies, tls, .. } = services;
+    let services = grpc::Services { auth, engine, bodies, tls };
+    grpc::Server::bind(settings, services, tasks)
         .map(Some)
         .map_err(|source| AppError::ListenGrpc { address: listen, source })
 }

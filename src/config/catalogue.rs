@@ -844,7 +844,7 @@ pub(super) const KEYS: &[Key] = &[
     Key {
         section: "limits",
         name: "max_inflight_bytes",
-        doc: "Bytes that the bodies of all requests may hold together, never less than max_body_bytes; 0 = a quarter of the memory that is free at the start.",
+        doc: "Bytes that the bodies of all requests, over REST and gRPC, may hold together, never less than max_body_bytes; 0 = a quarter of the memory that is free at the start.",
         kind: Kind::Integer {
             min: 0,
             max: 1 << 50,

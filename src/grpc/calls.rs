@@ -45,6 +45,11 @@ impl Call {
         (self.kind == Kind::Predict).then_some(Protocol::Grpc)
     }
 
+    /// Whether its messages bring tensors or files. Others say what is asked for, and are small.
+    pub(super) fn is_loaded(&self) -> bool {
+        matches!(self.kind, Kind::Predict | Kind::Predictions | Kind::Manage)
+    }
+
     /// Whether probes make it all the time.
     pub(super) fn is_probe(&self) -> bool {
         self.needs.is_none()

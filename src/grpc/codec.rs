@@ -1,8 +1,10 @@
 //! The outermost form of messages: protobuf, with what is wrong in one said as the client's error.
 //!
 //! Invariants: a message is looked through before anything is made of it, so that one of nothing but empty fields (two bytes each,
-//! three hundred in memory) is refused; tensors are slices of the message.
+//! three hundred in memory) is refused; a compressed one holds what it is unpacked to; tensors are slices of the message.
 
+use super::error::GrpcError;
+use super::messages::Messages;
 use prost::Message;
 use prost::bytes::Buf;
 use prost::encoding::{DecodeContext, decode_key, skip_field};
@@ -13,12 +15,15 @@ use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder
 /// Inputs, outputs, parameters and tensors of one message together. Models have hundreds at most.
 const MAX_FIELDS: usize = 16_384;
 
-/// Reads `U` and writes `T`.
-pub(super) struct Protobuf<T, U>(PhantomData<(T, U)>);
+/// Reads `U` and writes `T`, for the call that is made where it is made.
+pub(super) struct Protobuf<T, U> {
+    messages: Option<Messages>,
+    types: PhantomData<(T, U)>,
+}
 
 impl<T, U> Default for Protobuf<T, U> {
     fn default() -> Protobuf<T, U> {
-        Protobuf(PhantomData)
+        Protobuf { messages: Messages::own(), types: PhantomData }
     }
 }
 
@@ -33,7 +38,7 @@ impl<T: Message + Send + 'static, U: Message + Default + Send + 'static> Codec f
     }
 
     fn decoder(&mut self) -> Reader<U> {
-        Reader(PhantomData)
+        Reader { messages: self.messages.clone(), types: PhantomData }
     }
 }
 
@@ -54,20 +59,34 @@ impl<T: Message> Encoder for Writer<T> {
     }
 }
 
-pub(super) struct Reader<T>(PhantomData<T>);
+pub(super) struct Reader<T> {
+    messages: Option<Messages>,
+    types: PhantomData<T>,
+}
 
 impl<T: Message + Default> Decoder for Reader<T> {
     type Item = T;
     type Error = Status;
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<T>, Status> {
-        check(buffer.chunk())?;
-        T::decode(buffer).map(Some).map_err(|error| malformed(&error.to_string()))
+        if let Some(messages) = &self.messages {
+            messages.unpacked(buffer.remaining()).map_err(GrpcError::from)?;
+        }
+        decoded(buffer).map(Some)
     }
 
     fn buffer_settings(&self) -> BufferSettings {
         BufferSettings::default()
     }
+}
+
+/// The message that lies in one piece in `buffer`.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` for what is none, and for one of too many fields.
+pub(super) fn decoded<T: Message + Default>(buffer: impl Buf) -> Result<T, Status> {
+    check(buffer.chunk())?;
+    T::decode(buffer).map_err(|error| malformed(&error.to_string()))
 }
 
 fn malformed(problem: &str) -> Status {

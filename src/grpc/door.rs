@@ -7,11 +7,12 @@ use super::GrpcState;
 use super::calls::{Call, Kind};
 use super::error::GrpcError;
 use super::health::HealthService;
-use super::inbound::Inbound;
+use super::inbound::{Inbound, Room};
+use super::messages::Messages;
 use super::pb;
 use super::pb::grpc_inference_service_server::GrpcInferenceServiceServer;
 use super::service::InferenceService;
-use super::visit::{Known, MessageLimit, Visit, timeout_of};
+use super::visit::{Known, LimitOf, MessageLimit, Visit, timeout_of};
 use crate::auth::{AuditEntry, Audited, Caller, Denied, Role, Who, network_of};
 use crate::engine::Sender;
 use crate::entrance::{REQUEST_ID, Service, presented_key, request_id};
@@ -41,8 +42,8 @@ use tonic::{Code, Status};
 use tonic_health::pb::health_server::HealthServer;
 use tower::Service as _;
 
-/// What anybody may send without a key.
-const OPEN_MESSAGE_BYTES: usize = 16 << 10;
+/// What a message without tensors and files may have.
+const SMALL_MESSAGE_BYTES: usize = 16 << 10;
 
 /// The entrance of all connections. Clones are the same.
 #[derive(Clone)]
@@ -57,7 +58,8 @@ struct Inner {
 }
 
 /// A service whose type has no name.
-type Reflection = Box<dyn Fn(Request<Inbound>) -> BoxFuture<'static, Result<Response<Body>, Infallible>> + Send + Sync>;
+type Reflection =
+    Box<dyn Fn(Request<Inbound<Incoming>>) -> BoxFuture<'static, Result<Response<Body>, Infallible>> + Send + Sync>;
 
 impl Door {
     /// # Errors
@@ -75,10 +77,12 @@ impl Door {
         let health = HealthService { engine: state.engine.clone(), stopping: state.tasks.stopping().clone() };
         Ok(Door(Arc::new(Inner {
             inference,
-            health: HealthServer::new(health).max_decoding_message_size(OPEN_MESSAGE_BYTES),
-            reflection: Box::new(move |request| v1.clone().max_decoding_message_size(OPEN_MESSAGE_BYTES).call(request)),
+            health: HealthServer::new(health).max_decoding_message_size(SMALL_MESSAGE_BYTES),
+            reflection: Box::new(move |request| {
+                v1.clone().max_decoding_message_size(SMALL_MESSAGE_BYTES).call(request)
+            }),
             reflection_alpha: Box::new(move |request| {
-                alpha.clone().max_decoding_message_size(OPEN_MESSAGE_BYTES).call(request)
+                alpha.clone().max_decoding_message_size(SMALL_MESSAGE_BYTES).call(request)
             }),
             state,
         })))
@@ -184,10 +188,11 @@ impl Inner {
             tally: arrived.tally,
             sender: Sender::of(caller.as_ref().map(|caller| caller.id.number()), arrived.from.map(network_of)),
             message,
+            messages: call.is_loaded().then(|| Messages::of(&self.state.bodies)),
             headers: if call.kind == Kind::Predictions { request.headers().clone() } else { HeaderMap::new() },
             about: OnceLock::new(),
         }));
-        let result = self.within(deadline, call, message, request, visit.clone()).await;
+        let result = self.within(deadline, call, request, visit.clone()).await;
         if let Some(entry) = entry {
             let status = result.as_ref().map_or_else(|error| error.http, |_| 200);
             entry.finish(status, visit.0.about.get().map(ToString::to_string)).await;
@@ -235,12 +240,16 @@ impl Inner {
     }
 
     fn message_limit(&self, call: &Call, caller: Option<&Caller>) -> MessageLimit {
-        let usual = self.state.settings.max_body_bytes;
-        let usual = if call.needs.is_none() { usual.min(OPEN_MESSAGE_BYTES) } else { usual };
+        let all = self.state.settings.max_body_bytes;
+        let limit = if call.is_loaded() || all < SMALL_MESSAGE_BYTES {
+            MessageLimit { bytes: all, source: LimitOf::All }
+        } else {
+            MessageLimit { bytes: SMALL_MESSAGE_BYTES, source: LimitOf::Call }
+        };
         let own = caller.and_then(|caller| caller.max_body_bytes).map(|own| usize::try_from(own).unwrap_or(usize::MAX));
         match own {
-            Some(own) if own < usual => MessageLimit { bytes: own, is_keys_own: true },
-            Some(_) | None => MessageLimit { bytes: usual, is_keys_own: false },
+            Some(own) if own < limit.bytes => MessageLimit { bytes: own, source: LimitOf::Key },
+            Some(_) | None => limit,
         }
     }
 
@@ -249,17 +258,25 @@ impl Inner {
         &self,
         deadline: Option<Instant>,
         call: &Call,
-        message: MessageLimit,
         request: Request<Incoming>,
         visit: Visit,
     ) -> Result<Response<Body>, GrpcError> {
+        let (message, messages) = (visit.0.message, visit.0.messages.clone());
+        let room = messages.clone().map(|messages| Room::new(messages, message.bytes));
         let (mut parts, body) = request.into_parts();
         parts.extensions.insert(visit);
+        let time = self.state.settings.body_read_timeout;
         let (body, deadline) = match call.goes_on() {
-            true => (Inbound::until_stop(body, self.state.tasks.stopping()), None),
-            false => (Inbound::within(body, self.state.settings.body_read_timeout), deadline),
+            true => (Inbound::until_stop(body, self.state.tasks.stopping(), time, room), None),
+            false => (Inbound::within(body, time, room), deadline),
         };
         let work = self.dispatch(call, message, Request::from_parts(parts, body));
+        let work = async {
+            match messages {
+                Some(messages) => messages.within(work).await,
+                None => work.await,
+            }
+        };
         let response = match deadline {
             Some(deadline) => tokio::time::timeout_at(deadline, work).await.map_err(|_| GrpcError::too_late())?,
             None => work.await,
@@ -270,7 +287,12 @@ impl Inner {
         }
     }
 
-    async fn dispatch(&self, call: &Call, message: MessageLimit, request: Request<Inbound>) -> Response<Body> {
+    async fn dispatch(
+        &self,
+        call: &Call,
+        message: MessageLimit,
+        request: Request<Inbound<Incoming>>,
+    ) -> Response<Body> {
         let service = call.path.split('/').nth(1).unwrap_or_default();
         let result = match service {
             GrpcInferenceServiceServer::<InferenceService>::NAME => {

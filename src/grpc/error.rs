@@ -9,7 +9,7 @@
 use crate::auth::Denied;
 use crate::codec::CodecError;
 use crate::engine::{EngineError, ErrorKind};
-use crate::entrance::KeyHeaderError;
+use crate::entrance::{KeyHeaderError, NoRoom};
 use crate::protocol::ParameterError;
 use std::borrow::Cow;
 use std::error::Error;
@@ -63,9 +63,7 @@ impl GrpcError {
         GrpcError::new(Code::DeadlineExceeded, 504, "deadline_exceeded", "the deadline passed")
     }
 
-    pub(super) fn too_large(limit: usize, is_keys_own: bool) -> GrpcError {
-        let whose = if is_keys_own { "this key's " } else { "" };
-        let text = format!("the message is larger than {whose}max_body_bytes = {limit}");
+    pub(super) fn too_large(text: impl Into<String>) -> GrpcError {
         GrpcError::new(Code::ResourceExhausted, 413, "body_too_large", text)
     }
 
@@ -169,6 +167,12 @@ impl From<KeyHeaderError> for GrpcError {
     }
 }
 
+impl From<NoRoom> for GrpcError {
+    fn from(error: NoRoom) -> GrpcError {
+        GrpcError::new(Code::Unavailable, 503, "overloaded", error.to_string()).again_after(Duration::from_secs(1))
+    }
+}
+
 impl From<&Denied> for GrpcError {
     fn from(denied: &Denied) -> GrpcError {
         let text = denied.to_string();
@@ -248,11 +252,11 @@ mod tests {
 
     #[test]
     fn f78_what_the_library_refuses_is_the_clients_error() {
-        let of = |status: Status| GrpcError::of_status(&status, || GrpcError::too_large(9, true));
+        let of = |status: Status| GrpcError::of_status(&status, || GrpcError::too_large("more than 9"));
         assert_eq!(of(Status::internal("flag")).code, Code::InvalidArgument);
         let large = of(Status::out_of_range("found 10 bytes"));
         assert_eq!((large.code, large.http), (Code::ResourceExhausted, 413));
-        assert_eq!(large.text, "the message is larger than this key's max_body_bytes = 9");
+        assert_eq!(large.text, "more than 9");
         assert_eq!(of(Status::unimplemented("encoding")).code, Code::Unimplemented);
     }
 }

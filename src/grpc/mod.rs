@@ -1,7 +1,7 @@
 //! The gRPC door: the Open Inference Protocol with Triton's extensions, health and reflection.
 //!
 //! `server` is what the app starts, `calls` the table of calls with their roles, `door` what surrounds every call, `service` the calls
-//! themselves, `stream` the one that goes on, `health` whether the server answers; `decode` and `encode` turn messages into tensors and
+//! themselves, `stream` the one that goes on, `messages` what they hold of what all bodies may, `health` whether the server answers; `decode` and `encode` turn messages into tensors and
 //! back, `codec` is their outermost form, `error` the error table. Knows the engine and what stands beside it, and nothing below.
 
 mod calls;
@@ -12,6 +12,7 @@ mod encode;
 mod error;
 mod health;
 mod inbound;
+mod messages;
 mod server;
 mod service;
 mod settings;
@@ -37,14 +38,28 @@ mod pb {
 
 use crate::auth::Gate;
 use crate::engine::InferenceEngine;
+use crate::entrance::InFlightBytes;
 use crate::tasks::Tasks;
+use crate::tls::Certificate;
 use std::sync::Arc;
+
+/// What the server does, for the door.
+#[derive(Clone)]
+pub struct Services {
+    pub auth: Gate,
+    pub engine: InferenceEngine,
+    /// What the bodies of all requests hold, to all doors.
+    pub bodies: InFlightBytes,
+    /// `None`: without TLS.
+    pub tls: Option<Certificate>,
+}
 
 /// What every call has.
 #[derive(Clone)]
 struct GrpcState {
     auth: Gate,
     engine: InferenceEngine,
+    bodies: InFlightBytes,
     settings: Arc<GrpcSettings>,
     tasks: Tasks,
 }

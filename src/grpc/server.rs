@@ -1,12 +1,9 @@
 //! The gRPC door as the app starts it: bound to its address, then serving.
 
 use super::door::Door;
-use super::{GrpcSettings, GrpcState};
-use crate::auth::Gate;
-use crate::engine::InferenceEngine;
+use super::{GrpcSettings, GrpcState, Services};
 use crate::entrance::{Listener, Speaks};
 use crate::tasks::Tasks;
-use crate::tls::Certificate;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,21 +15,16 @@ pub struct Server {
 }
 
 impl Server {
-    /// Binds `settings.listen`; with `certificate` connections are encrypted. Must be called within the async runtime.
+    /// Binds `settings.listen`. Must be called within the async runtime.
     ///
     /// # Errors
     /// Where the address cannot be bound.
-    pub fn bind(
-        settings: GrpcSettings,
-        certificate: Option<&Certificate>,
-        auth: Gate,
-        engine: InferenceEngine,
-        tasks: Tasks,
-    ) -> io::Result<Server> {
+    pub fn bind(settings: GrpcSettings, services: Services, tasks: Tasks) -> io::Result<Server> {
+        let Services { auth, engine, bodies, tls } = services;
         let (listen, limits) = (settings.listen, settings.connections);
-        let listener = Listener::bind(listen, Speaks::Http2, limits, certificate, tasks.clone())?;
-        let door =
-            Door::new(GrpcState { auth, engine, settings: Arc::new(settings), tasks }).map_err(io::Error::other)?;
+        let listener = Listener::bind(listen, Speaks::Http2, limits, tls.as_ref(), tasks.clone())?;
+        let state = GrpcState { auth, engine, bodies, settings: Arc::new(settings), tasks };
+        let door = Door::new(state).map_err(io::Error::other)?;
         Ok(Server { listener, door })
     }
 

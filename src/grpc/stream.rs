@@ -1,10 +1,11 @@
 //! `ModelStreamInfer`: requests and answers on one stream, answered in the order they came.
 //!
 //! Invariants: a request that fails is answered with its error and the stream goes on; each is counted, logged and traced as one that
-//! came alone; no more than [`IN_FLIGHT`] are worked on; a stopping server reads no more, answers what it has, and ends the stream.
+//! came alone; no more than [`IN_FLIGHT`] are worked on, and each holds its bytes until it is answered; a stopping server reads no more, answers what it has, and ends the stream.
 
 use super::GrpcState;
 use super::error::GrpcError;
+use super::messages::Messages;
 use super::pb::{ModelInferRequest, ModelInferResponse, ModelStreamInferResponse};
 use super::service::infer;
 use super::visit::Visit;
@@ -29,13 +30,21 @@ pub(super) fn answers(state: GrpcState, visit: Visit, requests: Streaming<ModelI
     let is_stopping = stopping.clone();
     let answered = requests.map(move |request| {
         let (state, visit, stopping) = (state.clone(), visit.clone(), stopping.clone());
+        let held = if request.is_ok() { visit.0.messages.as_ref().and_then(Messages::take) } else { None };
         async move {
+            let _held = held;
             match request {
                 Ok(request) => Ok(answer(&state, &visit, request).await),
                 // Its message was cut off by us.
                 Err(_) if stopping.is_cancelled() => Err(GrpcError::stopping().into()),
                 // A message that cannot be read leaves no place from which the next one could be.
-                Err(status) => Err(GrpcError::of_status(&status, || limit.exceeded()).into()),
+                Err(status) => {
+                    let error = GrpcError::of_status(&status, || limit.exceeded());
+                    if let Some(reason) = rejected(&error.word) {
+                        state.engine.stats().record_rejected(reason);
+                    }
+                    Err(error.into())
+                }
             }
         }
     });

@@ -1,6 +1,7 @@
 //! What is known of a call before it is made: in the extensions of its request, where the service finds it.
 
 use super::error::GrpcError;
+use super::messages::Messages;
 use crate::engine::{ModelName, Sender};
 use crate::protocol::{RequestBounds, Tally};
 use http::HeaderMap;
@@ -22,22 +23,37 @@ pub(super) struct Known {
     pub(super) tally: Tally,
     pub(super) sender: Option<Sender>,
     pub(super) message: MessageLimit,
+    /// What its messages hold until it ends; `None` of a call whose messages are small.
+    pub(super) messages: Option<Messages>,
     /// The call's own, for the traces of a stream's requests.
     pub(super) headers: HeaderMap,
     /// The model that it is about, for the audit log.
     pub(super) about: OnceLock<ModelName>,
 }
 
-/// How large a message may be, and whether it is the key that says so.
+/// How large a message may be, and what says so.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct MessageLimit {
     pub(super) bytes: usize,
-    pub(super) is_keys_own: bool,
+    pub(super) source: LimitOf,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum LimitOf {
+    All,
+    /// Its messages have no tensors and no files.
+    Call,
+    Key,
 }
 
 impl MessageLimit {
     pub(super) fn exceeded(self) -> GrpcError {
-        GrpcError::too_large(self.bytes, self.is_keys_own)
+        let limit = self.bytes;
+        GrpcError::too_large(match self.source {
+            LimitOf::All => format!("the message is larger than max_body_bytes = {limit}"),
+            LimitOf::Call => format!("the message is larger than the {limit} bytes that this call takes"),
+            LimitOf::Key => format!("the message is larger than this key's max_body_bytes = {limit}"),
+        })
     }
 }
 

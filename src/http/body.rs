@@ -1,6 +1,7 @@
 //! Reads a request's body into memory, bounded in bytes and time, in one copy and aligned where it matters.
 
 use super::HttpSettings;
+use crate::entrance::NoRoom;
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http_body::Body as _;
@@ -13,10 +14,8 @@ use tokio::time::Instant;
 pub(super) enum BodyError {
     #[error("the body is larger than max_body_bytes = {limit}")]
     TooLarge { limit: usize },
-    #[error(
-        "the bodies of requests in flight hold {held} of limits.max_inflight_bytes = {limit}: {wanted} bytes more do not fit; try again"
-    )]
-    NoRoom { limit: usize, held: usize, wanted: usize },
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
     #[error("the body did not arrive within body_read_timeout_ms")]
     TooSlow,
     #[error(

@@ -203,7 +203,7 @@ impl From<BodyError> for ApiError {
     fn from(error: BodyError) -> ApiError {
         let (status, code) = match error {
             BodyError::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
-            BodyError::NoRoom { .. } => {
+            BodyError::NoRoom(_) => {
                 return ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", error.to_string())
                     .with_header(header::RETRY_AFTER, retry_after(Duration::from_secs(1)));
             }
@@ -357,7 +357,7 @@ mod tests {
     fn a_body_error_has_its_status() {
         for (error, status) in [
             (BodyError::TooLarge { limit: 1 }, 413),
-            (BodyError::NoRoom { limit: 3, held: 2, wanted: 2 }, 503),
+            (crate::entrance::NoRoom { limit: 3, held: 2, wanted: 2 }.into(), 503),
             (BodyError::TooSlow, 408),
             (BodyError::Incomplete, 400),
             (BodyError::Encoding, 400),

@@ -5,15 +5,15 @@
 
 use super::access::{self, Needs, NeedsTable, Peer, Refused, Why};
 use super::audited::{self, About};
+use super::counted;
 use super::dashboard;
 use super::error::{self, ApiError, CLIENT_CLOSED, Problem};
-use super::inflight::{Held, InFlightBytes};
 use super::outcome;
 use super::tally;
 use super::{HttpSettings, HttpState};
 use crate::auth::{AuditEntry, Audited, Caller, Denied, Gate, Role, Who};
 use crate::engine::{InferenceEngine, Sender};
-use crate::entrance::{API_KEY, REQUEST_ID, request_id};
+use crate::entrance::{API_KEY, Held, InFlightBytes, REQUEST_ID, request_id};
 use crate::protocol::{self, Tally};
 use crate::telemetry::Stats;
 use crate::telemetry::trace::{RequestFacts, RequestTrace};
@@ -124,7 +124,7 @@ impl Around {
             max_header_bytes: settings.limits.max_header_bytes,
             max_headers: settings.limits.max_headers,
             is_tls: settings.is_tls,
-            bodies: InFlightBytes::new(settings),
+            bodies: state.bodies.clone(),
             gate: state.auth.clone(),
             needs,
             methods,
@@ -457,7 +457,7 @@ async fn answered(request: Request, held: Option<Arc<Held>>, next: Next) -> Resp
     }
     let next = next.map_request(move |request: axum::http::Request<DecompressionBody<Body>>| {
         request.map(|body| match &held {
-            Some(held) => held.clone().counting(Body::new(body)),
+            Some(held) => counted::counting(held.clone(), Body::new(body)),
             None => Body::new(body),
         })
     });
@@ -475,7 +475,7 @@ impl Around {
             return Err(error);
         }
         let is_kept = !UPLOADS.contains(&route) && !request.body().is_end_stream();
-        Ok(is_kept.then(|| self.bodies.hold(request.body())).transpose()?)
+        Ok(is_kept.then(|| counted::hold(&self.bodies, request.body())).transpose()?)
     }
 
     /// The answer to somebody who is not let in: people get a page. Beside it what is to be written down: an attempt to change
@@ -522,7 +522,7 @@ fn bounded(request: Request, limit: BodyLimit, held: Option<&Arc<Held>>) -> Requ
     request.map(|body| {
         let body = Body::new(Limited::new(body, limit.bytes));
         match held {
-            Some(held) => held.clone().counting(body),
+            Some(held) => counted::counting(held.clone(), body),
             None => body,
         }
     })

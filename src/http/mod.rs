@@ -1,6 +1,6 @@
 //! The REST door: HTTP in, engine calls, HTTP out.
 //!
-//! `server` is what the app starts, `door` is the way of a request to its handler, `router` is the route table, `middleware` what surrounds every route, `inflight` what bodies may hold together, `access` the roles of routes and the keys of
+//! `server` is what the app starts, `door` is the way of a request to its handler, `router` is the route table, `middleware` what surrounds every route, `counted` what bodies hold of what all may, `access` the roles of routes and the keys of
 //! requests, `streams` the answers that go on, `audited` what goes to the audit log, `error` the error
 //! table. `v1` is the native API, `v2` the Open Inference Protocol, `dialects` routes of other servers, `openapi` the description of
 //! it all; `dashboard` is pages for people over the native API. Knows the engine and what stands beside it, and nothing below.
@@ -8,13 +8,13 @@
 mod access;
 mod audited;
 mod body;
+mod counted;
 mod dashboard;
 mod dialects;
 mod door;
 mod error;
 mod extract;
 mod health;
-mod inflight;
 mod metrics;
 mod middleware;
 mod openapi;
@@ -39,6 +39,7 @@ pub use v1::predict::{predict_offline, tensors_offline};
 use crate::auth::Gate;
 use crate::downloads::Downloads;
 use crate::engine::InferenceEngine;
+use crate::entrance::InFlightBytes;
 use crate::jobs::Jobs;
 use crate::optimize::Optimizer;
 use crate::tasks::Tasks;
@@ -53,6 +54,8 @@ pub struct Services {
     pub jobs: Jobs,
     pub downloads: Downloads,
     pub optimizer: Optimizer,
+    /// What the bodies of all requests hold, to all doors.
+    pub bodies: InFlightBytes,
     /// `None`: without TLS.
     pub tls: Option<Certificate>,
 }
@@ -69,6 +72,7 @@ pub struct HttpState {
     pub tasks: Tasks,
     /// `None`: without TLS.
     pub tls: Option<Certificate>,
+    bodies: InFlightBytes,
     streams: streams::Streams,
 }
 

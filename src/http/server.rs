@@ -27,13 +27,13 @@ impl Server {
     /// # Errors
     /// Where the address cannot be bound.
     pub fn bind(mut settings: HttpSettings, services: Services, tasks: Tasks) -> io::Result<Server> {
-        let Services { auth, engine, jobs, downloads, optimizer, tls } = services;
+        let Services { auth, engine, jobs, downloads, optimizer, bodies, tls } = services;
         settings.is_tls = tls.is_some();
         let limits = settings.connection_limits();
         let listener = Listener::bind(settings.listen, Speaks::Http1And2, limits, tls.as_ref(), tasks.clone())?;
         let settings = Arc::new(settings);
         let streams = Streams::new(settings.limits.max_event_streams);
-        let state = HttpState { auth, engine, jobs, downloads, optimizer, settings, tasks, tls, streams };
+        let state = HttpState { auth, engine, jobs, downloads, optimizer, settings, tasks, tls, bodies, streams };
         let door = Door::new(state.clone(), listener.local_addr().ip());
         Ok(Server { listener, door, state })
     }

@@ -1,7 +1,7 @@
 //! Settings of the REST door: `[server]` and the bounds of `[limits]` that guard it.
 
 use crate::codec::json::JsonLimits;
-use crate::entrance::ConnectionLimits;
+use crate::entrance::{ConnectionLimits, InFlightBytes};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -60,8 +60,8 @@ pub struct HttpLimits {
     pub min_upload_bytes_per_second: u64,
     /// Streams of events that are open at once.
     pub max_event_streams: usize,
-    /// Bytes that the bodies of all requests may hold together, never less than `max_body_bytes`; `None` = a quarter of the memory that
-    /// is free at the start.
+    /// Bytes that the bodies of all requests, to all doors, may hold together, never less than `max_body_bytes`; `None` = a quarter of
+    /// the memory that is free at the start.
     pub max_inflight_bytes: Option<usize>,
     /// How long a stopping server goes on accepting, so that balancers notice that it is not ready.
     pub drain_delay: Duration,
@@ -85,6 +85,11 @@ impl HttpSettings {
             drain_delay: self.limits.drain_delay,
             shutdown_grace: self.shutdown_grace,
         }
+    }
+
+    /// What the bodies of all requests may hold, counted anew.
+    pub fn in_flight_bytes(&self) -> InFlightBytes {
+        InFlightBytes::new(self.limits.max_inflight_bytes, self.max_body_bytes)
     }
 }
 

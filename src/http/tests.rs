@@ -39,7 +39,8 @@ fn state(settings: HttpSettings, tasks: Tasks) -> HttpState {
         Optimizer::new(engine.clone(), downloads.clone(), std::path::Path::new("/nonexistent"), tasks.clone());
     let auth = crate::auth::Gate::none(tasks.clone());
     let streams = super::streams::Streams::new(settings.limits.max_event_streams);
-    HttpState { auth, engine, jobs, downloads, optimizer, settings: Arc::new(settings), tasks, tls: None, streams }
+    let bodies = settings.in_flight_bytes();
+    HttpState { auth, engine, jobs, downloads, optimizer, settings: Arc::new(settings), tasks, tls: None, bodies, streams }
 }
 
 fn door(settings: HttpSettings) -> Door {
@@ -351,8 +352,9 @@ async fn boom() -> &'static str {
 /// A server on a free port; the handle ends with the drain.
 fn start(settings: HttpSettings) -> (SocketAddr, Tasks, JoinHandle<()>) {
     let tasks = Tasks::new();
-    let HttpState { auth, engine, jobs, downloads, optimizer, .. } = state(HttpSettings::default(), tasks.clone());
-    let services = super::Services { auth, engine, jobs, downloads, optimizer, tls: None };
+    let HttpState { auth, engine, jobs, downloads, optimizer, bodies, .. } =
+        state(HttpSettings::default(), tasks.clone());
+    let services = super::Services { auth, engine, jobs, downloads, optimizer, bodies, tls: None };
     let server = Server::bind(settings, services, tasks.clone()).unwrap();
     let address = server.local_addr();
     let served = tasks.spawn("server", server.serve());

@@ -760,12 +760,16 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [length, &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
-/// The head of a call, each header written out.
+/// The head of an inference, each header written out.
 fn head() -> Vec<u8> {
+    head_of("/inference.GRPCInferenceService/ModelInfer")
+}
+
+fn head_of(path: &str) -> Vec<u8> {
     let rows = [
         (":method", "POST"),
         (":scheme", "http"),
-        (":path", "/inference.GRPCInferenceService/ModelInfer"),
+        (":path", path),
         (":authority", "localhost"),
         ("content-type", "application/grpc"),
         ("te", "trailers"),
@@ -849,4 +853,153 @@ fn a_message_that_does_not_come_in_time_is_given_up() {
         [PREFACE, &frame(SETTINGS, 0, 0, &[]), &frame(HEADERS, 4, 1, &head()), &frame(0, 0, 1, &[0, 0])].concat();
     stream.write_all(&begun).unwrap();
     wait_until(|| Metrics::of(&server).sum("ortus_requests_total", &[("protocol", "grpc"), ("code", "408")]) == 1);
+}
+
+/// Room for one message of the largest size, so that one fits only where nothing is held.
+const TIGHT: [(&str, &str); 2] =
+    [("ORTUS_SERVER__MAX_BODY_BYTES", "4000"), ("ORTUS_LIMITS__MAX_INFLIGHT_BYTES", "4000")];
+
+/// The request with a parameter that makes its message about so large.
+fn padded(mut request: ModelInferRequest, bytes: usize) -> ModelInferRequest {
+    let missing = bytes.saturating_sub(request.encoded_len() + 20);
+    request.parameters.insert("pad".into(), parameter(ParameterChoice::StringParam("a".repeat(missing))));
+    request
+}
+
+/// What bodies and messages hold together, whatever door they came to; to ask for it has no body.
+fn held(server: &Server) -> u64 {
+    let system = server.get_json("/v1/system");
+    let limits = system["limits"].as_array().unwrap();
+    limits.iter().find(|limit| limit["key"] == "limits.max_inflight_bytes").unwrap()["used"].as_u64().unwrap()
+}
+
+/// Whether all is given back, and a body of the largest size fits again.
+fn is_all_given_back(server: &Server) -> bool {
+    let body = format!("{:4000}", json!({"inputs": [[1.0]]}).to_string());
+    held(server) == 0 && server.post_text("/v1/models/echo/predict", "application/json", body.into_bytes()).0 == 200
+}
+
+/// A call whose message of so many bytes has begun; it is held when this is back.
+fn begun(server: &Server, bytes: u32) -> TcpStream {
+    let mut stream = TcpStream::connect(server.grpc).unwrap();
+    let prefix = [&[0][..], &bytes.to_be_bytes()].concat();
+    let begun = [PREFACE, &frame(SETTINGS, 0, 0, &[]), &frame(HEADERS, 4, 1, &head()), &frame(0, 0, 1, &prefix)];
+    let before = held(server);
+    stream.write_all(&begun.concat()).unwrap();
+    wait_until(|| held(server) == before + u64::from(bytes));
+    stream
+}
+
+#[track_caller]
+fn overloaded<T: std::fmt::Debug>(result: Result<T, Status>) {
+    let status = refused(result, Code::Unavailable, "limits.max_inflight_bytes = 4000");
+    assert_eq!(status.metadata().get("ortus-code").unwrap(), "overloaded");
+    assert_eq!(status.metadata().get("retry-after").unwrap(), "1");
+}
+
+#[test]
+fn messages_and_bodies_hold_of_one_bound_whatever_door_they_come_to() {
+    let server = Server::start(&["echo"], &TIGHT);
+    let grpc = Grpc::to(&server);
+    let other = begun(&server, 3000);
+    assert!(!is_all_given_back(&server), "a body over REST is refused beside it");
+    overloaded(grpc.infer(padded(echo(&[1.0]), 1500)));
+    assert!(grpc.infer(echo(&[1.0])).is_ok(), "what fits is answered meanwhile");
+    // Small on the wire.
+    let mut zipped = grpc.client().send_compressed(CompressionEncoding::Gzip);
+    overloaded(grpc.run(zipped.model_infer(padded(echo(&[1.0]), 1500))));
+    let load = pb::RepositoryModelLoadRequest { model_name: "e".repeat(1500), ..Default::default() };
+    overloaded(grpc.run(grpc.client().repository_model_load(load)));
+    let (answers, end) =
+        grpc.runtime.block_on(stream(grpc.client(), vec![echo(&[1.0]), padded(echo(&[1.0]), 1500), echo(&[1.0])]));
+    assert_eq!(answers.len(), 1);
+    overloaded(end.map_or(Ok(()), Err));
+    // Probes are answered however full it is.
+    let rest = begun(&server, 1000);
+    assert_eq!(grpc.health(), ServingStatus::Serving);
+    let ready = pb::ModelReadyRequest { name: "echo".into(), version: String::new() };
+    assert!(grpc.run(grpc.client().model_ready(ready)).unwrap().ready);
+    let metrics = Metrics::of(&server);
+    assert!(metrics.sum("ortus_requests_total", &[("protocol", "grpc"), ("code", "503")]) >= 2);
+    assert!(metrics.sum("ortus_rejected_total", &[("reason", "overloaded")]) >= 4);
+
+    drop((other, rest));
+    wait_until(|| is_all_given_back(&server));
+    assert!(grpc.infer(padded(echo(&[1.0]), 3900)).is_ok());
+    assert!(grpc.run(zipped.model_infer(padded(echo(&[1.0]), 3900))).is_ok());
+    wait_until(|| is_all_given_back(&server));
+    server.assert_well();
+}
+
+#[test]
+fn a_stream_that_sends_faster_than_it_is_answered_is_slowed_down() {
+    let server = Server::start(&["echo", "slow"], &TIGHT);
+    let grpc = Grpc::to(&server);
+    let mut requests: Vec<ModelInferRequest> = (0..40)
+        .map(|index| padded(ModelInferRequest { id: index.to_string(), ..echo(&[index as f32]) }, 500 + index * 80))
+        .collect();
+    requests[3] = padded(ModelInferRequest { id: "3".into(), ..slow(100_000) }, 2000);
+    let (answers, end) = grpc.runtime.block_on(stream(grpc.client(), requests));
+    assert!(end.is_none(), "{end:?}");
+    assert!(answers.iter().all(|answer| answer.error_message.is_empty()), "{answers:?}");
+    let ids: Vec<&str> = answers.iter().map(|answer| &*answer.infer_response.as_ref().unwrap().id).collect();
+    assert_eq!(ids, (0..40).map(|index| index.to_string()).collect::<Vec<_>>());
+    wait_until(|| is_all_given_back(&server));
+}
+
+#[test]
+fn what_messages_held_is_given_back_however_their_call_ends() {
+    let server = Server::start(&["echo", "slow"], &TIGHT);
+    let grpc = Grpc::to(&server);
+    let is_running = || server.get("/metrics").text().unwrap().contains("ortus_inflight{model=\"slow\"} 1");
+    // Left by its client, alone and on a stream.
+    let mut client = grpc.client();
+    let left = grpc.runtime.spawn(async move { client.model_infer(padded(slow(ENDLESS), 3000)).await });
+    wait_until(is_running);
+    assert!(held(&server) >= 2900);
+    left.abort();
+    wait_until(|| is_all_given_back(&server));
+    let left = grpc.runtime.spawn(stream(grpc.client(), vec![padded(slow(ENDLESS), 3000)]));
+    wait_until(is_running);
+    assert!(held(&server) >= 2900);
+    left.abort();
+    wait_until(|| is_all_given_back(&server));
+    // Past its deadline.
+    let mut late = padded(slow(ENDLESS), 3000);
+    late.parameters.insert("timeout".into(), parameter(ParameterChoice::Int64Param(100_000)));
+    refused(grpc.infer(late), Code::DeadlineExceeded, "deadline");
+    wait_until(|| is_all_given_back(&server));
+    // Broken: cut off, no protobuf, no gzip, of a model that there is not, and with a second message.
+    const INFER: &str = "/inference.GRPCInferenceService/ModelInfer";
+    let good = padded(echo(&[1.0]), 1500).encode_to_vec();
+    let cut_off = message(&good)[..700].to_vec();
+    for body in [cut_off, message(&[0xff; 3000]), [&[1][..], &message(&good)[1..]].concat()] {
+        assert_ne!(post(server.grpc, INFER, &[], body).grpc_status, None);
+        wait_until(|| is_all_given_back(&server));
+    }
+    refused(grpc.infer(padded(asks("nope", Vec::new()), 3000)), Code::NotFound, "nope");
+    wait_until(|| is_all_given_back(&server));
+    post(server.grpc, INFER, &[], message(&good).repeat(2));
+    wait_until(|| is_all_given_back(&server));
+    server.assert_well();
+}
+
+#[test]
+fn a_message_of_a_stream_that_does_not_come_in_time_is_given_up() {
+    let server = Server::start(&["echo"], &[&TIGHT[..], &[("ORTUS_LIMITS__BODY_READ_TIMEOUT_MS", "1000")]].concat());
+    let grpc = Grpc::to(&server);
+    let (send, receive) = mpsc::channel::<ModelInferRequest>(1);
+    let mut quiet = grpc.client();
+    let open = grpc.runtime.spawn(async move { quiet.model_stream_infer(ReceiverStream::new(receive)).await });
+    let mut late = TcpStream::connect(server.grpc).unwrap();
+    let call = head_of("/inference.GRPCInferenceService/ModelStreamInfer");
+    let piece = [0, 0, 0, 0x0b, 0xb8, 0x0a];
+    let begun = [PREFACE, &frame(SETTINGS, 0, 0, &[]), &frame(HEADERS, 4, 1, &call), &frame(0, 0, 1, &piece)];
+    late.write_all(&begun.concat()).unwrap();
+    wait_until(|| held(&server) == 3000);
+    wait_until(|| is_all_given_back(&server));
+    // A stream on which nothing comes goes on.
+    grpc.runtime.block_on(send.send(echo(&[1.0]))).unwrap();
+    let mut answers = grpc.runtime.block_on(open).unwrap().unwrap().into_inner();
+    assert!(grpc.runtime.block_on(answers.next()).unwrap().unwrap().error_message.is_empty());
 }

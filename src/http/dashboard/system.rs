@@ -130,6 +130,7 @@ fn limits(visitor: &Visitor, system: &Value, models: &[&Value]) -> Vec<Full> {
             "limits.max_jobs" => ("Jobs that are kept", format::count),
             "limits.jobs_at_once" => ("Jobs that run", format::count),
             "limits.max_job_bytes" => ("Jobs on the disk", format::bytes),
+            "limits.max_inflight_bytes" => ("Bodies of requests in flight", format::bytes),
             "hub.downloads_at_once" => ("Downloads that run or wait", format::count),
             other => (other, format::count),
         };

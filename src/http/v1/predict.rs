@@ -689,7 +689,8 @@ mod tests {
         let settings = Arc::new(HttpSettings::default());
         let auth = crate::auth::Gate::none(tasks.clone());
         let streams = crate::http::streams::Streams::new(1);
-        let state = HttpState { auth, engine, jobs, downloads, optimizer, settings, tasks, tls: None, streams };
+        let bodies = settings.in_flight_bytes();
+        let state = HttpState { auth, engine, jobs, downloads, optimizer, settings, tasks, tls: None, bodies, streams };
         let request = Request::builder().header("content-type", media_type).header("accept", accept);
         let headers = request.body(axum::body::Body::empty()).unwrap().into_parts().0.headers;
         let body = Bytes::copy_from_slice(body);

@@ -134,6 +134,7 @@ fn limits(state: &HttpState) -> Vec<Limit> {
         limit("limits.max_jobs", jobs.kept, bounds.max_jobs),
         limit("limits.jobs_at_once", jobs.running, bounds.jobs_at_once),
         Limit { key: "limits.max_job_bytes", used: jobs.bytes, limit: bounds.max_bytes },
+        limit("limits.max_inflight_bytes", state.bodies.held(), state.bodies.limit()),
         limit("hub.downloads_at_once", coming, state.downloads.hub().settings().downloads_at_once),
     ]
 }
