@@ -90,9 +90,10 @@ endif
 gpu-models: $(VENV)/.installed
 	$(VENV)/bin/python tools/make_bench_models.py --gpu $(TARGET)/gpu-models
 
-$(VENV)/.installed: tests/clients/requirements.txt
+$(VENV)/.installed: tests/clients/requirements.txt tests/clients/requirements-alone.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --requirement tests/clients/requirements-alone.txt
 	@touch $@
 
 clients: $(LIBRARY) $(VENV)/.installed  ## Run unmodified Python clients against the server

@@ -62,6 +62,8 @@ pub(in crate::http) struct ModelInfo {
     state: StateName,
     /// Whether the default version answers requests.
     loaded: bool,
+    /// The same, as KServe's clients ask for it.
+    ready: bool,
     /// HuggingFace's name of the task; `raw` where the model takes tensors.
     #[schema(example = "image-classification")]
     task: Option<String>,
@@ -889,6 +891,7 @@ impl From<&ModelStatus> for ModelInfo {
             chosen_version: status.chosen_version.map(|version| version.to_string()),
             state: status.state.into(),
             loaded: loaded.is_some(),
+            ready: loaded.is_some(),
             task: loaded.map(|model| task_of(model).to_owned()),
             device: loaded.map(|model| model.facts.device.clone()),
             precision: loaded.and_then(|model| model.facts.precision.clone()),
