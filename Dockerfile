@@ -2,8 +2,9 @@
 #
 #   docker build -t ortus .
 #   docker build -t ortus:cuda --target cuda .
-#   docker run --rm -p 127.0.0.1:8080:8080 ortus
+#   docker run --rm --name ortus -p 127.0.0.1:8080:8080 -p 127.0.0.1:8081:8081 -v ortus-models:/models ortus
 #   docker run --rm --gpus all -p 127.0.0.1:8080:8080 ortus:cuda
+#   docker exec ortus ortus key create --role admin        # from then on every caller needs a key; see deploy/README.md
 #
 # The root file system may be read-only (--read-only --tmpfs /tmp): the server writes to the volume
 # /models alone, which starts with the models of this repository. Mount a folder of your own there,
@@ -47,7 +48,8 @@ WORKDIR /models
 VOLUME ["/models"]
 EXPOSE 8080 8081
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s --retries=3 CMD ["/usr/local/bin/ortus", "health"]
-# Inside the container every address is public; who may reach it is decided by the port that is published.
+# Inside the container every address is public; who may reach it is decided by the port that is published. --insecure: so
+# it starts without a key, too, and answers whoever reaches it; where there is a key, it is asked for all the same.
 ENTRYPOINT ["/usr/local/bin/ortus"]
 CMD ["serve", "--listen", "0.0.0.0:8080", "--grpc", "0.0.0.0:8081", "--insecure"]
 

@@ -182,11 +182,11 @@ def port_of(container, port):
 
 
 @contextlib.contextmanager
-def server(ortus, arguments, environment):
+def server(ortus, arguments, environment, writes_store=False):
     """Starts it as a pod would: settings as they are, but on a free port of loopback and with folders of this machine.
 
-    Gives its ports of REST and of gRPC (None: off), those that the settings name, a key where it asks for one, and a function that
-    says what it said."""
+    Gives its ports of REST and of gRPC (None: off), those that the settings name, a key where it asks for one, a function that
+    says what it said, and one that runs the program where the server runs, and gives what that says."""
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         shutil.copytree(ROOT / "models" / "digits", folder / "models" / "digits")
@@ -219,7 +219,8 @@ def server(ortus, arguments, environment):
         if os.geteuid() == 0:
             # Nothing but the cache is this user's, as in the pod.
             folder.chmod(0o755)
-            os.chown(folder / "cache", UID, UID)
+            for path in (folder / "cache", folder / "models") if writes_store else (folder / "cache",):
+                os.chown(path, UID, UID)
             reachable = subprocess.run(
                 ["test", "-x", ortus, "-a", "-r", kept.get("ORT_DYLIB_PATH", "/")], user=UID, group=UID, extra_groups=[]
             )
@@ -234,14 +235,14 @@ def server(ortus, arguments, environment):
             key = subprocess.run(create, env=made, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
             # A Secret's files belong to root and the pod's fsGroup.
             (folder / "keys.json").chmod(0o444)
-        log = folder / "log"
+        log, place = folder / "log", {"env": {**kept, **environment}, "cwd": folder / "models", **other}
         with log.open("w") as output:
             process = subprocess.Popen(
-                [ortus, *arguments], env={**kept, **environment}, cwd=folder / "models", stdout=output,
-                stderr=subprocess.STDOUT, start_new_session=True, **other,
+                [ortus, *arguments], stdout=output, stderr=subprocess.STDOUT, start_new_session=True, **place
             )
+        inside = lambda *more: subprocess.run([ortus, *more], check=True, stdout=subprocess.PIPE, text=True, timeout=30, **place).stdout
         try:
-            yield started(process, log, settings[1] is not None), settings, key, log.read_text
+            yield started(process, log, settings[1] is not None), settings, key, log.read_text, inside
         finally:
             process.send_signal(signal.SIGTERM)
             try:
@@ -285,19 +286,20 @@ def speaks_http2(port):
         return len(head) == 9 and head[3] == 4
 
 
-def live_problems(where, ortus, pod, configs, annotations, names, metrics=()):
-    """Whether a server with the pod's settings starts, and has what the pod says of it; `names` are what clients call it."""
+def live_problems(where, ortus, pod, configs, annotations, names, metrics=(), offered=lambda *ports: [port for port in ports if port]):
+    """Whether a server with the pod's settings starts, and has what the pod says of it; `names` are what clients call it, `offered`
+    says which of its ports of REST and of gRPC the container names."""
     container = pod["containers"][0]
     environment = settings_of(container, configs)
     try:
-        with server(ortus, container["args"], environment) as ((port, grpc), (listens_on, grpc_on), key, said):
+        with server(ortus, container["args"], environment) as ((port, grpc), (listens_on, grpc_on), key, said, _):
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
                 get = container[probe]["httpGet"]
                 if port_of(container, get["port"]) != listens_on:
                     yield f"{where}: {probe} asks port {get['port']}, the server listens on {listens_on}"
                 if (status := ask(port, get["path"])[0]) != 200:
                     yield f"{where}: {probe}: {get['path']} answers {status}"
-            ports = [each for each in (listens_on, grpc_on) if each]
+            ports = offered(listens_on, grpc_on)
             if [each["containerPort"] for each in container["ports"]] != ports:
                 yield f"{where}: the server listens on {ports}, the ports are {container['ports']}"
             if grpc_on and not speaks_http2(grpc):
@@ -378,26 +380,48 @@ def set_problems(name, objects, ortus, rules):
         yield from live_problems(f"{name}/pod", ortus, pod, configs, template["metadata"]["annotations"], names, metrics)
 
 
+# What KServe's protocols are called, and the name by which it knows the port that speaks them.
+KSERVE_PORTS = {"v2": "http1", "grpc-v2": "h2c"}
+
+
 def kserve_problems(objects, ortus):
     kserve = KServe()
-    runtime = next(document for _, document in objects if document["kind"] == "ServingRuntime")
-    service = next(document for _, document in objects if document["kind"] == "InferenceService")
     for where, document in objects:
         yield from kserve.check(f"kserve/{where}", document)
-    as_deployment = runtime_pod(runtime)
-    yield from kubernetes_problems("kserve/runtime.yaml", as_deployment)
+    of_kind = lambda kind: [document for _, document in objects if document["kind"] == kind]
+    runtimes = {runtime["metadata"]["name"]: runtime for runtime in of_kind("ServingRuntime")}
+    for runtime in runtimes.values():
+        yield from runtime_problems(runtime, ortus)
+    for service in of_kind("InferenceService"):
+        where, predictor = f"kserve/{service['metadata']['name']}", service["spec"]["predictor"]
+        model = predictor["model"]
+        runtime = runtimes.pop(model["runtime"], None)
+        if not runtime or model["protocolVersion"] not in runtime["spec"]["protocolVersions"]:
+            yield f"{where}: it does not name a runtime of its own and its protocol"
+            continue
+        if model["modelFormat"]["name"] not in [each["name"] for each in runtime["spec"]["supportedModelFormats"]]:
+            yield f"{where}: the runtime does not have its format"
+        pod = runtime_pod(runtime)["spec"]["template"]["spec"]
+        environment = settings_of(pod["containers"][0], {})
+        yield from grace_problems(where, pod, environment, predictor["terminationGracePeriodSeconds"])
+    for name in runtimes:
+        yield f"kserve: {name} has no example"
+
+
+def runtime_problems(runtime, ortus):
+    name, spec = runtime["metadata"]["name"], runtime["spec"]
+    as_deployment, where = runtime_pod(runtime), f"kserve/{name}"
+    yield from kubernetes_problems(where, as_deployment)
     pod = as_deployment["spec"]["template"]["spec"]
-    yield from pod_problems("kserve/runtime", pod)
-    predictor = service["spec"]["predictor"]
-    environment = settings_of(pod["containers"][0], {})
-    yield from grace_problems("kserve/example", pod, environment, predictor["terminationGracePeriodSeconds"])
-    model, spec = predictor["model"], runtime["spec"]
-    if model["runtime"] != runtime["metadata"]["name"] or model["protocolVersion"] not in spec["protocolVersions"]:
-        yield "kserve/example: it does not name the runtime and its protocol"
-    if model["modelFormat"]["name"] not in [each["name"] for each in spec["supportedModelFormats"]]:
-        yield "kserve/example: the runtime does not have its format"
+    yield from pod_problems(where, pod)
+    ports = [port["name"] for port in pod["containers"][0]["ports"]]
+    expected = [KSERVE_PORTS.get(protocol) for protocol in spec.get("protocolVersions", [])]
+    if len(ports) != 1 or ports != expected:
+        yield f"{where}: its ports are {ports}; KServe takes one, and for its protocols that is {expected}"
     if ortus:
-        yield from live_problems("kserve/runtime", ortus, pod, {}, spec["annotations"], ["digits-default.example.com"])
+        offered = (lambda rest, grpc: [grpc]) if ports == ["h2c"] else (lambda rest, grpc: [rest])
+        names = ["digits-default.example.com"]
+        yield from live_problems(where, ortus, pod, {}, spec["annotations"], names, offered=offered)
 
 
 def image_problems(text, ortus):
@@ -413,18 +437,28 @@ def image_problems(text, ortus):
         yield f"Dockerfile: its user is not {UID}"
     command = json.loads(re.search(r"^CMD (\[.*\])", text, re.MULTILINE)[1])
     health = json.loads(re.search(r"HEALTHCHECK [^[]*CMD (\[.*\])", text)[1])
-    variables = dict(re.findall(r"\b(ORTUS_\w+)=(\S+)", text))
+    environment = dict(re.findall(r"\b(ORTUS_\w+)=(\S+)", text))
     exposed = [int(port) for port in re.search(r"^EXPOSE (.+)$", text, re.MULTILINE)[1].split()]
     if health != ["/usr/local/bin/ortus", "health"] or exposed[0] != 8080:
         yield "Dockerfile: the health check does not ask the server where it listens"
     if not ortus:
         return
     try:
-        with server(ortus, command, variables) as ((_, grpc), listens_on, _, _):
+        with server(ortus, command, environment, writes_store=True) as ((port, grpc), listens_on, _, _, inside):
             if listens_on != exposed:
                 yield f"Dockerfile: the server listens on {listens_on}; EXPOSE names other ports"
             if not speaks_http2(grpc):
                 yield "Dockerfile: the port of gRPC speaks no HTTP/2"
+            asked = lambda headers: ask(port, "/v1/models", headers=headers)[0]
+            if (status := asked({})) != 200:
+                yield f"Dockerfile: a server that was just started answers {status}"
+            # As `docker exec` does, which has the image's folder and variables, and none of the command's flags.
+            key = inside("key", "create", "--role", "admin").strip()
+            deadline = time.monotonic() + START_SECONDS
+            while (status := asked({})) == 200 and time.monotonic() < deadline:
+                time.sleep(0.1)
+            if status != 401 or asked({"Authorization": f"Bearer {key}"}) != 200:
+                yield f"Dockerfile: a key that is made inside is not the server's: without it, a call is answered {status}"
     except NotStarted as error:
         yield f"Dockerfile: the server does not start: {error}"
 
@@ -490,6 +524,10 @@ KSERVE_MISTAKES = [
     ("ServingRuntime", ("spec", "containers", 0, "readinessProbe", "httpGet", "path"), "/v2/ready"),
     ("InferenceService", ("spec", "predictor", "model", "storageURI"), "pvc://x"),
     ("InferenceService", ("spec", "predictor", "model", "protocolVersion"), "v1"),
+    ("InferenceService", ("spec", "predictor", "model", "runtime"), "ortus"),
+    ("ServingRuntime", ("spec", "containers", 0, "ports", 0, "name"), "http1"),
+    ("ServingRuntime", ("spec", "containers", 0, "ports", 0, "containerPort"), 8080),
+    ("ServingRuntime", ("spec", "protocolVersions"), ["v2", "grpc-v2"]),
 ]
 
 
