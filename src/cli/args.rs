@@ -185,9 +185,12 @@ pub(super) struct RmArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct HealthArgs {
-    /// Where the server listens; the certificate of this machine's own address is not checked
-    #[arg(default_value = "http://127.0.0.1:8080")]
-    pub(super) url: String,
+    /// Where the server listens [default: server.listen, by TLS where server.tls_cert is set]; the certificate of this
+    /// machine's own addresses is not checked
+    pub(super) url: Option<String>,
+    /// Configuration file [default: ./ortus.toml, where it exists]
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
     /// Ask whether it is ready for requests
     #[arg(long)]
     pub(super) ready: bool,

@@ -2,15 +2,21 @@
 
 use super::args::HealthArgs;
 use super::error::CliError;
+use super::store::load_config;
+use crate::config::{Config, Flags};
 use reqwest::Url;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-pub(super) fn health(args: &HealthArgs) -> Result<String, CliError> {
+pub(super) fn health(args: HealthArgs) -> Result<String, CliError> {
     let (path, well) = if args.ready { ("/readyz", "ready") } else { ("/livez", "alive") };
-    let url = Url::parse(&args.url).and_then(|url| url.join(path)).map_err(|error| {
-        CliError::Health(format!("{:?} is no address such as http://127.0.0.1:8080: {error}", args.url))
-    })?;
+    let base = match args.url {
+        Some(url) => url,
+        None => own_url(&load_config(args.config, Flags::default())?),
+    };
+    let url = Url::parse(&base)
+        .and_then(|url| url.join(path))
+        .map_err(|error| CliError::Health(format!("{base:?} is no address such as http://127.0.0.1:8080: {error}")))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Output)?;
     let status = runtime
         .block_on(status(&url, Duration::from_millis(args.timeout_ms)))
@@ -19,6 +25,15 @@ pub(super) fn health(args: &HealthArgs) -> Result<String, CliError> {
         return Ok(well.to_owned());
     }
     Err(CliError::Health(format!("{url} answers {status}: the server is not {well}")))
+}
+
+/// Where a server of this configuration is to be found from here.
+fn own_url(config: &Config) -> String {
+    let listen = config.http.listen;
+    // The address that stands for all of them is none to call.
+    let ip = if listen.ip().is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { listen.ip() };
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
+    format!("{scheme}://{}", SocketAddr::new(ip, listen.port()))
 }
 
 async fn status(url: &Url, timeout: Duration) -> reqwest::Result<reqwest::StatusCode> {

@@ -38,7 +38,7 @@ fn dispatch(command: Command) -> Result<String, CliError> {
         Command::Serve(args) => serve::serve(args).map(|()| String::new()),
         Command::Pull(args) => pull::pull(args),
         Command::Rm(args) => remove::remove(args),
-        Command::Health(args) => health::health(&args),
+        Command::Health(args) => health::health(args),
         Command::List(args) => list::list(args),
         Command::Inspect(args) => inspect::inspect(args),
         Command::Predict(args) => predict::predict(args),

@@ -40,7 +40,18 @@ fn state(settings: HttpSettings, tasks: Tasks) -> HttpState {
     let auth = crate::auth::Gate::none(tasks.clone());
     let streams = super::streams::Streams::new(settings.limits.max_event_streams);
     let bodies = settings.in_flight_bytes();
-    HttpState { auth, engine, jobs, downloads, optimizer, settings: Arc::new(settings), tasks, tls: None, bodies, streams }
+    HttpState {
+        auth,
+        engine,
+        jobs,
+        downloads,
+        optimizer,
+        settings: Arc::new(settings),
+        tasks,
+        tls: None,
+        bodies,
+        streams,
+    }
 }
 
 fn door(settings: HttpSettings) -> Door {

@@ -129,8 +129,16 @@ impl Secure {
 #[test]
 fn the_health_check_of_a_container_asks_over_tls() {
     let secure = Secure::start(&["mlp"], &[]);
-    let asked = command().args(["health", &secure.url(""), "--ready"]).output().unwrap();
-    assert!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
+    let by_address = command().args(["health", &secure.url(""), "--ready"]).output().unwrap();
+    assert!(by_address.status.success(), "{}", String::from_utf8_lossy(&by_address.stderr));
+    let by_settings = command()
+        .args(["health", "--ready"])
+        .env("ORTUS_SERVER__LISTEN", format!("0.0.0.0:{}", secure.server.address.port()))
+        .env("ORTUS_SERVER__TLS_CERT", secure.files.path().join("tls.crt"))
+        .env("ORTUS_SERVER__TLS_KEY", secure.files.path().join("tls.key"))
+        .output()
+        .unwrap();
+    assert!(by_settings.status.success(), "{}", String::from_utf8_lossy(&by_settings.stderr));
 }
 
 /// The certificate that the connection of this answer began with.
