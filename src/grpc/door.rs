@@ -397,7 +397,7 @@ impl Drop for Line {
         let word = self.word.as_deref();
         if self.is_probe {
             tracing::debug!(route, status, duration_ms, code = word, request_id, trace_id, "gRPC {route} {code:?}");
-        } else if writes_line(status, self.word.as_ref()) {
+        } else if writes_line(status, word) {
             tracing::info!(route, status, duration_ms, code = word, request_id, trace_id, "gRPC {route} {code:?}");
         }
     }

@@ -562,7 +562,7 @@ impl Drop for AccessLine {
                 trace_id,
                 "{method} {route} {status}"
             );
-        } else if protocol::writes_line(status, self.code.as_ref()) {
+        } else if protocol::writes_line(status, code) {
             tracing::info!(
                 method,
                 route,

@@ -84,7 +84,7 @@ pub fn rejected(code: &str) -> Option<Rejected> {
 
 /// Whether the line of a request that ended so is written to the log. Of refusals that come by the hundred it is not; a fault of ours
 /// always is.
-pub fn writes_line(status: u16, code: Option<&Cow<'static, str>>) -> bool {
+pub fn writes_line(status: u16, code: Option<&str>) -> bool {
     let Some(code) = code else { return true };
     let is_overload = || matches!(rejected(code), Some(Rejected::QueueFull | Rejected::Overloaded));
     !((400..500).contains(&status) || is_overload()) || writes_refusal(code)

@@ -5,15 +5,15 @@
 
 use super::events::{Remember, keep_events};
 use super::printable::{Printable, is_unsafe};
-use super::refusals::limit_refusals;
+use super::refusals::{limit_refusals, writes_refusal};
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal};
 use std::sync::{Mutex, PoisonError};
-use tracing::Subscriber;
 use tracing::field::Field;
 use tracing::level_filters::LevelFilter;
+use tracing::{Metadata, Subscriber};
 use tracing_subscriber::field::MakeExt;
-use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::filter::{FilterExt, dynamic_filter_fn, filter_fn};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::{Writer, debug_fn};
 use tracing_subscriber::layer::SubscriberExt;
@@ -96,6 +96,9 @@ pub fn start_logging(settings: &LogSettings) -> Result<(), LogError> {
     Ok(())
 }
 
+/// What the log calls the errors of ONNX Runtime that it leaves out.
+const ORT: &str = "onnxruntime";
+
 type AnySubscriber = Box<dyn Subscriber + Send + Sync>;
 type AnyLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
@@ -104,6 +107,11 @@ where
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let (filter, handle) = reload::Layer::new(filter(&settings.level)?);
+    // A line for each run that it refuses: as many as somebody sends inputs that it does.
+    let is_of_a_run =
+        |metadata: &Metadata<'_>| *metadata.level() == tracing::Level::ERROR && metadata.target().starts_with("ort::");
+    let few = dynamic_filter_fn(move |metadata, _| !is_of_a_run(metadata) || writes_refusal(ORT));
+    let filter = filter.and(few);
     let layer = tracing_subscriber::fmt::layer();
     let lines: AnyLayer = match settings.format {
         LogFormat::Text => layer

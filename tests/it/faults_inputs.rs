@@ -69,7 +69,7 @@ fn who_spoils_runs_of_others_again_and_again_shares_none_with_them() {
     let wave = |count: usize| {
         let (bad, mate, predict, infer) = (&bad, &mate, &predict, &infer);
         std::thread::scope(|scope| {
-            let spoils = scope.spawn(move || if count % 2 == 0 { predict(bad, 9) } else { infer(bad, 9) });
+            let spoils = scope.spawn(move || if count.is_multiple_of(2) { predict(bad, 9) } else { infer(bad, 9) });
             let mates = [0, 1, 2, 3].map(|index| scope.spawn(move || predict(mate, index)));
             assert!(matches!(spoils.join().unwrap(), 400 | 422));
             assert!(mates.into_iter().all(|mate| mate.join().unwrap() == 200));

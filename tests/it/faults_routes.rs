@@ -356,6 +356,26 @@ fn bad_bodies_are_few_short_lines_of_the_log_and_nothing_of_them_is_in_it() {
     server.assert_unharmed(32);
 }
 
+/// F53.
+#[test]
+fn runs_that_are_refused_by_the_hundred_are_few_lines_of_the_log() {
+    let mut server = Attacked::with(&["fails"], &[("ORTUS_TELEMETRY__REFUSAL_LINES_PER_SECOND", "5")]);
+    for _ in 0..200 {
+        let (status, answer) = server.post_json("/v1/models/fails/predict", &json!({"inputs": {"index": [9]}}));
+        assert_eq!(status, 422, "{answer}");
+    }
+    let written = || server.log().iter().filter(|line| line["target"] == "ort::logging").count() as u64;
+    let left_out = || -> u64 {
+        let log = server.log();
+        let told = log.iter().filter(|line| line["code"] == "onnxruntime");
+        told.map(|line| line["suppressed"].as_u64().unwrap()).sum()
+    };
+    wait_until(|| written() + left_out() >= 200);
+    assert_eq!(written() + left_out(), 200);
+    assert!(written() < 200, "{}", written());
+    server.assert_unharmed(32);
+}
+
 /// The line of a refusal has the reason in both forms of the log.
 #[test]
 fn the_log_says_why_a_request_was_refused() {
