@@ -10,7 +10,7 @@ use crate::grpc::{self, GrpcSettings};
 use crate::http::{HttpSettings, Server, Services, ShownSetting};
 use crate::hub::{Hub, HubError, Source};
 use crate::jobs::Jobs;
-use crate::models::{ModelManager, StoreError, StoreLock};
+use crate::models::{ChildError, ModelManager, StoreError, StoreLock, TrialLoad, answer_trial};
 use crate::optimize::Optimizer;
 use crate::pipelines::Pool;
 use crate::runtime::onnx::{LibraryError, OnnxRuntime, set_up_allocator};
@@ -48,6 +48,8 @@ pub enum AppError {
     Trace(#[from] TraceError),
     #[error(transparent)]
     Start(#[from] NotBrought),
+    #[error(transparent)]
+    Trial(#[from] ChildError),
     #[error("the async runtime or its signals could not be set up: {0}")]
     Runtime(#[from] std::io::Error),
 }
@@ -79,6 +81,15 @@ enum Stop {
     Drained,
     /// By a second signal.
     AtOnce,
+}
+
+/// Loads the files that a server names on standard input, and says on standard output whether that went well: for a server that
+/// does not load files which another process has not loaded before it.
+///
+/// # Errors
+/// Where nobody asks, or takes the answer.
+pub fn try_load() -> Result<(), AppError> {
+    Ok(answer_trial(&Tasks::new(), OnnxRuntime::open)?)
 }
 
 /// An engine without doors, for the commands that need no server. Nothing is loaded until asked.
@@ -137,6 +148,8 @@ async fn open_rooms(config: &Config) -> Result<Rooms, AppError> {
     let mut config = config.clone();
     config.store.autoload = false;
     config.store.poll_interval = None;
+    // Files that crash the library end a command, and no server.
+    config.store.trial_load = TrialLoad::Off;
     let rooms = Rooms::build(&config, Tasks::new())?;
     rooms.models.start().await;
     Ok(rooms)

@@ -76,6 +76,9 @@ pub(super) enum Command {
     /// Print the OpenAPI document of the server
     #[command(after_help = "Example: ortus openapi > openapi.yaml")]
     Openapi(OpenapiArgs),
+    /// Load a model's files for a server that asks by standard input, so that a crash ends this process and not the server
+    #[command(hide = true, after_help = "Example: ortus try-load < request.json")]
+    TryLoad,
     /// Check or show the configuration
     #[command(
         subcommand,

@@ -45,6 +45,7 @@ fn dispatch(command: Command) -> Result<String, CliError> {
         Command::Bench(args) => bench::bench(args),
         Command::Optimize(args) => optimize::optimize(args),
         Command::Key(command) => key::key(command),
+        Command::TryLoad => Ok(crate::app::try_load().map(|()| String::new())?),
         Command::Openapi(args) => Ok(if args.json { http::document_json() } else { http::document_yaml() }),
         Command::Config(ConfigCommand::Check(args)) => configuration::check(args),
         Command::Config(ConfigCommand::Show(args)) => configuration::show(args),
@@ -119,7 +120,7 @@ mod tests {
         }
         let command = Cli::command();
         check(&command);
-        assert_eq!(command.get_subcommands().count(), 11);
+        assert_eq!(command.get_subcommands().count(), 12);
     }
 
     #[test]

@@ -243,6 +243,28 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         section: "store",
+        name: "trial_load",
+        doc: "first = before files are loaded for the first time, a process of its own loads them, so that files which crash ONNX \
+              Runtime end that process and not the server; off = the server loads whatever it is given.",
+        kind: Kind::Text {
+            expected: "one of \"first\", \"off\"",
+            get: |config| spelling(&config.store.trial_load),
+            set: |config, text| word(text).map(|value| config.store.trial_load = value),
+        },
+    },
+    Key {
+        section: "store",
+        name: "trial_load_timeout_s",
+        doc: "The most that such a process may take; a load that takes longer fails.",
+        kind: Kind::Integer {
+            min: 1,
+            max: 86_400,
+            get: |config| config.store.trial_load_timeout.as_secs(),
+            set: |config, value| config.store.trial_load_timeout = Duration::from_secs(value),
+        },
+    },
+    Key {
+        section: "store",
         name: "pull",
         doc: "Models to get where they are not there, and to serve before the server is ready: [NAME=]SOURCE as `ortus serve --model` has them.",
         kind: Kind::List {

@@ -20,7 +20,7 @@ use crate::downloads::StartModel;
 use crate::http::HttpSettings;
 use crate::hub::{HubSettings, Secret};
 use crate::jobs::JobSettings;
-use crate::models::{ModelOverrides, ModelSettings, StoreSettings};
+use crate::models::{ModelOverrides, ModelSettings, StoreSettings, TrialLoad};
 use crate::pipelines::PipelineLimits;
 use crate::telemetry::trace::TraceSettings;
 use crate::telemetry::{LogSettings, StatsSettings};
@@ -30,6 +30,7 @@ use std::fmt;
 use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// The configuration of the process: the settings of each room.
 #[derive(Debug, Clone, PartialEq)]
@@ -247,6 +248,8 @@ impl Default for Config {
                 max_loaded_memory: None,
                 optimized_dir: None,
                 reserve_bytes: HubSettings::default().reserve_bytes,
+                trial_load: TrialLoad::First,
+                trial_load_timeout: Duration::from_secs(300),
             },
             start_models: Vec::new(),
             hub: HubSettings::default(),

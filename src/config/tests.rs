@@ -135,6 +135,7 @@ fn every_key_works_from_file_and_environment() {
             (_, "compile_mode") => ("\"max-autotune\"", "max-autotune", Setting::Text("max-autotune".into())),
             (_, "memory_fraction" | "trace_sample_ratio") => ("0.25", "0.25", Setting::Fraction(0.25)),
             (_, "objective") => ("\"latency\"", "latency", Setting::Text("latency".into())),
+            (_, "trial_load") => ("\"off\"", "off", Setting::Text("off".into())),
             (_, "optimization_level") => ("\"basic\"", "basic", Setting::Text("basic".into())),
             (_, "otlp_endpoint") => ("\"http://a:4317\"", "http://a:4317", Setting::Text("http://a:4317".into())),
             (_, "log_format") => ("\"json\"", "json", Setting::Text("json".into())),

@@ -180,7 +180,11 @@ impl From<BatchError> for EngineError {
             // These texts are not written for clients.
             BatchError::Panicked
             | BatchError::Runtime(
-                RuntimeError::Library(_) | RuntimeError::Graph(_) | RuntimeError::Interrupted | RuntimeError::Io { .. },
+                RuntimeError::Library(_)
+                | RuntimeError::Graph(_)
+                | RuntimeError::NoMemoryToLoad(_)
+                | RuntimeError::Interrupted
+                | RuntimeError::Io { .. },
             ) => EngineError::Internal { detail: error.to_string() },
             BatchError::QueueFull { .. }
             | BatchError::Expired
@@ -205,7 +209,11 @@ fn batch_kind(error: &BatchError) -> ErrorKind {
         // A smaller request, another replica or a later moment may do.
         BatchError::Runtime(RuntimeError::OutOfMemory(_) | RuntimeError::Device(_)) => ErrorKind::Overloaded,
         BatchError::Runtime(
-            RuntimeError::Library(_) | RuntimeError::Graph(_) | RuntimeError::Interrupted | RuntimeError::Io { .. },
+            RuntimeError::Library(_)
+            | RuntimeError::Graph(_)
+            | RuntimeError::NoMemoryToLoad(_)
+            | RuntimeError::Interrupted
+            | RuntimeError::Io { .. },
         ) => ErrorKind::Internal,
     }
 }
@@ -229,7 +237,10 @@ fn model_kind(error: &ModelError) -> ErrorKind {
         ModelError::NoSpace { .. } => ErrorKind::InsufficientStorage,
         ModelError::Invalid { .. } => ErrorKind::InvalidInput,
         ModelError::Load { source: LoadError::Stopping, .. } | ModelError::Stopping => ErrorKind::ShuttingDown,
-        ModelError::Load { source: LoadError::NoMemory { .. }, .. } => ErrorKind::InsufficientStorage,
+        ModelError::Load {
+            source: LoadError::NoMemory { .. } | LoadError::Runtime(RuntimeError::NoMemoryToLoad(_)),
+            ..
+        } => ErrorKind::InsufficientStorage,
         ModelError::Load { source: LoadError::MemoryBusy { .. }, .. } => ErrorKind::Overloaded,
         ModelError::Load { source: LoadError::Panicked | LoadError::Threads(_), .. } => ErrorKind::Internal,
         ModelError::Load { .. } => ErrorKind::InvalidInput,
@@ -246,7 +257,10 @@ fn model_code(error: &ModelError) -> &'static str {
         ModelError::Conflict { .. } => "conflict",
         ModelError::NoSpace { .. } => "insufficient_storage",
         ModelError::Invalid { .. } => "invalid_model",
-        ModelError::Load { source: LoadError::NoMemory { .. }, .. } => "insufficient_memory",
+        ModelError::Load {
+            source: LoadError::NoMemory { .. } | LoadError::Runtime(RuntimeError::NoMemoryToLoad(_)),
+            ..
+        } => "insufficient_memory",
         ModelError::Load { source: LoadError::MemoryBusy { .. }, .. } => "memory_busy",
         ModelError::Load { .. } => "load_failed",
         ModelError::Stopping => "shutting_down",

@@ -3,7 +3,7 @@
 use super::{InferenceEngine, LoadedModel, ModelName, Version};
 use crate::batching::{BatchSettings, Handle, Inline, Plan, Start};
 use crate::cache::{CacheSettings, Caches};
-use crate::models::{ModelManager, ModelSettings, StoreSettings};
+use crate::models::{ModelManager, ModelSettings, StoreSettings, TrialLoad};
 use crate::pipelines::{PipelineLimits, Pool};
 use crate::runtime::fake::FakeRuntime;
 use crate::runtime::{GraphSource, Input, Interrupt, Runtime, RuntimeError, SessionSettings};
@@ -30,6 +30,8 @@ pub(crate) fn models(tasks: &Tasks) -> ModelManager {
         max_loaded_memory: None,
         optimized_dir: None,
         reserve_bytes: 0,
+        trial_load: TrialLoad::Off,
+        trial_load_timeout: Duration::ZERO,
     };
     let limits = PipelineLimits::default();
     ModelManager::new(runtime, tasks.clone(), store, ModelSettings::default(), limits, Stats::default())

@@ -8,6 +8,7 @@ use super::{ModelName, ModelState, Version};
 use crate::pipelines::PipelineError;
 use crate::runtime::RuntimeError;
 use std::fmt;
+use std::time::Duration;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
@@ -62,6 +63,17 @@ pub enum LoadError {
         "it needs about {} MiB of memory, and the models that could make room for it are busy", mebibytes(*.needs)
     )]
     MemoryBusy { needs: u64 },
+    /// The process that tries files out was ended by them.
+    #[error(
+        "ONNX Runtime crashed on these files in the process that tries them out ({how}), so the server does not load them; \
+         export the model anew, or for another opset, and install that; a load call tries them once more"
+    )]
+    Crashed { how: String },
+    #[error(
+        "the process that tries files out took longer than {} s to load these; raise [store] trial_load_timeout_s, or use a \
+         smaller graph", limit.as_secs()
+    )]
+    TooLong { limit: Duration },
     #[error("the load ended abnormally")]
     Panicked,
     #[error("the server is stopping")]

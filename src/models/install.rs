@@ -17,6 +17,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
 
 pub use super::loader::Tried;
 
@@ -161,18 +162,21 @@ impl ModelManager {
     /// `Invalid` where a file is wrong, `Load` with what a load of it would fail with.
     ///
     /// # Cancel safety
-    /// Dropping the future leaves the trial running to its end, which is bounded.
+    /// Dropping the future ends the process that tries the files out; what follows it runs to its end, which is bounded.
     pub async fn try_out(&self, claim: &Claim, staged: &Staged) -> Result<Tried, ModelError> {
         if self.is_stopping() {
             return Err(ModelError::Stopping);
         }
         let (manager, name, staged) = (self.clone(), claim.name.clone(), staged.clone());
         let job = self.blocking(move || manager.trial_job(&name, &staged)).await;
-        let job = job.unwrap_or(Err(ModelError::Stopping))?;
+        let mut job = job.unwrap_or(Err(ModelError::Stopping))?;
         let (name, version, manager) = (claim.name.clone(), job.version, self.clone());
+        let given_up = CancellationToken::new();
+        let _gives_up = given_up.clone().drop_guard();
         let trial = async move {
             let reservation = manager.admit(&job, MakeRoom::Evict).await?;
-            manager.run_trial(job, &reservation).await
+            job.size_bytes = reservation.size_bytes;
+            manager.run_trial(job, &reservation, &given_up).await
         };
         let failed = move |source| ModelError::Load { model: name, version, source };
         self.to_its_end("try a version out", async move { trial.await.map_err(failed) }).await
@@ -230,6 +234,7 @@ impl ModelManager {
             runs_bytes: 0,
             traffic: None,
             is_verified: true,
+            trial: self.trial(true),
             state: None,
             engines: EngineUse::MayBuild,
             // Nothing of it is counted: there is no such model yet.

@@ -14,6 +14,7 @@ use super::profile;
 use super::repository::{GraphFiles, VersionFolder, companion, graph_files, read_bounded};
 use super::search::{Goal, Space};
 use super::state::{Keeper, Samples, StatePlace, TUNED, circumstances};
+use super::trial::Trial;
 use super::tune::{self, Question, Sessions, Tuned};
 use super::{
     KeptProfile, LoadError, LoadedModel, Manifest, ModelMemory, ModelName, ModelSettings, Version, VersionPolicy,
@@ -91,6 +92,8 @@ pub(super) struct Job {
     pub(super) traffic: Option<String>,
     /// Whether the checksums of these files were found right before.
     pub(super) is_verified: bool,
+    /// What the files have to go through first; `None` = nothing.
+    pub(super) trial: Option<Trial>,
     pub(super) stats: Arc<ModelStats>,
 }
 
@@ -661,6 +664,12 @@ fn shares(job: &Job, setup: Setup) -> bool {
     setup.layout.instances > 1 && copies_of(setup.layout, job.size_bytes) == 1
 }
 
+/// How the load of a version builds its first session.
+pub(super) fn first_settings(job: &Job) -> SessionSettings {
+    let layout = layout::chosen(&job.settings, cores(), layout::may_be_tiny(job.size_bytes));
+    session_settings(job, untuned(job, layout))
+}
+
 /// The same job on another device.
 fn with_device(job: &Job, device: DeviceSettings) -> Job {
     Job { settings: ModelSettings { device, ..job.settings.clone() }, ..job.clone() }
@@ -1000,7 +1009,7 @@ fn task(job: &Job, inputs: &[Spec], outputs: &[Spec]) -> Result<(Option<Arc<dyn 
 }
 
 /// The folder with the files that make the task: the version's own, else what all versions share.
-fn task_folder(job: &Job) -> &Path {
+pub(super) fn task_folder(job: &Job) -> &Path {
     let (own, shared) = (&job.folder.folder, &job.folder.model_folder);
     let labels = match &job.manifest.pipeline.labels {
         Some(LabelsSource::File(file)) => Some(file.as_str()),

@@ -16,8 +16,9 @@ use super::profile;
 use super::registry::{Busy, Entry, Found};
 use super::repository::{FolderError, ModelFolder, Repository, StoredFile, read_folder};
 use super::state::StatePlace;
+use super::trial::{PassedPlace, Trial};
 use super::{LoadError, LoadOverrides, LoadedModel, ModelError, ModelName, ModelSettings, ModelState, ModelStatus};
-use super::{Profiled, SetBy, StoreSettings, Tried, Version, VersionPolicy, overrides, swap};
+use super::{Profiled, SetBy, StoreSettings, TrialLoad, Tried, Version, VersionPolicy, overrides, swap};
 use crate::hub::Provenance;
 use crate::pipelines::PipelineLimits;
 use crate::runtime::{Interrupt, ProviderStatus, Runtime, Session, SessionSettings};
@@ -30,7 +31,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{OwnedMutexGuard, Semaphore, oneshot};
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio_util::sync::CancellationToken;
 
 /// Graphs loaded at the same time: more would fight for memory and cores with the models that serve.
 const LOADS_AT_ONCE: usize = 2;
@@ -139,16 +141,18 @@ impl ModelManager {
     /// the one process that serves the store.
     pub async fn keep_states(&self) {
         self.0.saves.store(true, Ordering::Release);
-        let (manager, place) = (self.clone(), self.state_place());
+        let (manager, place, passed) = (self.clone(), self.state_place(), self.passed_place());
         let clean = move || {
             let repository = manager.repository();
-            place.clean(|model, version| match version {
+            let is_there = |model: &ModelName, version: Option<Version>| match version {
                 None => repository.is_taken(model),
                 // A model whose files lie bare in its folder is version 1.
                 Some(version) => {
                     version == Version(1) || repository.numbers(model).is_ok_and(|all| all.contains(&version))
                 }
-            });
+            };
+            place.clean(is_there);
+            passed.clean(is_there);
         };
         self.blocking(clean).await;
     }
@@ -156,6 +160,18 @@ impl ModelManager {
     /// Where what loads find out is kept.
     pub(super) fn state_place(&self) -> StatePlace {
         StatePlace::of(&self.0.store, self.0.saves.load(Ordering::Acquire))
+    }
+
+    /// Where it is remembered which files have passed their trial.
+    pub(super) fn passed_place(&self) -> PassedPlace {
+        PassedPlace::of(&self.0.store.models_dir)
+    }
+
+    /// The trial before a load, where trials are on; it is remembered where the files stay in the store.
+    pub(super) fn trial(&self, is_remembered: bool) -> Option<Trial> {
+        let store = &self.0.store;
+        (store.trial_load == TrialLoad::First)
+            .then(|| Trial { time: store.trial_load_timeout, passed: is_remembered.then(|| self.passed_place()) })
     }
 
     /// Removes the files of load calls that an earlier process took: for the one process that serves the store.
@@ -405,7 +421,8 @@ impl ModelManager {
             let asked = (iterations, batch_size);
             profile::run(runtime.as_ref(), &source, &settings, &hints, asked, interrupt).map_err(LoadError::Runtime)
         };
-        let profiled = self.take_turn(PROFILE_MAX, work).await.map_err(failed)?;
+        let turn = self.turn().await.map_err(failed)?;
+        let profiled = self.in_turn(turn, PROFILE_MAX, work).await.map_err(failed)?;
         model.kept_profile.put(&profiled);
         Ok(profiled)
     }
@@ -791,6 +808,7 @@ impl ModelManager {
     /// What loading a version takes; `None` where it has no files.
     pub(super) fn job(&self, name: &ModelName, version: Version, prepared: &Prepared, overridden: bool) -> Option<Job> {
         let folder = prepared.folder.versions.get(&version)?;
+        let is_verified = self.is_verified(name, version, folder.fingerprint);
         Some(Job {
             name: name.clone(),
             version,
@@ -809,7 +827,9 @@ impl ModelManager {
             // What a call brings is not there at the next start.
             state: (!overridden).then(|| self.state_place()),
             engines: EngineUse::MayBuild,
-            is_verified: self.is_verified(name, version, folder.fingerprint),
+            is_verified,
+            // What this process has loaded needs none.
+            trial: self.trial(!overridden).filter(|_| !is_verified),
             stats: self.0.stats.model(name.as_str(), version.0),
         })
     }
@@ -894,36 +914,50 @@ impl ModelManager {
 
     async fn run_loader(&self, job: Job, reservation: &Reservation) -> Result<LoadedModel, LoadError> {
         let expected = reservation.need.resident;
+        let turn = self.turn().await?;
+        self.try_apart(&job, &CancellationToken::new()).await?;
         let load = move |inner: &Inner, interrupt: &Interrupt, warming: &mut dyn FnMut()| {
             let measuring = inner.meter.begin(expected, inner.runtime.as_ref());
             loader::load(&job, &inner.runtime, &inner.tasks, measuring, interrupt, warming)
         };
-        self.take_turn(WARMUP_MAX, load).await
+        self.in_turn(turn, WARMUP_MAX, load).await
     }
 
-    /// Opens a version that is no part of a model, and lets it go.
-    pub(super) async fn run_trial(&self, job: Job, reservation: &Reservation) -> Result<Tried, LoadError> {
+    /// Opens a version that is no part of a model, and lets it go. Where it is `given_up`, the process that tries it out first ends.
+    pub(super) async fn run_trial(
+        &self,
+        job: Job,
+        reservation: &Reservation,
+        given_up: &CancellationToken,
+    ) -> Result<Tried, LoadError> {
         let expected = reservation.need.resident;
+        let turn = self.turn().await?;
+        self.try_apart(&job, given_up).await?;
         let trial = move |inner: &Inner, interrupt: &Interrupt, warming: &mut dyn FnMut()| {
             // Dropped at the end: what this took and gave back is no other load's.
             let _measuring = inner.meter.begin(expected, inner.runtime.as_ref());
             loader::try_out(&job, inner.runtime.as_ref(), interrupt, warming)
         };
-        self.take_turn(TRIAL_MAX, trial).await
+        self.in_turn(turn, TRIAL_MAX, trial).await
     }
 
-    /// Runs a load when it is its turn, with a thread of its own, and stops it where its runs take longer than `runs_max`.
-    async fn take_turn<T: Send + 'static>(
+    /// Waits for the turn of a load.
+    async fn turn(&self) -> Result<OwnedSemaphorePermit, LoadError> {
+        tokio::select! {
+            biased; // A stop comes before another load.
+            () = self.0.tasks.stopping().cancelled() => Err(LoadError::Stopping),
+            permit = self.0.loads.clone().acquire_owned() => permit.map_err(|_| LoadError::Stopping),
+        }
+    }
+
+    /// Runs a load with a thread of its own, and stops it where its runs take longer than `runs_max`.
+    async fn in_turn<T: Send + 'static>(
         &self,
+        permit: OwnedSemaphorePermit,
         runs_max: Duration,
         load: impl FnOnce(&Inner, &Interrupt, &mut dyn FnMut()) -> Result<T, LoadError> + Send + 'static,
     ) -> Result<T, LoadError> {
         let stopping = self.0.tasks.stopping();
-        let permit = tokio::select! {
-            biased; // A stop comes before another load.
-            () = stopping.cancelled() => return Err(LoadError::Stopping),
-            permit = self.0.loads.clone().acquire_owned() => permit.map_err(|_| LoadError::Stopping)?,
-        };
         let interrupt = Interrupt::new();
         let (warming, warms) = oneshot::channel();
         let (inner, switch) = (self.0.clone(), interrupt.clone());

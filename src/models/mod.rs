@@ -3,8 +3,8 @@
 //! Knows the store's layout (`repository`, `manifest`, `config_pbtxt`, `config_settings`, `reshape`), decides what is loaded
 //! (`lifecycle`, pure) and does it (`loader`, `manager`), takes versions in and out (`install`, `versions`, on disk `swap`
 //! and `choice`), on as many threads as suit the model (`layout`, `tune`, `search`, `measure`), within the memory there is
-//! (`memory`, `eviction`, `admission`; of runs `activation`), and what a load found out for the next one (`state`), among it
-//! the engines that are built while a model serves (`engines`). Knows no protocol.
+//! (`memory`, `eviction`, `admission`; of runs `activation`), files first in a process of their own (`trial`), and what a load found
+//! out for the next one (`state`), among it the engines that are built while a model serves (`engines`). Knows no protocol.
 
 mod activation;
 mod admission;
@@ -37,6 +37,7 @@ mod state;
 mod status;
 mod steps;
 mod swap;
+mod trial;
 mod tune;
 mod versions;
 mod warmup;
@@ -63,6 +64,7 @@ pub use retune::TuneRequest;
 pub use settings::{ModelOverrides, ModelSettings, Objective, SetBy, StoreSettings, TuningSettings};
 pub use state::{Optimization, OptimizationState, Quantization};
 pub use status::{KeptProfile, LoadOverrides, LoadedModel, ModelState, ModelStatus, VersionStatus};
+pub use trial::{ChildError, TrialLoad, answer_trial};
 pub use tune::{Gain, Measured, Tuned};
 pub use versions::Deleted;
 

@@ -1,5 +1,6 @@
 //! Settings of the store and of one model: the server's sections, and what a model's own `model.toml` overrides.
 
+use super::TrialLoad;
 use crate::batching::{BatchSettings, WaitingSettings};
 use crate::cache::CacheSettings;
 use crate::runtime::{
@@ -26,6 +27,10 @@ pub struct StoreSettings {
     pub optimized_dir: Option<PathBuf>,
     /// Bytes that are left free on its disk.
     pub reserve_bytes: u64,
+    /// Whether a process of its own loads files before this one does.
+    pub trial_load: TrialLoad,
+    /// The most that such a process may take.
+    pub trial_load_timeout: Duration,
 }
 
 /// `[device] [optimization] [batch] [performance] [cache]` in force for one model.

@@ -169,6 +169,8 @@ impl House {
             max_loaded_memory,
             optimized_dir: None,
             reserve_bytes: 0,
+            trial_load: TrialLoad::Off,
+            trial_load_timeout: Duration::ZERO,
         };
         // Runs are counted, and some never end: none may be a trial of the loader's.
         let batch = BatchSettings { dynamic_batching: false, ..BatchSettings::default() };

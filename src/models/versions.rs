@@ -189,10 +189,11 @@ impl ModelManager {
         }
         self.take_down(name, &BTreeSet::from([version])).await;
         let _ = self.look(name, gate).await;
-        let (state, model) = (self.state_place(), name.clone());
+        let (state, passed, model) = (self.state_place(), self.passed_place(), name.clone());
         self.blocking(move || {
             swap::remove(&taken);
             state.forget(&model, Some(version));
+            passed.forget(&model, Some(version));
         })
         .await;
         tracing::info!(model = %name, %version, "a version is deleted");
@@ -217,10 +218,11 @@ impl ModelManager {
         self.edit(name, |entry| entry.held = true);
         self.take_down(name, &versions).await;
         self.remove(&mut self.lock(), name);
-        let (state, model) = (self.state_place(), name.clone());
+        let (state, passed, model) = (self.state_place(), self.passed_place(), name.clone());
         self.blocking(move || {
             taken.iter().for_each(|taken| swap::remove(taken));
             state.forget(&model, None);
+            passed.forget(&model, None);
         })
         .await;
         tracing::info!(model = %name, "a model is deleted");

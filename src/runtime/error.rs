@@ -22,6 +22,8 @@ pub enum RuntimeError {
         "the device has not enough memory for this run: {0}; send fewer rows or smaller inputs at once, or try again later"
     )]
     OutOfMemory(String),
+    #[error("there is not enough memory to load the graph: {0}; unload other models, or give the server more")]
+    NoMemoryToLoad(String),
     #[error("the run was stopped")]
     Interrupted,
     #[error("the model file could not be read: {source}")]

@@ -348,7 +348,7 @@ fn hostile_model_files_fail_with_a_reason_and_nothing_else() {
     }
     std::fs::copy(fixture("hostile/secret"), store.path().join("secret")).unwrap();
     assert!(names.len() >= 15, "{names:?}");
-    let server = Server::on(store, &[]);
+    let server = Server::on(store, &[crate::trial_load::TRIALS]);
     for name in names {
         let info = server.get_json(&format!("/v1/models/{name}"));
         assert_eq!(info["state"], "failed", "{name}");

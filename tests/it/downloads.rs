@@ -87,6 +87,7 @@ fn serve(hub: &FakeHub, store: tempfile::TempDir, environment: &[(&str, &str)]) 
     let (endpoint, cdn) = (hub.endpoint(), hub.cdn_host());
     let mut all = vec![("HF_ENDPOINT", endpoint.as_str()), ("ORTUS_HUB__ALLOWED_HOSTS", cdn.as_str())];
     all.push(("ORTUS_HUB__RESERVE_MB", "0"));
+    all.push(crate::trial_load::TRIALS);
     all.extend(environment);
     Server::on(store, &all)
 }

@@ -436,7 +436,7 @@ fn files_that_are_no_models_fail_alone_with_a_reason() {
         std::fs::create_dir_all(store.path().join(name).join("1")).unwrap();
         std::fs::write(store.path().join(name).join("1/model.onnx"), bytes).unwrap();
     }
-    let mut server = Attacked::on(store, &[]);
+    let mut server = Attacked::on(store, &[crate::trial_load::TRIALS]);
     for (name, _) in &files {
         let info = server.get_json(&format!("/v1/models/{name}"));
         assert_eq!(info["state"], "failed", "{info}");

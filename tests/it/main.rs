@@ -89,6 +89,8 @@ mod torchserve;
 mod tracing;
 /// Pictures: tiny models of many architectures against transformers' own pipelines.
 mod transformers_images;
+/// Files that crash ONNX Runtime, in a process that tries them out.
+mod trial_load;
 /// A model folder of a Triton repository, with what such configurations use.
 mod triton;
 /// The Open Inference Protocol.

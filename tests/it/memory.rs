@@ -98,6 +98,48 @@ pub fn write_hungry_model(folder: &Path) {
     write_graph(folder, graph);
 }
 
+/// `x i64[1]` → `x` plus the result of many products of matrices of zeros, `y`: ONNX Runtime computes them while it loads the graph,
+/// which takes a second or more.
+pub fn write_slow_to_load_model(folder: &Path) {
+    const PRODUCTS: usize = 150;
+    let dim = Dimension { value: Some(dimension::Value::DimValue(1)), ..Dimension::default() };
+    let tensor = type_proto::Tensor { elem_type: Some(1), shape: Some(TensorShapeProto { dim: vec![dim] }) };
+    let ty = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() };
+    let value =
+        |name: &str| ValueInfoProto { name: Some(name.into()), r#type: Some(ty.clone()), ..ValueInfoProto::default() };
+    let node = |kind: &str, inputs: &[&str], output: &str| NodeProto {
+        op_type: Some(kind.into()),
+        input: inputs.iter().map(|name| (*name).to_owned()).collect(),
+        output: vec![output.into()],
+        ..NodeProto::default()
+    };
+    let size = TensorProto {
+        name: Some("size".into()),
+        dims: vec![2],
+        data_type: Some(7),
+        int64_data: vec![512, 512],
+        ..TensorProto::default()
+    };
+    let mut nodes = vec![node("ConstantOfShape", &["size"], "m0")];
+    for index in 0..PRODUCTS {
+        let (from, to) = (format!("m{index}"), format!("m{}", index + 1));
+        nodes.push(node("MatMul", &[&from, &from], &to));
+    }
+    nodes.push(node("ReduceMax", &[&format!("m{PRODUCTS}")], "most"));
+    nodes.push(node("Reshape", &["most", "one"], "flat"));
+    nodes.push(node("Add", &["x", "flat"], "y"));
+    let one = TensorProto { name: Some("one".into()), dims: vec![1], int64_data: vec![1], ..size.clone() };
+    let graph = GraphProto {
+        name: Some("slow to load".into()),
+        node: nodes,
+        initializer: vec![size, one],
+        input: vec![value("x")],
+        output: vec![value("y")],
+        ..GraphProto::default()
+    };
+    write_graph(folder, graph);
+}
+
 /// The model of this graph, in the folder's version 1.
 fn write_graph(folder: &Path, graph: GraphProto) {
     let opset = OperatorSetIdProto { version: Some(21), ..OperatorSetIdProto::default() };

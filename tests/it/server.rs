@@ -206,6 +206,8 @@ pub fn command() -> Command {
     command.current_dir(root().join("tests")).env("ORTUS_TELEMETRY__LOG_LEVEL", "warn");
     // Servers of other tests have the usual port.
     command.env("ORTUS_SERVER__GRPC_LISTEN", "off");
+    // One more process for each model of each server; tests of what is loaded ask for it.
+    command.env("ORTUS_STORE__TRIAL_LOAD", "off");
     command
 }
 

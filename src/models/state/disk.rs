@@ -84,9 +84,9 @@ pub(super) struct Kept {
 /// A file of the model.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct OriginalFile {
+pub(in crate::models) struct OriginalFile {
     /// Relative to the version's folder.
-    pub(super) path: PathBuf,
+    pub(in crate::models) path: PathBuf,
     pub(super) bytes: u64,
     pub(super) inode: u64,
     /// Nanoseconds since 1970: of its content, and of its content or its name.
@@ -111,7 +111,7 @@ fn stamps(metadata: &fs::Metadata) -> (i128, i128) {
 
 impl OriginalFile {
     /// Reads and hashes `path` of `folder`.
-    pub(super) fn read(folder: &Path, path: PathBuf) -> io::Result<OriginalFile> {
+    pub(in crate::models) fn read(folder: &Path, path: PathBuf) -> io::Result<OriginalFile> {
         let file = folder.join(&path);
         let before = fs::metadata(&file)?;
         let (bytes, blake3) = digest(&file)?;
@@ -120,7 +120,7 @@ impl OriginalFile {
     }
 
     /// Whether it was last touched before `time`.
-    pub(super) fn is_older_than(&self, time: std::time::SystemTime) -> bool {
+    pub(in crate::models) fn is_older_than(&self, time: std::time::SystemTime) -> bool {
         let time = time.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         i128::try_from(time.as_nanos()).is_ok_and(|time| self.changed_ns < time)
     }
@@ -133,7 +133,7 @@ impl OriginalFile {
     }
 
     /// Whether its content is what it was; reads it where it was touched.
-    pub(super) fn is_same(&self, folder: &Path) -> bool {
+    pub(in crate::models) fn is_same(&self, folder: &Path) -> bool {
         let file = folder.join(&self.path);
         let has_size = fs::metadata(&file).is_ok_and(|now| now.len() == self.bytes);
         has_size && (self.is_untouched(folder) || digest(&file).is_ok_and(|(_, blake3)| blake3 == self.blake3))

@@ -14,13 +14,14 @@ mod saved;
 pub use quantized::Quantization;
 pub use report::{Optimization, OptimizationState};
 
+pub(super) use disk::OriginalFile;
 pub(super) use engines::{Begun, Engines};
 pub(super) use quantized::Samples;
 
 use super::{Layout, ModelName, ModelSettings, Setup, StoreSettings, Tuned, Version, swap};
 use crate::rewrite::{Fp16Options, QuantizeOptions, Rewriting};
 use crate::runtime::{DeviceSettings, GraphSource, Interrupt, OptimizationLevel, Runtime, Session, WrittenGraph};
-use disk::{FORMAT, Kept, OriginalFile, State};
+use disk::{FORMAT, Kept, State};
 use saved::{Form, SavedRuntime};
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -117,6 +117,8 @@ impl House {
             max_loaded_memory: None,
             optimized_dir: None,
             reserve_bytes: 0,
+            trial_load: TrialLoad::Off,
+            trial_load_timeout: Duration::ZERO,
         };
         let device = DeviceSettings { device_type: DeviceType::Tensorrt, ..DeviceSettings::default() };
         let batch = BatchSettings { dynamic_batching: false, ..BatchSettings::default() };

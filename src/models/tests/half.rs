@@ -74,6 +74,8 @@ async fn loaded(use_fp16: bool, times: Times) -> (Root, ModelManager, Arc<Loaded
         max_loaded_memory: None,
         optimized_dir: None,
         reserve_bytes: 0,
+        trial_load: TrialLoad::Off,
+        trial_load_timeout: Duration::ZERO,
     };
     let settings = ModelSettings {
         device: DeviceSettings { use_fp16, ..DeviceSettings::default() },

@@ -98,8 +98,12 @@ pub(super) fn load_graph(
             Err((provider, error)) => {
                 tracing::debug!(device = candidate.device, %error, "ONNX Runtime refused the graph");
                 let Some(provider) = provider else {
-                    let problem = message::clean(&error.to_string());
-                    return Err(RuntimeError::Graph(format!("ONNX Runtime cannot load the graph: {problem}")));
+                    let text = error.to_string();
+                    let problem = message::clean(&text);
+                    return Err(match message::is_out_of_memory(&text) {
+                        true => RuntimeError::NoMemoryToLoad(problem),
+                        false => RuntimeError::Graph(format!("ONNX Runtime cannot load the graph: {problem}")),
+                    });
                 };
                 is_fallback = true;
                 note(&mut missing, provider.failed(&error.to_string()));
