@@ -2,7 +2,9 @@
 //!
 //! `Table` is pure: the caller says the time. Invariants: only a failed run that a request of somebody else was right in counts;
 //! whoever is kept apart comes back [`WINDOW`] after the offence that brought it there; no more than [`SENDERS_MAX`] are counted,
-//! and where nobody is kept apart that is told by one relaxed load. Knows no key and no connection: a [`Sender`] is made by a door.
+//! and where nobody is kept apart that is told by one relaxed load. Clients that are one
+//! sender, as those behind one proxy without keys, are nobody else to each other. Knows no key and no connection: a [`Sender`] is made by
+//! a door.
 
 use crate::telemetry::LineRate;
 use std::fmt;
