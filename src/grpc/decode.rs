@@ -222,10 +222,41 @@ fn read_output(output: InferRequestedOutputTensor) -> Result<Wanted, CodecError>
     Ok(Wanted { name, classes })
 }
 
+/// Reads a request, and what was read once more as raw tensors, which must be the same. Gives the tensors as they are sent.
+#[cfg(any(test, fuzzing))]
+pub(super) fn read_twice(request: ModelInferRequest) -> Result<Vec<(InferInputTensor, Bytes)>, CodecError> {
+    use crate::codec::wire::{Answered, write_binary};
+    use crate::tensor::{Dim, ValueType};
+    let spec = |name: &str, ty| Spec { name: name.to_owned(), ty, optional: false };
+    let numbers = || ValueType::Tensor { dtype: DType::Fp32, shape: Some(vec![Dim::Dynamic(None)]) };
+    let map = ValueType::Map { key: DType::String, value: DType::Fp32 };
+    // What types its elements have is nothing that reading asks.
+    let specs = [spec("x", numbers()), spec("m", map), spec("o", ValueType::Optional(Box::new(numbers())))];
+    let limits = JsonLimits { max_depth: 8, max_elements: 1 << 12, max_items: 16 };
+    let sent = |request| -> Result<Vec<(InferInputTensor, Bytes)>, CodecError> {
+        let one = |(name, value): &(String, Value)| {
+            let tensor = Answered { name, classes: None, labels: &[], batched: false }.tensor(value)?;
+            let shape = tensor.shape().iter().filter_map(|&size| i64::try_from(size).ok()).collect();
+            let (name, datatype) = (name.clone(), tensor.dtype().name().to_owned());
+            let bytes = write_binary(&name, &tensor)?;
+            Ok((InferInputTensor { name, datatype, shape, ..Default::default() }, bytes))
+        };
+        read(request, &specs, &limits)?.inputs.iter().map(one).collect()
+    };
+    let first = sent(request)?;
+    let (inputs, raw_input_contents) = first.iter().cloned().unzip();
+    let again = sent(ModelInferRequest { inputs, raw_input_contents, ..Default::default() });
+    assert_eq!(again.as_ref(), Ok(&first));
+    Ok(first)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::grpc::codec::decoded;
     use crate::tensor::{Dim, ValueType};
+    use proptest::prelude::*;
+    use prost::Message;
 
     const LIMITS: JsonLimits = JsonLimits { max_depth: 8, max_elements: 1000, max_items: 10 };
 
@@ -379,5 +410,81 @@ mod tests {
         );
         wanted.parameters.insert("shared_memory_region".to_owned(), choice(Some(ParameterChoice::BoolParam(true))));
         check(ModelInferRequest { outputs: vec![wanted], ..Default::default() }, "shared memory is not served");
+    }
+
+    /// Elements of a type, in the list that it uses and as raw bytes.
+    fn any_elements() -> impl Strategy<Value = (&'static str, InferTensorContents, Vec<u8>)> {
+        type Lists = InferTensorContents;
+        fn raw<T, const N: usize>(elements: &[T], bytes: impl Fn(&T) -> [u8; N]) -> Vec<u8> {
+            elements.iter().flat_map(bytes).collect()
+        }
+        let sizes = 0..20usize;
+        prop_oneof![
+            prop::collection::vec(any::<bool>(), sizes.clone()).prop_map(|list| {
+                let bytes = raw(&list, |&element| [u8::from(element)]);
+                ("BOOL", Lists { bool_contents: list, ..Default::default() }, bytes)
+            }),
+            prop::collection::vec(any::<i8>(), sizes.clone()).prop_map(|list| {
+                let int_contents = list.iter().map(|&element| element.into()).collect();
+                ("INT8", Lists { int_contents, ..Default::default() }, raw(&list, |element| element.to_le_bytes()))
+            }),
+            prop::collection::vec(any::<u16>(), sizes.clone()).prop_map(|list| {
+                let uint_contents = list.iter().map(|&element| element.into()).collect();
+                ("UINT16", Lists { uint_contents, ..Default::default() }, raw(&list, |element| element.to_le_bytes()))
+            }),
+            prop::collection::vec(any::<i32>(), sizes.clone()).prop_map(|list| {
+                let bytes = raw(&list, |element| element.to_le_bytes());
+                ("INT32", Lists { int_contents: list, ..Default::default() }, bytes)
+            }),
+            prop::collection::vec(any::<i64>(), sizes.clone()).prop_map(|list| {
+                let bytes = raw(&list, |element| element.to_le_bytes());
+                ("INT64", Lists { int64_contents: list, ..Default::default() }, bytes)
+            }),
+            prop::collection::vec(any::<u64>(), sizes.clone()).prop_map(|list| {
+                let bytes = raw(&list, |element| element.to_le_bytes());
+                ("UINT64", Lists { uint64_contents: list, ..Default::default() }, bytes)
+            }),
+            prop::collection::vec(any::<u32>().prop_map(f32::from_bits), sizes.clone()).prop_map(|list| {
+                let bytes = raw(&list, |element| element.to_le_bytes());
+                ("FP32", Lists { fp32_contents: list, ..Default::default() }, bytes)
+            }),
+            prop::collection::vec(any::<u64>().prop_map(f64::from_bits), sizes.clone()).prop_map(|list| {
+                let bytes = raw(&list, |element| element.to_le_bytes());
+                ("FP64", Lists { fp64_contents: list, ..Default::default() }, bytes)
+            }),
+            prop::collection::vec(any::<String>(), sizes).prop_map(|list| {
+                let length = |text: &String| u32::try_from(text.len()).unwrap().to_le_bytes();
+                let bytes = list.iter().flat_map(|text| [&length(text)[..], text.as_bytes()].concat()).collect();
+                let bytes_contents = list.into_iter().map(|text| Bytes::from(text.into_bytes())).collect();
+                ("BYTES", Lists { bytes_contents, ..Default::default() }, bytes)
+            }),
+        ]
+    }
+
+    proptest! {
+        /// From message to message: typed and raw elements are the same tensor, and it is sent as it came.
+        #[test]
+        fn tensors_come_out_as_they_went_in((datatype, contents, bytes) in any_elements()) {
+            let count = match datatype {
+                "BYTES" => contents.bytes_contents.len(),
+                datatype => bytes.len() * 8 / DType::parse(datatype).unwrap().bits(),
+            };
+            let described = input("x", datatype, &[i64::try_from(count).unwrap(), 1], None);
+            let typed = InferInputTensor { contents: Some(contents), ..described.clone() };
+            let raw_input_contents = vec![Bytes::from(bytes)];
+            let expected = vec![(described.clone(), raw_input_contents[0].clone())];
+            let raw = ModelInferRequest { raw_input_contents, ..request(vec![described], &[]) };
+            for sent in [request(vec![typed], &[]), raw] {
+                let came: ModelInferRequest = decoded(Bytes::from(sent.encode_to_vec())).unwrap();
+                prop_assert_eq!(read_twice(came).unwrap(), expected.clone());
+            }
+        }
+
+        #[test]
+        fn no_bytes_are_too_odd_to_be_refused(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            if let Ok(request) = decoded::<ModelInferRequest>(Bytes::from(bytes)) {
+                let _ = read_twice(request);
+            }
+        }
     }
 }

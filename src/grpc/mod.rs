@@ -63,3 +63,13 @@ struct GrpcState {
     settings: Arc<GrpcSettings>,
     tasks: Tasks,
 }
+
+/// Reads an inference request for a model of numbers, texts and a value that is no tensor, and again from what was read: for the
+/// fuzzer alone.
+#[cfg(fuzzing)]
+pub fn fuzz_infer_request(message: &[u8]) {
+    if let Ok(request) = codec::decoded(message) {
+        // What is refused is as good.
+        let _ = decode::read_twice(request);
+    }
+}

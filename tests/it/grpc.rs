@@ -844,6 +844,7 @@ fn f78_bytes_that_are_no_http2_close_their_connection() {
     server.assert_well();
 }
 
+/// F28.
 #[test]
 fn a_message_that_does_not_come_in_time_is_given_up() {
     let server = Server::start(&["echo"], &[("ORTUS_LIMITS__BODY_READ_TIMEOUT_MS", "300")]);
@@ -984,6 +985,7 @@ fn what_messages_held_is_given_back_however_their_call_ends() {
     server.assert_well();
 }
 
+/// F28.
 #[test]
 fn a_message_of_a_stream_that_does_not_come_in_time_is_given_up() {
     let server = Server::start(&["echo"], &[&TIGHT[..], &[("ORTUS_LIMITS__BODY_READ_TIMEOUT_MS", "1000")]].concat());
