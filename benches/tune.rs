@@ -18,7 +18,8 @@
 )]
 
 use ortus::models::{
-    Layout, Measured, ModelManager, ModelName, ModelSettings, Objective, Setup, StoreSettings, Tuned, TuningSettings,
+    Layout, Measured, ModelManager, ModelName, ModelSettings, Objective, Setup, StoreSettings, TrialLoad, Tuned,
+    TuningSettings,
 };
 use ortus::pipelines::PipelineLimits;
 use ortus::runtime::onnx::OnnxRuntime;
@@ -189,6 +190,8 @@ impl House<'_> {
             max_loaded_memory: None,
             optimized_dir: None,
             reserve_bytes: 0,
+            trial_load: TrialLoad::Off,
+            trial_load_timeout: Duration::ZERO,
         };
         let (tasks, limits) = (Tasks::new(), PipelineLimits::default());
         let manager = ModelManager::new(self.runtime.clone(), tasks, store, settings, limits, Stats::default());

@@ -101,7 +101,7 @@ pub fn write_hungry_model(folder: &Path) {
 /// `x i64[1]` → `x` plus the result of many products of matrices of zeros, `y`: ONNX Runtime computes them while it loads the graph,
 /// which takes a second or more.
 pub fn write_slow_to_load_model(folder: &Path) {
-    const PRODUCTS: usize = 150;
+    const PRODUCTS: usize = 300;
     let dim = Dimension { value: Some(dimension::Value::DimValue(1)), ..Dimension::default() };
     let tensor = type_proto::Tensor { elem_type: Some(1), shape: Some(TensorShapeProto { dim: vec![dim] }) };
     let ty = TypeProto { value: Some(type_proto::Value::TensorType(tensor)), ..TypeProto::default() };
