@@ -120,7 +120,7 @@ mod tests {
         }
         let command = Cli::command();
         check(&command);
-        assert_eq!(command.get_subcommands().count(), 12);
+        assert_eq!(command.get_subcommands().count(), 13);
     }
 
     #[test]

@@ -151,6 +151,25 @@ fn the_process_ends_with_the_server_however_that_ends() {
 }
 
 #[test]
+fn a_download_that_is_cancelled_ends_the_process_that_tries_it_out() {
+    let folder = tempfile::tempdir().unwrap();
+    write_slow_to_load_model(folder.path());
+    let allowed = ("ORTUS_HUB__ALLOWED_PATHS", folder.path().to_str().unwrap());
+    let server = Server::start(&["mlp"], &[TRIALS, allowed, ("ORTUS_HUB__RESERVE_MB", "0")]);
+    let order = json!({"name": "slow-load", "source": "local", "path": folder.path().join("1/model.onnx")});
+    let (status, answer) = server.post_json("/v1/models", &order);
+    assert_eq!(status, 202, "{answer}");
+    let trial = trial_of(server.child.id());
+    // It would take hours.
+    signal(trial, "STOP");
+    let download = format!("/v1/downloads/{}", answer["download"]["id"].as_str().unwrap());
+    assert_eq!(server.client.delete(server.url(&download)).send().unwrap().status(), 200);
+    wait_until(|| is_gone(trial));
+    assert_eq!(server.get("/v1/models/slow-load").status(), 404);
+    server.assert_well();
+}
+
+#[test]
 fn what_is_refused_without_a_crash_has_the_reason_that_a_load_gives() {
     let reason = |trials: &str| {
         let store = store_of(&[]);
