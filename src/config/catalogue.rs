@@ -746,6 +746,19 @@ pub(super) const KEYS: &[Key] = &[
     },
     Key {
         section: "performance",
+        name: "run_memory_mb",
+        doc: "Most memory that runs on the CPU may take: those of a model from 16 MB on together, else those of each of its instances; twice the \
+              model's files are allowed beside it, in case its weights lie there. 0 = as much as the system gives; not set: what the machine \
+              or its container leaves when the model is loaded, at least 256. Needs memory_arena.",
+        kind: Kind::Chosen {
+            min: 0,
+            max: 1 << 30,
+            get: |config| config.overrides.performance.run_memory_mb,
+            set: |config, value| config.overrides.performance.run_memory_mb = Some(value),
+        },
+    },
+    Key {
+        section: "performance",
         name: "tune",
         doc: "Measure at load, for seconds, at most 45 and not while the model has traffic, which instances, intra_threads, largest batch, graph level and memory settings serve best; what is set stays.",
         kind: Kind::Boolean {

@@ -62,15 +62,17 @@ pub(super) struct Reservation {
     pub(super) room_bytes: u64,
     /// The same for its runs, where idle models of the budget go for it.
     pub(super) runs_bytes: u64,
+    /// What the machine alone had left beside it.
+    pub(super) machine_bytes: u64,
 }
 
 impl Admission {
-    fn reserve(&self, need: Need, size_bytes: u64, (room_bytes, runs_bytes): (u64, u64)) -> Reservation {
+    fn reserve(&self, need: Need, size_bytes: u64, [room_bytes, runs_bytes, machine_bytes]: [u64; 3]) -> Reservation {
         let mut reserved = self.0.reserved.lock().unwrap_or_else(PoisonError::into_inner);
         reserved.0 += 1;
         let id = reserved.0;
         reserved.1.insert(id, need);
-        Reservation { admission: self.clone(), id, need, size_bytes, room_bytes, runs_bytes }
+        Reservation { admission: self.clone(), id, need, size_bytes, room_bytes, runs_bytes, machine_bytes }
     }
 
     fn reserved(&self) -> Vec<Need> {
@@ -143,7 +145,7 @@ impl ModelManager {
         let budget =
             totals.budget_bytes.map_or(u64::MAX, |budget| budget.saturating_sub(taken).saturating_sub(need.resident));
         let whole = totals.budget_bytes.map_or(u64::MAX, |budget| budget.saturating_sub(need.resident));
-        Ok(admission.reserve(need, size_bytes, (machine.min(budget), machine.min(whole))))
+        Ok(admission.reserve(need, size_bytes, [machine.min(budget), machine.min(whole), machine]))
     }
 
     /// Whether a graph of `size_bytes` may be loaded once more beside the store, to be measured: nobody goes for it.

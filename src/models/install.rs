@@ -176,6 +176,7 @@ impl ModelManager {
         let trial = async move {
             let reservation = manager.admit(&job, MakeRoom::Evict).await?;
             job.size_bytes = reservation.size_bytes;
+            job.machine_bytes = reservation.machine_bytes;
             manager.run_trial(job, &reservation, &given_up).await
         };
         let failed = move |source| ModelError::Load { model: name, version, source };
@@ -232,6 +233,7 @@ impl ModelManager {
             size_bytes: 0,
             room_bytes: 0,
             runs_bytes: 0,
+            machine_bytes: u64::MAX,
             traffic: None,
             is_verified: true,
             trial: self.trial(true),

@@ -64,6 +64,9 @@ const TUNING_LENGTH: usize = 64;
 /// The part of the memory that is left which runs on the CPU may take where `memory_fraction` is not set: others grow, too.
 const RUNS_FRACTION: f64 = 0.8;
 
+/// What runs may take at the least where nobody has set it, in bytes: other programs may have the rest for a moment only.
+const RUNS_LEAST: u64 = 256 << 20;
+
 /// A measurement of activations that took less is made again at the next load, and not kept.
 const WORTH_KEEPING: Duration = Duration::from_millis(100);
 
@@ -88,6 +91,8 @@ pub(super) struct Job {
     pub(super) room_bytes: u64,
     /// What of it the runs may take, in bytes; `u64::MAX` where no limit is known.
     pub(super) runs_bytes: u64,
+    /// What the machine alone leaves free; `u64::MAX` where that is not known.
+    pub(super) machine_bytes: u64,
     /// What the model has to do that measuring would disturb, in words.
     pub(super) traffic: Option<String>,
     /// Whether the checksums of these files were found right before.
@@ -656,6 +661,16 @@ fn session_settings(job: &Job, setup: Setup) -> SessionSettings {
         // A session's own threads help whoever runs it: those who share it need the helpers of all of them.
         intra_threads: if shares(job, setup) { instances * (intra_threads - 1) + 1 } else { intra_threads },
         memory: setup.memory,
+        run_memory: run_memory(job),
+    }
+}
+
+/// What the runs of a session may take; `None` where there is no bound. What nobody has set is what the machine has at this moment, so
+/// that a run which it cannot hold fails and does not end the process.
+fn run_memory(job: &Job) -> Option<u64> {
+    match job.settings.run_memory {
+        Some(bytes) => (bytes > 0).then_some(bytes),
+        None => (job.machine_bytes != u64::MAX).then_some(job.machine_bytes.max(RUNS_LEAST)),
     }
 }
 
@@ -836,7 +851,8 @@ fn activation_of(
 /// What the runs of all instances together may take; `None` where no limit is known.
 fn runs_budget(job: &Job) -> Option<u64> {
     let fraction = job.settings.device.memory_fraction.map_or(RUNS_FRACTION, |fraction| fraction.get());
-    (job.runs_bytes != u64::MAX).then_some((job.runs_bytes as f64 * fraction) as u64)
+    let most = job.runs_bytes.min(job.settings.run_memory.filter(|bytes| *bytes > 0).unwrap_or(u64::MAX));
+    (most != u64::MAX).then_some((most as f64 * fraction) as u64)
 }
 
 /// Most rows of a run of a layout that fit; `None` where that is not known.

@@ -823,6 +823,7 @@ impl ModelManager {
             size_bytes: 0,
             room_bytes: 0,
             runs_bytes: 0,
+            machine_bytes: u64::MAX,
             traffic: None,
             // What a call brings is not there at the next start.
             state: (!overridden).then(|| self.state_place()),
@@ -847,6 +848,7 @@ impl ModelManager {
                 job.size_bytes = reservation.size_bytes;
                 job.room_bytes = reservation.room_bytes;
                 job.runs_bytes = reservation.runs_bytes;
+                job.machine_bytes = reservation.machine_bytes;
                 (self.run_loader(job, &reservation).await, Some(reservation))
             }
             Err(error) => (Err(error), None),
@@ -1181,6 +1183,7 @@ fn bare_settings(model: &LoadedModel) -> SessionSettings {
         optimization_level: model.settings.optimization_level,
         intra_threads: model.intra_threads,
         memory: model.settings.memory(),
+        run_memory: model.settings.run_memory.filter(|bytes| *bytes > 0),
     }
 }
 

@@ -46,6 +46,9 @@ pub struct ModelSettings {
     pub memory_arena: Option<bool>,
     /// See [`MemorySettings::pattern`]; `None` = on, or what tuning finds.
     pub memory_pattern: Option<bool>,
+    /// Bytes that the runs of a session on the CPU may take, 0 = as many as the system gives; `None` = what the machine
+    /// leaves at load.
+    pub run_memory: Option<u64>,
     /// Loaded copies; `None` = chosen for the machine.
     pub instances: Option<usize>,
     /// Threads of one run; `None` = chosen for the machine.
@@ -121,6 +124,7 @@ impl Default for ModelSettings {
             optimization_level_is_set: false,
             memory_arena: None,
             memory_pattern: None,
+            run_memory: None,
             instances: None,
             intra_threads: None,
             batch: BatchSettings::default(),
@@ -199,6 +203,8 @@ pub struct PerformanceOverrides {
     pub warmup_iterations: Option<usize>,
     pub enable_profiling: Option<bool>,
     pub log_memory_usage: Option<bool>,
+    /// MiB; 0 = as much as the system gives.
+    pub run_memory_mb: Option<u64>,
     pub tune: Option<bool>,
     pub objective: Option<Objective>,
     /// 0 = none.
@@ -290,6 +296,7 @@ impl ModelOverrides {
             ("performance.warmup_iterations", performance.warmup_iterations.is_some()),
             ("performance.enable_profiling", performance.enable_profiling.is_some()),
             ("performance.log_memory_usage", performance.log_memory_usage.is_some()),
+            ("performance.run_memory_mb", performance.run_memory_mb.is_some()),
             ("performance.tune", performance.tune.is_some()),
             ("performance.objective", performance.objective.is_some()),
             ("performance.target_p99_ms", performance.target_p99_ms.is_some()),
@@ -325,6 +332,11 @@ impl ModelOverrides {
                 || base.optimization_level_is_set,
             memory_arena: self.optimization.memory_arena.or(base.memory_arena),
             memory_pattern: self.optimization.memory_pattern.or(base.memory_pattern),
+            run_memory: self
+                .performance
+                .run_memory_mb
+                .map(|mebibytes| mebibytes.saturating_mul(1 << 20))
+                .or(base.run_memory),
             instances: self.batch.instances.or(base.instances),
             intra_threads: self.batch.intra_threads.or(base.intra_threads),
             batch: BatchSettings {

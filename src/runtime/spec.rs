@@ -25,6 +25,9 @@ pub struct SessionSettings {
     /// Threads of one run, at least 1.
     pub intra_threads: usize,
     pub memory: MemorySettings,
+    /// Bytes that the session's runs on the CPU may take together; `None` = as many as the system gives. The arena is bounded, in
+    /// which weights may lie as well, so twice the bytes of the graph's files are allowed beside it. Without an arena nothing is.
+    pub run_memory: Option<u64>,
 }
 
 impl Default for SessionSettings {
@@ -34,6 +37,7 @@ impl Default for SessionSettings {
             optimization_level: OptimizationLevel::Aggressive,
             intra_threads: 1,
             memory: MemorySettings::default(),
+            run_memory: None,
         }
     }
 }

@@ -106,6 +106,40 @@ fn a_run_that_wants_more_memory_than_there_is_fails_alone() {
     server.assert_unharmed(64);
 }
 
+/// F34.
+#[test]
+fn a_run_over_its_models_bound_fails_alone_and_the_error_names_the_key() {
+    let store = store_of(&[]);
+    write_hungry_model(&store.path().join("hungry"));
+    std::fs::write(store.path().join("hungry/model.toml"), "[performance]\nrun_memory_mb = 16\n").unwrap();
+    let mut server = Attacked::on(store, &[]);
+    let ask = |elements: u64| server.post_json("/v1/models/hungry/predict", &json!({"inputs": {"size": [elements]}}));
+    let hogs = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..10 {
+                    // 256 MiB.
+                    let (status, answer) = ask(64 << 20);
+                    assert_eq!(status, 503, "{answer}");
+                    assert!(answer.to_string().contains("[performance] run_memory_mb"), "{answer}");
+                    hogs.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        // Its mates, and another model, are answered meanwhile.
+        while hogs.load(Ordering::Relaxed) < 40 {
+            let (status, answer) = ask(1000);
+            assert_eq!((status, &answer["outputs"]["y"]), (200, &json!(0.0)), "{answer}");
+            assert_eq!(server.post_json(PREDICT, &good()).0, 200);
+        }
+    });
+    // 8 MiB are within it.
+    assert_eq!(ask(2 << 20).0, 200);
+    assert_eq!(server.get_json("/v1/models/hungry")["config"]["performance"]["run_memory_mb"], 16);
+    server.assert_unharmed(48);
+}
+
 /// F35.
 #[test]
 fn a_run_without_an_end_takes_no_cpu_after_its_deadline() {

@@ -60,6 +60,11 @@ const ROWS: &[Row] = &[
     row("limits.max_audio_seconds", "1", 413, &["voice"], |server| {
         send(server, "/v1/models/voice/predict", "audio/wav", silence(2))
     }),
+    row("performance.run_memory_mb", "8", 503, &[], |server| {
+        crate::memory::write_hungry_model(&server.store.path().join("hungry"));
+        // 256 MiB.
+        predict(server, "hungry", &json!({"inputs": {"size": [64 << 20]}}))
+    }),
     row("limits.max_model_bytes", "100", 422, &["mlp"], |server| {
         answer(server.post("/v1/models/mlp/load").send().unwrap())
     }),

@@ -1050,6 +1050,7 @@ fn config_of(model: &LoadedModel) -> Value {
             "warmup_iterations": settings.warmup_iterations,
             "enable_profiling": settings.enable_profiling,
             "log_memory_usage": settings.log_memory_usage,
+            "run_memory_mb": settings.run_memory.map(|bytes| bytes >> 20),
             "tune": settings.tuning.tune,
             "objective": settings.tuning.objective,
             "target_p99_ms": settings.tuning.target_p99.map_or(0, |target| target.as_millis()),

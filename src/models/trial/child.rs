@@ -77,6 +77,8 @@ fn answer(runtime: &dyn Runtime, tasks: &Tasks, request: &Request) -> Result<Ans
         optimization_level: request.optimization_level,
         intra_threads: request.intra_threads,
         memory: request.memory,
+        // The process as a whole is bounded.
+        run_memory: None,
     };
     let mut session = runtime.load(&source, &settings)?;
     if let Some(folder) = &request.run_by {

@@ -41,6 +41,11 @@ pub(super) fn is_out_of_memory(text: &str) -> bool {
     .any(|part| lower.contains(part))
 }
 
+/// Whether it says that an arena's own bound was met.
+pub(super) fn is_over_bound(text: &str) -> bool {
+    text.to_lowercase().contains("available memory of")
+}
+
 /// Whether a message is of a GPU or one of its libraries, and not of the graph's input.
 pub(super) fn is_device_fault(text: &str) -> bool {
     ["CUDA failure ", "CUDA error", "CUBLAS failure ", "CUDNN failure ", "CUFFT failure "]

@@ -27,6 +27,8 @@ pub(super) struct Machine {
     pub(super) engines: Option<PathBuf>,
     /// Where the times of all nodes are written, where they are taken.
     pub(super) trace: Option<PathBuf>,
+    /// Bytes of the graph's files.
+    pub(super) size_bytes: u64,
 }
 
 /// Shapes that an engine is built for, as TensorRT's options have them: `x:1x3x224x224,y:1x8`.
@@ -172,6 +174,7 @@ mod tests {
             profile: Some(profile),
             engines: Some("/store/engines".into()),
             trace: None,
+            size_bytes: 0,
         }
     }
 

@@ -2,11 +2,12 @@
 //!
 //! The crate reads the type of every output, which ends the process where an output holds nothing, as optional ones may and
 //! those that a graph computes from an absent optional; it gives strings to ONNX Runtime as C strings; and it does not wrap
-//! the figures of an arena. All are a few calls of ONNX Runtime's C interface, kept together here.
+//! the figures and bounds of an arena. All are a few calls of ONNX Runtime's C interface, kept together here.
 
 #![expect(unsafe_code, reason = "calls of ONNX Runtime's C interface that the crate does not wrap")]
 
 use crate::runtime::SessionMemory;
+use ort::environment::Environment;
 use ort::logging::LogLevel;
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::{RunOptions, SelectedOutputMarker, Session, SessionInputValue, SharedSessionInner};
@@ -15,6 +16,7 @@ use ort::{AsPointer, sys};
 use std::collections::BTreeMap;
 use std::ffi::CStr;
 use std::ptr::{self, NonNull};
+use std::sync::{Mutex, PoisonError};
 
 fn check(status: sys::OrtStatusPtr) -> ort::Result<()> {
     // SAFETY: every status given here comes straight from a call of the interface and is consumed once.
@@ -109,6 +111,62 @@ pub(super) fn string_tensor(shape: &[usize], strings: &[String]) -> ort::Result<
 /// Where the session has none.
 pub(super) fn arena_allocator(session: &Session) -> ort::Result<Allocator> {
     Allocator::new(session, MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Arena, MemoryType::Default)?)
+}
+
+/// Held while a session is built that takes the environment's allocator: the environment has one for the CPU at a time.
+static BUILDING: Mutex<()> = Mutex::new(());
+
+/// Runs `build`, which builds a session with `session.use_env_allocators`: the session's arena on the CPU is then one of its own that
+/// never holds more than `bytes`.
+///
+/// ONNX Runtime takes a bound for an arena only of one that its environment shares among sessions. So one is registered, taken by this
+/// session alone, and taken back: the session keeps it, and it is freed with the last value in it.
+///
+/// # Errors
+/// As `build`. Where no arena can be registered the session has one without a bound, and the log says so.
+pub(super) fn within_arena<T>(
+    environment: &Environment,
+    bytes: usize,
+    build: impl FnOnce() -> ort::Result<T>,
+) -> ort::Result<T> {
+    let place = MemoryInfo::new(AllocationDevice::CPU, 0, AllocatorType::Arena, MemoryType::Default)?;
+    let _building = BUILDING.lock().unwrap_or_else(PoisonError::into_inner);
+    // Taken back before the next one is registered.
+    let _registered = Registered::new(environment, &place, bytes)
+        .inspect_err(|error| tracing::warn!(%error, bytes, "the memory of a model's runs is not bounded"));
+    build()
+}
+
+/// An arena that the environment shares; no longer once dropped.
+struct Registered<'a> {
+    environment: &'a Environment,
+    place: &'a MemoryInfo<'a>,
+}
+
+impl<'a> Registered<'a> {
+    fn new(environment: &'a Environment, place: &'a MemoryInfo<'a>, bytes: usize) -> ort::Result<Registered<'a>> {
+        let mut bounds: *mut sys::OrtArenaCfg = ptr::null_mut();
+        // -1 is ONNX Runtime's own choice, as for the arenas that sessions make themselves.
+        // SAFETY: the call has no other precondition, and gives new bounds or an error.
+        check(unsafe { (ort::api().CreateArenaCfg)(bytes, -1, -1, -1, &raw mut bounds) })?;
+        // SAFETY: environment, place and bounds live through the call, which copies what it needs of them.
+        let status =
+            unsafe { (ort::api().CreateAndRegisterAllocator)(environment.ptr().cast_mut(), place.ptr(), bounds) };
+        // SAFETY: made above and released once.
+        unsafe { (ort::api().ReleaseArenaCfg)(bounds) };
+        check(status)?;
+        Ok(Registered { environment, place })
+    }
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        // SAFETY: both live through the call. Sessions that took the arena have references of their own to it.
+        let status = unsafe { (ort::api().UnregisterAllocator)(self.environment.ptr().cast_mut(), self.place.ptr()) };
+        if let Err(error) = check(status) {
+            tracing::warn!(%error, "a shared arena could not be taken back");
+        }
+    }
 }
 
 /// The figures of an arena; `None` where the allocator is no arena.

@@ -22,6 +22,9 @@ use std::ffi::{CStr, CString};
 use std::path::Path;
 use std::sync::Arc;
 
+/// What an arena takes before anything is in it, in bytes: its first region.
+const ARENA_ITSELF: u64 = 1 << 20;
+
 /// Largest trace that is read, in bytes.
 const TRACE_BYTES_MAX: u64 = 64 << 20;
 
@@ -91,8 +94,10 @@ pub(super) fn load_graph(
                     None if candidate.providers.is_empty() => Buffers::Plain,
                     None => pinned(&session, settings.device.device_index),
                 };
+                let run_memory =
+                    settings.run_memory.filter(|_| settings.memory.arena && candidate.providers.is_empty());
                 return OnnxSession::new(session, buffers, graph, candidate.device, execution)
-                    .map(|session| OnnxSession { trace, ..session })
+                    .map(|session| OnnxSession { trace, run_memory, ..session })
                     .map(|session| Box::new(session) as Box<dyn Session>);
             }
             Err((provider, error)) => {
@@ -101,7 +106,7 @@ pub(super) fn load_graph(
                     let text = error.to_string();
                     let problem = message::clean(&text);
                     return Err(match message::is_out_of_memory(&text) {
-                        true => RuntimeError::NoMemoryToLoad(problem),
+                        true => RuntimeError::NoMemoryToLoad(problem + &bound_in_words(settings.run_memory)),
                         false => RuntimeError::Graph(format!("ONNX Runtime cannot load the graph: {problem}")),
                     });
                 };
@@ -135,6 +140,7 @@ pub(super) fn machine(graph: &graph::Graph, settings: &SessionSettings) -> Machi
         profile: device.tensorrt.rows.and_then(|(usual, most)| Profile::of(&graph.shapes, usual, most)),
         engines: device.tensorrt.engines.clone(),
         trace: None,
+        size_bytes: graph.facts.size_bytes,
     }
 }
 
@@ -195,7 +201,45 @@ fn build(
         let cpu = ort::ep::CPU::default().with_arena_allocator(false).build().error_on_failure();
         cpu.register(&mut builder).map_err(|error| (None, error))?;
     }
-    builder.commit_from_file(file).map_err(|error| (candidate.providers.first().copied(), error))
+    let bounded = candidate.providers.is_empty().then(|| arena_bytes(settings, machine)).flatten();
+    let built = match bounded {
+        Some(bytes) => {
+            let shared = builder.with_config_entry("session.use_env_allocators", "1");
+            let mut builder = shared.map_err(|error| (None, error.into()))?;
+            raw::within_arena(environment, bytes, || builder.commit_from_file(file))
+                .and_then(|session| within(session, bytes))
+        }
+        None => builder.commit_from_file(file),
+    };
+    built.map_err(|error| (candidate.providers.first().copied(), error))
+}
+
+/// What the arena of a session may hold; `None` where it has none, or none that is bounded. While a session is built its weights may lie
+/// in it twice, as they were read and as its products want them.
+fn arena_bytes(settings: &SessionSettings, machine: &Machine) -> Option<usize> {
+    let runs = settings.run_memory.filter(|_| settings.memory.arena)?;
+    let bytes = runs.saturating_add(machine.size_bytes.saturating_mul(2)).saturating_add(ARENA_ITSELF);
+    Some(usize::try_from(bytes).unwrap_or(usize::MAX))
+}
+
+/// The session, where what it holds is within its arena's bound. ONNX Runtime bounds what runs take, but not the constants that it
+/// computes while it loads a graph, and beyond the bound it would bound nothing.
+fn within(session: ort::session::Session, bytes: usize) -> ort::Result<ort::session::Session> {
+    let held = raw::arena_stats(&raw::arena_allocator(&session)?).map_or(0, |memory| memory.arena_bytes);
+    if held <= bytes as u64 {
+        return Ok(session);
+    }
+    // In the words of the arena, which are told from other errors.
+    Err(ort::Error::new(format!(
+        "Available memory of {bytes} is smaller than the {held} bytes that the graph's constants take"
+    )))
+}
+
+/// What a bound on memory says in words, where it was met.
+fn bound_in_words(run_memory: Option<u64>) -> String {
+    let words =
+        |bytes: u64| format!("; the model's runs may take {} MiB, which [performance] run_memory_mb sets", bytes >> 20);
+    run_memory.map(words).unwrap_or_default()
 }
 
 // The crate's builder errors do not convert to boxed errors; a function that returns its own result type keeps `?`.
@@ -248,6 +292,8 @@ struct OnnxSession {
     shared: Arc<Shared>,
     /// The folder of the trace, where runs are timed.
     trace: Option<tempfile::TempDir>,
+    /// See [`SessionSettings::run_memory`].
+    run_memory: Option<u64>,
     inputs: Vec<Spec>,
     outputs: Vec<Spec>,
     facts: GraphFacts,
@@ -293,7 +339,7 @@ impl OnnxSession {
         let arena = if facts.device == "cpu" { Arena::of(&session).map(Arc::new) } else { None };
         let shared =
             Shared { session: Some(session), input_names: c_names(&inputs)?, output_names: c_names(&outputs)?, arena };
-        Ok(OnnxSession { buffers, shared: Arc::new(shared), trace: None, inputs, outputs, facts })
+        Ok(OnnxSession { buffers, shared: Arc::new(shared), trace: None, run_memory: None, inputs, outputs, facts })
     }
 }
 
@@ -319,6 +365,7 @@ impl Session for OnnxSession {
     }
 
     fn run(&mut self, inputs: &[Input], outputs: &[usize], interrupt: &Interrupt) -> Result<Vec<Value>, RuntimeError> {
+        let run_memory = self.run_memory;
         let failed = |error: ort::Error| {
             if interrupt.is_fired() {
                 return RuntimeError::Interrupted;
@@ -326,7 +373,8 @@ impl Session for OnnxSession {
             tracing::debug!(%error, "a run failed");
             let text = error.to_string();
             if message::is_out_of_memory(&text) {
-                RuntimeError::OutOfMemory(message::clean(&text))
+                let bound = run_memory.filter(|_| message::is_over_bound(&text));
+                RuntimeError::OutOfMemory(message::clean(&text) + &bound_in_words(bound))
             } else if message::is_device_fault(&text) {
                 RuntimeError::Device(format!("the device failed: {}", message::clean(&text)))
             } else {
@@ -363,7 +411,17 @@ impl Session for OnnxSession {
         };
         let results = match &mut self.buffers {
             Buffers::Recorded(recorded) => recorded.run(session, &values, outputs, &options),
-            Buffers::Plain => raw::run(session, &values, &names, &options),
+            Buffers::Plain => {
+                let outcome = raw::run(session, &values, &names, &options);
+                match (outcome, &self.shared.arena) {
+                    // What earlier runs left in it may be free, and of no use to this one.
+                    (Err(error), Some(arena)) if message::is_over_bound(&error.to_string()) => {
+                        arena.shrink();
+                        raw::run(session, &values, &names, &options)
+                    }
+                    (outcome, _) => outcome,
+                }
+            }
             Buffers::Pinned(pinned) => match pinned.run(session, &values, &names, &options) {
                 Err(error) if !interrupt.is_fired() => {
                     // Page-locked memory may be short, or this output not to be had in it; else the same error comes again.
@@ -397,6 +455,7 @@ impl Session for OnnxSession {
             buffers: Buffers::Plain,
             shared: self.shared.clone(),
             trace: None,
+            run_memory: self.run_memory,
             inputs: self.inputs.clone(),
             outputs: self.outputs.clone(),
             facts: self.facts.clone(),

@@ -7,7 +7,7 @@ use super::proto::{
     tensor_shape_proto, type_proto,
 };
 use crate::runtime::{
-    DeviceSettings, DeviceType, GraphSource, Interrupt, MemorySettings, Runtime, Session, SessionSettings,
+    DeviceSettings, DeviceType, GraphSource, Interrupt, MemorySettings, Runtime, RuntimeError, Session, SessionSettings,
 };
 use crate::tensor::{DType, Tensor, Value};
 use prost::Message;
@@ -62,13 +62,17 @@ fn load() -> Box<dyn Session> {
 }
 
 fn load_with(memory: MemorySettings) -> Box<dyn Session> {
+    load_bounded(memory, None).unwrap()
+}
+
+fn load_bounded(memory: MemorySettings, run_memory: Option<u64>) -> Result<Box<dyn Session>, RuntimeError> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("model.onnx");
     std::fs::write(&file, wide_graph().encode_to_vec()).unwrap();
     let device = DeviceSettings { device_type: DeviceType::Cpu, ..DeviceSettings::default() };
-    let settings = SessionSettings { device, memory, ..SessionSettings::default() };
+    let settings = SessionSettings { device, memory, run_memory, ..SessionSettings::default() };
     let source = GraphSource { file, text_tower: None, folder: folder.path().to_owned(), max_file_bytes: 1 << 30 };
-    OnnxRuntime::open().unwrap().load(&source, &settings).unwrap()
+    OnnxRuntime::open().unwrap().load(&source, &settings)
 }
 
 fn run(session: &mut dyn Session, rows: usize) -> Vec<Value> {
@@ -98,6 +102,65 @@ fn the_arena_of_one_huge_run_comes_back() {
         run(session.as_mut(), 8);
     }
     assert!(arena(session.as_ref()) < before + 4 * MIB, "{before}, then {}", arena(session.as_ref()));
+}
+
+/// F34.
+#[test]
+fn runs_stay_within_their_bound_each_session_within_its_own() {
+    let bounded = |mebibytes| load_bounded(MemorySettings::default(), Some(mebibytes * MIB)).unwrap();
+    // A run of 4096 rows takes 64 MiB at the least.
+    let (mut narrow, mut wide, mut free) = (bounded(16), bounded(256), load());
+    let mut shared = narrow.share().unwrap();
+    for _ in 0..3 {
+        for session in [&mut narrow, &mut shared] {
+            let input = Tensor::from_vec(DType::Fp32, vec![4096, 4], vec![1f32; 4096 * 4]).unwrap();
+            let error = session.run(&[(0, input.into())], &[0], &Interrupt::new()).unwrap_err();
+            let RuntimeError::OutOfMemory(text) = &error else { panic!("{error}") };
+            assert!(
+                text.ends_with("the model's runs may take 16 MiB, which [performance] run_memory_mb sets"),
+                "{text}"
+            );
+            run(session.as_mut(), 8);
+            assert!(arena(session.as_ref()) < 20 * MIB);
+        }
+        run(wide.as_mut(), 4096);
+        run(free.as_mut(), 4096);
+    }
+    // What is given back counts no more.
+    wide.working_memory().unwrap().shrink();
+    assert!(arena(wide.as_ref()) < 8 * MIB);
+    run(wide.as_mut(), 4096);
+    // Outputs outlive the session and its arena.
+    let outputs = run(wide.as_mut(), 8);
+    drop(wide);
+    assert_eq!(outputs[0].as_tensor().unwrap().to_f32().unwrap()[0], 4.0 * WIDE as f32);
+}
+
+#[test]
+fn what_earlier_runs_left_in_an_arena_takes_nothing_of_its_bound() {
+    let mut session = load_bounded(MemorySettings::default(), Some(48 * MIB)).unwrap();
+    // 5, 11, 23 and 35 MiB, for which the arena had as much apart from each other before it gave anything back.
+    for rows in [320, 700, 1500, 2200].repeat(3) {
+        run(session.as_mut(), rows);
+        assert!(arena(session.as_ref()) <= 50 * MIB);
+    }
+}
+
+#[test]
+fn sessions_that_are_loaded_at_the_same_time_have_their_own_bounds() {
+    std::thread::scope(|scope| {
+        for mebibytes in [0u64, 16, 256, 0, 16, 256] {
+            scope.spawn(move || {
+                let bound = Some(mebibytes * MIB).filter(|bytes| *bytes > 0);
+                for _ in 0..5 {
+                    let mut session = load_bounded(MemorySettings::default(), bound).unwrap();
+                    let input = Tensor::from_vec(DType::Fp32, vec![4096, 4], vec![1f32; 4096 * 4]).unwrap();
+                    let ran = session.run(&[(0, input.into())], &[0], &Interrupt::new());
+                    assert_eq!(ran.is_ok(), mebibytes != 16, "{mebibytes}");
+                }
+            });
+        }
+    });
 }
 
 #[test]
