@@ -54,6 +54,9 @@ pub fn answer_trial<R: Runtime, E: std::error::Error>(
 fn refused(error: RuntimeError) -> Answer {
     match error {
         RuntimeError::NoMemoryToLoad(problem) => Answer::NoMemory(problem),
+        RuntimeError::Io { source, .. } if source.kind() == io::ErrorKind::OutOfMemory => {
+            Answer::NoMemory(source.to_string())
+        }
         other => Answer::Refused(other.to_string()),
     }
 }
@@ -106,4 +109,21 @@ fn run_once(session: &mut dyn crate::runtime::Session, tasks: &Tasks, folder: &P
     let _ = tasks.thread("stop a long run", stop_late);
     let _ = session.run(&inputs, &all, &interrupt);
     drop(done);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn want_of_memory_is_told_from_a_graph_that_is_wrong() {
+        let io = |kind: io::ErrorKind| RuntimeError::Io { path: "m".into(), source: kind.into() };
+        for error in [io(io::ErrorKind::OutOfMemory), RuntimeError::NoMemoryToLoad("none".to_owned())] {
+            assert!(matches!(refused(error), Answer::NoMemory(_)));
+        }
+        for error in [io(io::ErrorKind::NotFound), RuntimeError::Graph("wrong".to_owned())] {
+            let text = error.to_string();
+            assert_eq!(refused(error), Answer::Refused(text));
+        }
+    }
 }
