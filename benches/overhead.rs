@@ -4,7 +4,8 @@
 //! Rounds alternate between a bare `session.run` loop in this process, a thread that echoes as many bytes over a plain
 //! socket, and the release server over one kept-alive loopback connection, so that all see the same machine. Printed are
 //! medians of all rounds. `added` is the server's time less the bare run; `net` leaves out the echo as well, which is what
-//! the client and the loopback cost without any server. `make bench` runs it.
+//! the client and the loopback cost without any server. In the end the same small requests go by turns to a server that asks for no
+//! key and to one that does, and the processor's time of each server is counted. `make bench` runs it.
 
 #![expect(
     clippy::unwrap_used,
@@ -105,6 +106,45 @@ fn main() {
     let jpeg_type = "Content-Type: image/jpeg\r\n";
     let mut ortus = || client.request("POST", path, jpeg_type, &jpeg);
     report("digits, JPEG 640x480", 200, &mut bare, &mut || echo.round_trip(jpeg.len(), 400), &mut ortus);
+
+    let asks = Server::with_key(&fixtures.join("mlp"));
+    println!(
+        "\n{:<26} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}",
+        "what a key costs", "rate", "with key", "%", "CPU µs", "with key", "%"
+    );
+    let key = asks.key.as_deref().unwrap();
+    let headers = format!("{json_type}Authorization: Bearer {key}\r\n");
+    let path = "/v1/models/mlp/predict";
+    let mut other = Client::connect(&asks.address);
+    let mut plain = || drop(client.request("POST", path, json_type, json.as_bytes()));
+    let mut keyed = || drop(other.request("POST", path, &headers, json.as_bytes()));
+    compare("MLP, 32 numbers as JSON", [(&server, &mut plain), (&asks, &mut keyed)]);
+    let request = Grpc::request("mlp", 32, row.iter().flat_map(|x| x.to_le_bytes()).collect());
+    let mut other = Grpc { key: asks.key.clone(), ..Grpc::connect(&asks.grpc) };
+    let mut plain = || drop(grpc.infer(&request));
+    let mut keyed = || drop(other.infer(&request));
+    compare("MLP, 32 numbers, gRPC", [(&server, &mut plain), (&asks, &mut keyed)]);
+}
+
+/// Requests a second and processor time of each, of two servers by turns.
+fn compare(name: &str, sides: [(&Server, &mut dyn FnMut()); 2]) {
+    const COUNT: u32 = 5000;
+    let mut times = [Vec::new(), Vec::new()];
+    let mut busy = [Vec::new(), Vec::new()];
+    let mut sides = sides;
+    for _ in 0..3 * ROUNDS {
+        for (place, (server, work)) in sides.iter_mut().enumerate() {
+            (0..COUNT / 10).for_each(|_| work());
+            let (started, before) = (Instant::now(), server.processor_time());
+            (0..COUNT).for_each(|_| work());
+            times[place].push(started.elapsed() / COUNT);
+            busy[place].push((server.processor_time() - before) / COUNT);
+        }
+    }
+    let [rate, rate_with] = times.map(|mut times| 1e6 / micros(median(&mut times)));
+    let [busy, busy_with] = busy.map(|mut busy| micros(median(&mut busy)));
+    let (slower, more) = ((rate / rate_with - 1.0) * 100.0, (busy_with / busy - 1.0) * 100.0);
+    println!("{name:<26} {rate:>9.0} {rate_with:>9.0} {slower:>9.1} {busy:>9.2} {busy_with:>9.2} {more:>9.1}");
 }
 
 fn report(name: &str, count: usize, bare: &mut dyn FnMut(), echo: &mut dyn FnMut(), ortus: &mut dyn FnMut() -> String) {
@@ -200,6 +240,7 @@ fn run(session: &mut Session, input: &str, shape: &[usize], data: &[f32]) {
 struct Grpc {
     runtime: tokio::runtime::Runtime,
     client: pb::grpc_inference_service_client::GrpcInferenceServiceClient<tonic::transport::Channel>,
+    key: Option<String>,
 }
 
 impl Grpc {
@@ -209,7 +250,7 @@ impl Grpc {
         let endpoint = tonic::transport::Channel::from_shared(format!("http://{address}")).unwrap();
         let channel = runtime.block_on(endpoint.connect()).unwrap();
         let client = pb::grpc_inference_service_client::GrpcInferenceServiceClient::new(channel);
-        Grpc { runtime, client }
+        Grpc { runtime, client, key: None }
     }
 
     fn request(model: &str, width: i64, bytes: Vec<u8>) -> pb::ModelInferRequest {
@@ -228,7 +269,11 @@ impl Grpc {
     }
 
     fn infer(&mut self, request: &pb::ModelInferRequest) -> String {
-        let answer = self.runtime.block_on(self.client.model_infer(request.clone())).unwrap();
+        let mut request = tonic::Request::new(request.clone());
+        if let Some(key) = &self.key {
+            request.metadata_mut().insert("authorization", format!("Bearer {key}").parse().unwrap());
+        }
+        let answer = self.runtime.block_on(self.client.model_infer(request)).unwrap();
         assert_eq!(answer.into_inner().raw_output_contents.len(), 1);
         String::new()
     }
@@ -238,9 +283,34 @@ struct Server {
     child: Child,
     address: String,
     grpc: String,
+    key: Option<String>,
+    /// A store of its own, where it has one.
+    store: Option<tempfile::TempDir>,
 }
 
 impl Server {
+    /// Of one model, and for who has a key.
+    fn with_key(model: &Path) -> Server {
+        let store = tempfile::tempdir().unwrap();
+        assert!(Command::new("cp").arg("-r").args([model, store.path()]).status().unwrap().success());
+        let mut create = Command::new(env!("CARGO_BIN_EXE_ortus"));
+        create.args(["key", "create", "--role", "infer", "--models"]).arg(store.path());
+        let key = String::from_utf8(create.output().unwrap().stdout).unwrap().trim().to_owned();
+        let mut server = Server::start(store.path());
+        (server.key, server.store) = (Some(key), Some(store));
+        server
+    }
+
+    /// What its threads have computed since they began.
+    fn processor_time(&self) -> Duration {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let of = |task: std::fs::DirEntry| {
+            let text = std::fs::read_to_string(task.path().join("schedstat")).unwrap();
+            text.split(' ').next().unwrap().parse::<u64>().unwrap()
+        };
+        Duration::from_nanos(tasks.map(|task| of(task.unwrap())).sum())
+    }
+
     fn start(store: &Path) -> Server {
         let mut child = Command::new(env!("CARGO_BIN_EXE_ortus"))
             .args(["serve", "--listen", "127.0.0.1:0", "--grpc", "127.0.0.1:0", "--models"])
@@ -252,7 +322,7 @@ impl Server {
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let mut address_after = |words| lines.next().unwrap().unwrap().rsplit(words).next().unwrap().to_owned();
         let (address, grpc) = (address_after("http://"), address_after("gRPC on "));
-        let server = Server { child, address, grpc };
+        let server = Server { child, address, grpc, key: None, store: None };
         let mut client = Client::connect(&server.address);
         for _ in 0..2000 {
             client.request("GET", "/readyz", "", b"");
