@@ -143,7 +143,9 @@ impl Listener {
         let stopping = self.tasks.stopping().clone();
         let permits = Arc::new(Semaphore::new(self.limits.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
         let connections = Arc::new(Connections {
-            builder: builder(self.speaks, &self.limits, &self.tasks),
+            speaks: self.speaks,
+            limits: self.limits,
+            tasks: self.tasks.clone(),
             tls: self.tls,
             service,
             stats,
@@ -183,7 +185,9 @@ impl Listener {
 
 /// What all connections share.
 struct Connections<S> {
-    builder: Builder<StreamExecutor>,
+    speaks: Speaks,
+    limits: ConnectionLimits,
+    tasks: Tasks,
     tls: Option<Acceptor>,
     service: S,
     stats: Stats,
@@ -205,9 +209,10 @@ struct Times {
     write: Duration,
 }
 
+/// For one connection.
 fn builder(speaks: Speaks, limits: &ConnectionLimits, tasks: &Tasks) -> Builder<StreamExecutor> {
     let max_header_bytes = limits.max_header_bytes;
-    let mut builder = Builder::new(StreamExecutor(tasks.clone()));
+    let mut builder = Builder::new(StreamExecutor { tasks: tasks.clone(), lane_is_taken: Arc::default() });
     if speaks == Speaks::Http2 {
         builder = builder.http2_only();
     }
@@ -228,15 +233,42 @@ fn builder(speaks: Speaks, limits: &ConnectionLimits, tasks: &Tasks) -> Builder<
     builder
 }
 
-/// Runs the requests of HTTP/2 connections, off the connection's lane: one connection may bring many at a time.
+/// Runs the requests of one HTTP/2 connection. One at a time has the connection's lane, which spares it two hops between threads;
+/// others that come meanwhile run off it, for one connection may bring many at a time.
 #[derive(Clone)]
-struct StreamExecutor(Tasks);
+struct StreamExecutor {
+    tasks: Tasks,
+    lane_is_taken: Arc<AtomicBool>,
+}
 
 impl<F: Future<Output: Send> + Send + 'static> Executor<F> for StreamExecutor {
     fn execute(&self, future: F) {
-        self.0.spawn("http2 stream", async move {
-            future.await;
-        });
+        let name = "http2 stream";
+        match OnLane::take(&self.lane_is_taken) {
+            Some(place) => self.tasks.spawn_here(name, async move {
+                let _place = place;
+                future.await;
+            }),
+            None => self.tasks.spawn(name, async move {
+                future.await;
+            }),
+        };
+    }
+}
+
+/// The connection's lane is this request's, until this is dropped.
+struct OnLane(Arc<AtomicBool>);
+
+impl OnLane {
+    fn take(is_taken: &Arc<AtomicBool>) -> Option<OnLane> {
+        // Of no other memory: the flag only spreads work.
+        (!is_taken.swap(true, Ordering::Relaxed)).then(|| OnLane(is_taken.clone()))
+    }
+}
+
+impl Drop for OnLane {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
     }
 }
 
@@ -402,7 +434,8 @@ async fn serve_connection<S: Service>(
         }
     });
     let io = TokioIo::new(Guarded::new(stream, shared.times, activity.clone()));
-    let mut connection = std::pin::pin!(shared.builder.serve_connection(io, service));
+    let builder = builder(shared.speaks, &shared.limits, &shared.tasks);
+    let mut connection = std::pin::pin!(builder.serve_connection(io, service));
     tokio::select! {
         // The cut comes first: it must win over a connection that is always ready. Dropping any branch loses nothing,
         // since the connection lives on outside.

@@ -74,6 +74,16 @@ impl Tasks {
         self.home().spawn(self.tracked(name, future))
     }
 
+    /// Like [`Tasks::spawn`], but on the async threads of whoever calls: of a lane, that one thread.
+    #[expect(clippy::disallowed_methods, reason = "the one place that spawns")]
+    pub fn spawn_here<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        future: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        Handle::current().spawn(self.tracked(name, future))
+    }
+
     /// Runs blocking or computing work off the async threads.
     #[expect(clippy::disallowed_methods, reason = "the one place that spawns")]
     pub fn spawn_blocking<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
