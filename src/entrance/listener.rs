@@ -649,3 +649,47 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Guarded<S> {
         self.watch(context, poll)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use std::thread::ThreadId;
+    use tokio::sync::oneshot;
+
+    /// A request: says which thread it is on, and goes on until its other end is dropped.
+    fn request(executor: &StreamExecutor) -> (mpsc::Receiver<ThreadId>, oneshot::Sender<()>) {
+        let (said, thread) = mpsc::channel();
+        let (end, ended) = oneshot::channel();
+        executor.execute(async move {
+            said.send(std::thread::current().id()).unwrap();
+            let _ = ended.await;
+        });
+        (thread, end)
+    }
+
+    #[test]
+    fn one_request_of_a_connection_at_a_time_has_its_lane() {
+        let home = tokio::runtime::Builder::new_multi_thread().worker_threads(2).build().unwrap();
+        let lane = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let tasks = Tasks::new();
+        // Where what is handed on runs.
+        home.block_on(async { tasks.spawn("home", async {}).await }).unwrap();
+        let executor = StreamExecutor { tasks, lane_is_taken: Arc::default() };
+        let here = std::thread::current().id();
+        lane.block_on(async {
+            let (first, end_first) = request(&executor);
+            let (second, _end_second) = request(&executor);
+            assert_ne!(second.recv().unwrap(), here, "the lane is taken");
+            tokio::task::yield_now().await;
+            assert_eq!(first.recv().unwrap(), here);
+            drop(end_first);
+            while executor.lane_is_taken.load(Ordering::Relaxed) {
+                tokio::task::yield_now().await;
+            }
+            let (third, _end_third) = request(&executor);
+            tokio::task::yield_now().await;
+            assert_eq!(third.recv().unwrap(), here, "the lane is free again");
+        });
+    }
+}
