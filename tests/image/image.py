@@ -60,6 +60,9 @@ def main():
             stack.callback(engine.tidy, "rmi", "--force", IMAGE)
         with step("the image is built"):
             build(engine, arguments, pathlib.Path(folder), stack)
+        if reason := engine.runs_nothing():
+            print(f"SKIPPED: no container runs here, whatever is in it: {reason}", flush=True)
+            sys.exit(1 if failed else 0)
         stack.callback(engine.tidy, "volume", "rm", "--force", NAME)
         # F94
         with step("a container has no rights and no tools beyond what it needs"), Container(engine) as container:
@@ -114,6 +117,18 @@ class Engine:
         if check and done.returncode != 0:
             raise SystemExit(f"{self.name} {' '.join(arguments)}: {done.stderr[-2000:]}")
         return done
+
+    def limits(self):
+        """An engine gives more by default than a process may give that lacks CAP_SYS_RESOURCE."""
+        return [part for name, most in (("nofile", FILES), ("nproc", PROCESSES)) for part in ("--ulimit", f"{name}={most}:{most}")]
+
+    def runs_nothing(self):
+        """Why not even the loader of the base image runs, with no more than a container has by default; none where it does.
+
+        A machine that is itself a container may not be let make others."""
+        loader = next(path for folder in ("/lib64", "/lib") for path in pathlib.Path(folder).glob("ld-linux*.so.*"))
+        done = self("run", "--rm", *self.limits(), "--entrypoint", str(loader), IMAGE, "--version", check=False)
+        return done.stderr.strip()[-500:] if done.returncode else None
 
     def tidy(self, *arguments):
         self(*arguments, check=False)
@@ -189,12 +204,10 @@ class Container:
         self.engine = engine
 
     def __enter__(self):
-        # An engine gives more by default than a process may give that lacks CAP_SYS_RESOURCE.
-        limits = {"nofile": FILES, "nproc": PROCESSES}
         self.engine(
             "run", "--detach", "--name", NAME, *self.engine.run_options, "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges",
             "--memory", f"{MEMORY_MB}m", "--volume", f"{NAME}:/models", "--publish", "127.0.0.1::8080", "--publish", "127.0.0.1::8081",
-            *[part for name, most in limits.items() for part in ("--ulimit", f"{name}={most}:{most}")], IMAGE,
+            *self.engine.limits(), IMAGE,
         )
         self.port = self.published(8080)
         deadline = time.monotonic() + START_SECONDS
